@@ -1,0 +1,157 @@
+//! Messages on the control socket, and the shape of `--json` output.
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the virtual xattr on the mount's root that tells root where the control socket is.
+pub const SOCKET_XATTR: &str = "user.tierfs.socket";
+
+/// A path relative to the mount's root. Text where it is UTF-8, bytes where it isn't, so that nothing is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum WirePath {
+    Text(String),
+    Bytes { bytes: Vec<u8> },
+}
+
+/// What an administrator asks of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Archive and release; with `archive_only` stop at dual.
+    Migrate {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        archive_only: bool,
+    },
+    Recall {
+        paths: Vec<WirePath>,
+        recursive: bool,
+    },
+    Release {
+        paths: Vec<WirePath>,
+        recursive: bool,
+    },
+    Pin {
+        paths: Vec<WirePath>,
+        recursive: bool,
+    },
+    Unpin {
+        paths: Vec<WirePath>,
+        recursive: bool,
+    },
+    /// State of each file, or only the totals.
+    Status {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        files: bool,
+    },
+    /// What the mount is and does.
+    Mount,
+    /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
+    Quiesce,
+}
+
+/// One line of the answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    Progress(Progress),
+    File(FileStatus),
+    Failure(Failure),
+    Mount(MountInfo),
+    Done(Summary),
+    Error { message: String },
+}
+
+/// How far a request is. Sent a few times a second at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Files found so far; final once `walked`.
+    pub files_total: u64,
+    pub files_done: u64,
+    pub bytes_total: u64,
+    pub bytes_done: u64,
+    /// The walk over the named paths is complete.
+    pub walked: bool,
+}
+
+/// The state of one file as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileState {
+    Resident,
+    Dual,
+    Releasing,
+    Stub,
+    /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
+    Damaged,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileStatus {
+    pub path: WirePath,
+    pub state: FileState,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes allocated locally.
+    pub local: u64,
+    pub pinned: bool,
+    /// `archiving`, `releasing` or `recalling` while a transfer runs.
+    pub activity: Option<String>,
+    pub pair: Option<String>,
+    pub generation: Option<u64>,
+    pub object: Option<String>,
+}
+
+/// One file that did not go as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub path: WirePath,
+    pub reason: String,
+    /// The file was skipped for a good cause (open, pinned, not regular …) rather than failed.
+    pub skipped: bool,
+}
+
+/// Files and bytes in one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateTotal {
+    pub files: u64,
+    /// Sum of sizes in bytes.
+    pub bytes: u64,
+    /// Sum of local allocation in bytes.
+    pub local: u64,
+}
+
+/// The end of a request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Files that changed state.
+    pub files: u64,
+    /// Content bytes of those.
+    pub bytes: u64,
+    /// Files already as asked.
+    pub unchanged: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    pub seconds: f64,
+    /// For `status`: totals by state name.
+    #[serde(default)]
+    pub states: std::collections::BTreeMap<String, StateTotal>,
+}
+
+/// A running mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MountInfo {
+    pub share: String,
+    pub mountpoint: String,
+    pub pid: u32,
+    pub version: String,
+    pub pair: Option<String>,
+    /// Why the pair cannot be used at present, if so.
+    pub pair_problem: Option<String>,
+    /// Objects being uploaded, objects waiting to be deleted.
+    pub intents: (u64, u64),
+    /// Transfers running now.
+    pub transfers: u64,
+}

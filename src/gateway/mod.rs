@@ -1,0 +1,1 @@
+//! The share, or a bare directory, as an S3 endpoint.

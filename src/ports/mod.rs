@@ -1,0 +1,35 @@
+//! The traits through which the upper floors meet the world below: the share, the remote, the journal, the clock.
+//!
+//! The real implementations are in `lower`, `remote` and `journal`; a simulated set can stand in for all of them.
+
+mod journal;
+mod lower;
+mod remote;
+
+pub use journal::{Intent, IntentId, IntentKind, Journal, JournalError};
+pub use lower::{
+    Attr, Caller, DirEntry, FileKind, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
+    OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo,
+};
+pub use remote::{
+    Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, SourceError, Stored,
+};
+
+use crate::types::Timestamp;
+
+/// Wall-clock time. Behind a trait so that a simulation decides what time it is.
+pub trait Clock: Send + Sync {
+    /// Now, as `CLOCK_REALTIME` has it.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's own clock.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 }
+    }
+}

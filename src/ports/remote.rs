@@ -1,0 +1,131 @@
+//! Port to the remote object store of one pair.
+//!
+//! All calls have deadlines and may be dropped (cancelled) at any await point. An implementation retries a transient
+//! failure at most once, immediately, on another endpoint where there is one; more patience is the caller's.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::types::{ByteRange, ObjectKey};
+
+/// Why a call failed, in the classes that decide what follows (R14; the table in protocol.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RemoteErrorKind {
+    /// No such object.
+    NotFound,
+    /// The condition of the request was not met, e.g. the key exists.
+    Conflict,
+    /// No connection: refused, reset, name not resolved, TLS failed.
+    Unreachable,
+    /// A deadline passed.
+    TimedOut,
+    /// The store asks to slow down (503 SlowDown, 429).
+    SlowDown,
+    /// The store failed (other 5xx).
+    Server,
+    /// Credentials missing or refused, signature wrong, permission lacking.
+    Denied,
+    /// The bucket does not exist.
+    NoSuchBucket,
+    /// Bytes do not match their checksum, or a body came short.
+    Corrupt,
+    /// The object is in an archive class and must be restored first (`InvalidObjectState`).
+    Archived,
+    /// The local source of an upload failed or changed.
+    Source,
+    /// Anything else the store refused (other 4xx), or an answer that makes no sense.
+    Rejected,
+}
+
+impl RemoteErrorKind {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Unreachable | Self::TimedOut | Self::SlowDown | Self::Server)
+    }
+
+    /// Whether the pair's configuration is at fault, so that no file of it can succeed.
+    pub fn is_configuration(self) -> bool {
+        matches!(self, Self::Denied | Self::NoSuchBucket)
+    }
+}
+
+/// A failed remote call. `Display` is one line that names operation, object, endpoint and reason; it holds no secret.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation} {object} at {endpoint}: {detail}")]
+pub struct RemoteError {
+    pub kind: RemoteErrorKind,
+    pub operation: &'static str,
+    /// `bucket/key`, or `bucket`.
+    pub object: String,
+    pub endpoint: String,
+    /// The reason and, where there is one, the way out.
+    pub detail: String,
+}
+
+pub type RemoteResult<T> = Result<T, RemoteError>;
+
+/// Why a source cannot deliver.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SourceError(pub String);
+
+/// Where an upload's bytes come from. A range may be asked for more than once (a retry), ranges in any order and in parallel.
+#[async_trait]
+pub trait ObjectSource: Send + Sync + 'static {
+    /// Exactly `range.len` bytes at `range.offset`, or an error.
+    async fn read(&self, range: ByteRange) -> Result<Bytes, SourceError>;
+}
+
+/// A successfully stored object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// ETag as the store gave it, without quotes.
+    pub etag: String,
+    /// Version id where the bucket is versioned.
+    pub version: Option<String>,
+}
+
+/// What a HEAD says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    pub len: u64,
+    pub etag: String,
+    /// User metadata, keys in lower case without `x-amz-meta-`.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// What an endpoint was found to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Capabilities {
+    /// A second PUT with `If-None-Match: *` is refused (412), as it should be; some servers ignore it and answer 200.
+    pub conditional_put: bool,
+    /// A PUT whose checksum does not match its body is refused and stores nothing.
+    pub checksums: bool,
+    /// The bucket keeps versions.
+    pub versioning: bool,
+}
+
+/// One pair's bucket.
+#[async_trait]
+pub trait Remote: Send + Sync {
+    /// Stores `len` bytes under a key never used before; parallel multipart above the implementation's part size.
+    /// Returns only when the store has confirmed the whole object, its checksum verified by the store where it can.
+    /// After any error the object may or may not exist: the caller owns its removal.
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        len: u64,
+        source: std::sync::Arc<dyn ObjectSource>,
+        metadata: &[(String, String)],
+    ) -> RemoteResult<Stored>;
+    /// Exactly `range.len` bytes (> 0). With `etag`, of that object version and no other (Conflict otherwise).
+    async fn get(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Bytes>;
+    async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo>;
+    /// Removes an object; an object that is not there is success. Also ends unfinished multipart uploads of this key.
+    async fn delete(&self, key: &ObjectKey) -> RemoteResult<()>;
+    /// Up to 1,000 keys that start with `prefix` (on top of the pair's own), with lengths, after `after` in key order.
+    async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> RemoteResult<Vec<(ObjectKey, u64)>>;
+    /// Tries what the endpoint can do, with small objects of its own below the pair's prefix that it removes again.
+    /// Fails with the reason (Denied, NoSuchBucket, Unreachable …) where the pair cannot work at all.
+    async fn probe(&self) -> RemoteResult<Capabilities>;
+}

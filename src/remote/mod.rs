@@ -1,0 +1,1 @@
+//! S3: one pair's bucket over HTTP.

@@ -1,0 +1,215 @@
+//! The words every floor shares: identities, generations, keys, times.
+//!
+//! Nothing here does I/O or knows another module of the crate.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Which lower inode a file is: inode number plus a hash of its birth time.
+///
+/// The inode number alone is reused by the lower filesystem after an unlink; the second half tells a reused
+/// inode from the one that was meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FileId {
+    /// Inode number on the lower filesystem.
+    pub ino: u64,
+    /// Hash of the inode's birth time (`statx` btime); 0 where the filesystem records none.
+    pub birth: u64,
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.ino, self.birth)
+    }
+}
+
+/// Longest kernel file handle kept inline, in bytes. ext4 needs 8, XFS 12, btrfs 20 (with parent 40).
+pub const HANDLE_BYTES_MAX: usize = 40;
+
+/// A kernel file handle (`name_to_handle_at(2)`): finds an inode again without a path, across restarts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RawHandle {
+    kind: i32,
+    len: u8,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+impl RawHandle {
+    /// Wraps a handle of `kind` (the kernel's `handle_type`). `None` if it is longer than [`HANDLE_BYTES_MAX`].
+    pub fn new(kind: i32, handle: &[u8]) -> Option<Self> {
+        let mut bytes = [0; HANDLE_BYTES_MAX];
+        bytes.get_mut(..handle.len())?.copy_from_slice(handle);
+        Some(Self { kind, len: handle.len() as u8, bytes })
+    }
+
+    /// The kernel's `handle_type`.
+    pub fn kind(&self) -> i32 {
+        self.kind
+    }
+
+    /// The opaque bytes (`f_handle`).
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len as usize]
+    }
+}
+
+impl fmt::Debug for RawHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RawHandle({}:{:02x?})", self.kind, self.bytes())
+    }
+}
+
+/// A lower inode as a value: who it is and how to find it again. Holds no descriptor and no reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Inode {
+    pub id: FileId,
+    pub handle: RawHandle,
+}
+
+/// A counter that rises with every change of content; it decides every comparison between two copies.
+///
+/// A new generation is never below the wall clock in microseconds (see [`Generation::after`]), so a record restored from an
+/// old backup cannot lead to a generation, and hence an object key, that was used before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation that follows `self` at wall-clock time `now`: strictly greater than `self`.
+    pub fn after(self, now: Timestamp) -> Self {
+        let clock_us = now.secs.max(0) as u64 * 1_000_000 + u64::from(now.nanos) / 1_000;
+        Self(clock_us.max(self.0.saturating_add(1)))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// The full key of a remote object, prefix included, without the bucket. 1 to 1,024 bytes of UTF-8 (S3's limit).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectKey(pub String);
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A run of bytes of a file or an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ByteRange {
+    pub offset: u64,
+    pub len: u64,
+}
+
+impl ByteRange {
+    /// One past the last byte.
+    pub fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+}
+
+/// A BLAKE3 hash: of a chunk, or the root over all chunks of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ContentHash(pub [u8; 32]);
+
+impl ContentHash {
+    /// Hash of `data`.
+    pub fn of(data: &[u8]) -> Self {
+        Self(*blake3::hash(data).as_bytes())
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContentHash({self})")
+    }
+}
+
+/// A point in time as the kernel keeps it: seconds since 1970 (may be negative) and nanoseconds 0..1e9 after them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Timestamp {
+    pub secs: i64,
+    pub nanos: u32,
+}
+
+impl Timestamp {
+    /// Nanoseconds from `earlier` to `self`; negative when `self` is the earlier one.
+    pub fn nanos_since(&self, earlier: Timestamp) -> i128 {
+        (i128::from(self.secs) - i128::from(earlier.secs)) * 1_000_000_000 + i128::from(self.nanos)
+            - i128::from(earlier.nanos)
+    }
+}
+
+/// Why a name is not acceptable as a [`PairName`] or [`ClusterId`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{name:?} is not a valid {what}: use 1 to 64 letters, digits, '-', '_' or '.', not starting with '.' or '-'")]
+pub struct BadName {
+    pub what: &'static str,
+    pub name: String,
+}
+
+fn checked_name(what: &'static str, name: &str) -> Result<String, BadName> {
+    let fits = (1..=64).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if fits { Ok(name.to_owned()) } else { Err(BadName { what, name: name.to_owned() }) }
+}
+
+macro_rules! checked_name_type {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = BadName;
+            fn from_str(name: &str) -> Result<Self, BadName> {
+                checked_name($what, name).map(Self)
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = BadName;
+            fn try_from(name: String) -> Result<Self, BadName> {
+                name.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_name_type!(
+    /// Name of a gpair: 1 to 64 of `[A-Za-z0-9._-]`; it is also the stem of the pair's configuration file.
+    PairName,
+    "pair name"
+);
+checked_name_type!(
+    /// Name of a cluster: the same alphabet as a pair name.
+    ClusterId,
+    "cluster id"
+);
