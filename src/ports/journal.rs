@@ -9,12 +9,14 @@ use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 pub struct IntentId(pub u64);
 
 /// What must be finished or undone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntentKind {
-    /// An object is being uploaded for `node`: afterwards its record names the object, or the object must go.
-    Upload { node: Inode },
-    /// The object must go, not before the given time.
+    /// The object is being uploaded for the inode: afterwards its record names the object, or the object must go.
+    Upload,
+    /// The object must go, not before the given time and not while the inode's record names it.
     Delete { not_before: Timestamp },
+    /// The inode's blocks are being filled or freed, which moves its mtime: afterwards that must be as noted here.
+    Settle { mtime: Timestamp },
 }
 
 /// One note.
@@ -22,6 +24,9 @@ pub enum IntentKind {
 pub struct Intent {
     pub pair: PairName,
     pub key: ObjectKey,
+    /// A manifest object belongs to the object.
+    pub manifest: bool,
+    pub node: Inode,
     pub kind: IntentKind,
 }
 
@@ -44,9 +49,9 @@ pub trait Journal: Send + Sync {
     /// Deletions of `pair` due at `now`, oldest first, at most `limit`.
     async fn due(&self, pair: &PairName, now: Timestamp, limit: usize)
     -> Result<Vec<(IntentId, Intent)>, JournalError>;
-    /// All uploads noted, in order of id, after `after`, at most `limit`: for recovery.
-    async fn uploads(&self, after: Option<IntentId>, limit: usize) -> Result<Vec<(IntentId, Intent)>, JournalError>;
-    /// How many notes of each kind: (uploads, deletions).
+    /// All uploads and settlements noted, in order of id, after `after`, at most `limit`: for recovery.
+    async fn unfinished(&self, after: Option<IntentId>, limit: usize) -> Result<Vec<(IntentId, Intent)>, JournalError>;
+    /// How many notes: (uploads and settlements, deletions).
     async fn counts(&self) -> Result<(u64, u64), JournalError>;
     /// Whether any note names `pair`.
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError>;

@@ -1,0 +1,222 @@
+//! Codec of what is stored in a file's xattr: magic, version, body, checksum.
+//!
+//! Layout (`docs/on-disk-format.md`): `"TFS1"`, version (u8), postcard body, CRC-32 (little-endian) of all before it.
+//! A record that cannot be decoded is an error, never "no record": a file whose record is damaged must not be taken for
+//! a resident one, since its local bytes may be holes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
+
+const MAGIC: &[u8; 4] = b"TFS1";
+const VERSION: u8 = 1;
+/// Longest record accepted, in bytes: what an ext4 xattr block can hold.
+const ENCODED_LEN_MAX: usize = 4096;
+
+/// What a record claims of a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Claim {
+    /// All content is local; nothing remote is claimed.
+    Resident,
+    /// Local content and the object are equal.
+    Dual,
+    /// The object holds the content; local blocks are being freed and must not be served.
+    Releasing,
+    /// The object holds the content; local blocks are freed.
+    Stub,
+}
+
+/// Administrator's wishes that travel with the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Flags {
+    /// Never released.
+    pub pinned: bool,
+    /// Reads are refused rather than recalled.
+    pub no_recall: bool,
+    /// Retention-locked: left alone by tiering.
+    pub retained: bool,
+}
+
+/// The four identifiers and the name of the pair that an object belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PairRef {
+    pub name: PairName,
+    pub local_cluster: ClusterId,
+    pub local_share: String,
+    pub remote_cluster: ClusterId,
+    /// `bucket` or `bucket/prefix`.
+    pub remote_share: String,
+}
+
+/// The object that holds one generation of the content.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    pub pair: PairRef,
+    pub key: ObjectKey,
+    pub etag: String,
+    pub version: Option<String>,
+    /// The generation of the content that the object holds.
+    pub generation: Generation,
+    /// Length of the content in bytes.
+    pub len: u64,
+    /// The file's mtime when it was copied, or as set since; what `stat` shows while the file is a stub.
+    pub mtime: Timestamp,
+    /// Bytes per chunk of the manifest.
+    pub chunk_size: u32,
+    /// Root over the chunk hashes; for a file of one chunk, that chunk's hash.
+    pub root: ContentHash,
+}
+
+impl ObjectRef {
+    /// Number of chunks of the content.
+    pub fn chunks(&self) -> u64 {
+        self.len.div_ceil(u64::from(self.chunk_size))
+    }
+
+    /// Whether a manifest object is stored beside the object: files of one chunk carry their hash in the record.
+    pub fn has_manifest(&self) -> bool {
+        self.chunks() > 1
+    }
+
+    /// Key of the manifest object.
+    pub fn manifest_key(&self) -> ObjectKey {
+        manifest_key(&self.key)
+    }
+}
+
+/// Key of the manifest that belongs to the object under `key`.
+pub fn manifest_key(key: &ObjectKey) -> ObjectKey {
+    ObjectKey(format!("{}{MANIFEST_SUFFIX}", key.0))
+}
+
+/// What a manifest's key has more than its object's.
+pub const MANIFEST_SUFFIX: &str = ".manifest";
+
+/// An object that the file no longer needs and that no deletion intent names yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Superseded {
+    pub pair: PairName,
+    pub key: ObjectKey,
+    /// A manifest object goes with it.
+    pub manifest: bool,
+}
+
+/// What is stored on the lower inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub claim: Claim,
+    /// Generation of the content that the file has now.
+    pub generation: Generation,
+    /// Fencing epoch: raised by every transition once several nodes share the filesystem.
+    pub epoch: u64,
+    pub flags: Flags,
+    /// Present exactly when the claim is not `Resident`.
+    pub object: Option<ObjectRef>,
+    /// The object of the content before; kept here until a deletion intent for it is durable, so that an open for
+    /// writing waits for one sync and not two.
+    pub superseded: Option<Superseded>,
+}
+
+/// Why stored bytes are no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("it does not start with the record's magic")]
+    Magic,
+    #[error("it has version {0}; this tierfs knows up to {VERSION}: use the newer tierfs that wrote it")]
+    Version(u8),
+    #[error("its checksum is wrong (bit rot, or written by something else)")]
+    Checksum,
+    #[error("its body does not decode ({0})")]
+    Body(String),
+    #[error("its fields contradict each other ({0})")]
+    Contradiction(&'static str),
+}
+
+impl Record {
+    /// What a file without a record is.
+    pub fn unclaimed() -> Self {
+        Self { claim: Claim::Resident, generation: Generation(0), epoch: 0, flags: Flags::default(), object: None, superseded: None }
+    }
+
+    /// The record of changed content: resident, of `generation`, with the old object marked as superseded.
+    /// An object that is superseded already must have its intent first.
+    pub fn into_resident(self, generation: Generation) -> Self {
+        let superseded = match (self.object, self.superseded) {
+            (Some(object), None) => Some(Superseded {
+                pair: object.pair.name.clone(),
+                manifest: object.has_manifest(),
+                key: object.key,
+            }),
+            (None, superseded) => superseded,
+            (Some(_), Some(_)) => unreachable!("check() refuses a record with both"),
+        };
+        Self { claim: Claim::Resident, generation, object: None, superseded, ..self }
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        let Some(object) = &self.object else {
+            return match self.claim {
+                Claim::Resident => Ok(()),
+                _ => Err(RecordError::Contradiction("a remote claim without an object")),
+            };
+        };
+        if self.claim == Claim::Resident {
+            return Err(RecordError::Contradiction("a resident claim with an object"));
+        }
+        if self.superseded.is_some() {
+            return Err(RecordError::Contradiction("an object and a superseded object"));
+        }
+        if object.generation != self.generation {
+            return Err(RecordError::Contradiction("the object is of another generation than the file"));
+        }
+        if !(1..=1024).contains(&object.key.0.len()) {
+            return Err(RecordError::Contradiction("the object's key is empty or over 1,024 bytes"));
+        }
+        if object.len == 0 || object.chunk_size == 0 {
+            return Err(RecordError::Contradiction("length or chunk size is zero"));
+        }
+        if object.mtime.nanos >= 1_000_000_000 {
+            return Err(RecordError::Contradiction("mtime has over 999,999,999 ns"));
+        }
+        Ok(())
+    }
+
+    /// The stored form. Panics if the record contradicts itself: storing such a record would lose a file.
+    pub fn encode(&self) -> Vec<u8> {
+        if let Err(why) = self.check() {
+            panic!("refusing to store a broken record: {why}: {self:?}");
+        }
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        let mut out = postcard::to_extend(self, out).expect("a record of plain fields always encodes");
+        out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
+        out
+    }
+
+    /// Decodes what [`Record::encode`] stored. Never panics, whatever the bytes.
+    pub fn decode(stored: &[u8]) -> Result<Self, RecordError> {
+        let body = stored.strip_prefix(MAGIC).ok_or(RecordError::Magic)?;
+        let (&version, body) = body.split_first().ok_or(RecordError::Checksum)?;
+        if stored.len() > ENCODED_LEN_MAX {
+            return Err(RecordError::Contradiction("longer than any record"));
+        }
+        let body_len = body.len().checked_sub(4).ok_or(RecordError::Checksum)?;
+        let (body, crc) = body.split_at(body_len);
+        // The checksum comes before the version: a flipped bit in the version byte is rot, not the future.
+        if crc != crc32fast::hash(&stored[..stored.len() - 4]).to_le_bytes() {
+            return Err(RecordError::Checksum);
+        }
+        if version != VERSION {
+            return Err(RecordError::Version(version));
+        }
+        let (record, rest) = postcard::take_from_bytes::<Record>(body).map_err(|e| RecordError::Body(e.to_string()))?;
+        if !rest.is_empty() {
+            return Err(RecordError::Body("trailing bytes".into()));
+        }
+        record.check()?;
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests;

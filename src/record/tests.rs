@@ -1,0 +1,89 @@
+//! Tests of the record codec: round trip, golden bytes, damage.
+
+use super::*;
+
+fn sample() -> Record {
+    Record {
+        claim: Claim::Stub,
+        generation: Generation(0x0006_4a3c_1234_5678),
+        epoch: 3,
+        flags: Flags { pinned: false, no_recall: true, retained: false },
+        object: Some(ObjectRef {
+            pair: PairRef {
+                name: "gp1".parse().unwrap(),
+                local_cluster: "east".parse().unwrap(),
+                local_share: "/srv/share".into(),
+                remote_cluster: "west".parse().unwrap(),
+                remote_share: "bucket/prefix".into(),
+            },
+            key: ObjectKey("prefix/a/b@c-1.64a3c".into()),
+            etag: "d41d8cd98f00b204e9800998ecf8427e".into(),
+            version: None,
+            generation: Generation(0x0006_4a3c_1234_5678),
+            len: 5_000_000_000,
+            mtime: Timestamp { secs: -7, nanos: 999_999_999 },
+            chunk_size: 4 << 20,
+            root: ContentHash::of(b"root"),
+        }),
+        superseded: None,
+    }
+}
+
+#[test]
+fn round_trips() {
+    for record in [sample(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
+        assert_eq!(Record::decode(&record.encode()), Ok(record));
+    }
+}
+
+/// Version 1 as first released: these bytes are on people's disks and must decode forever.
+#[test]
+fn golden_version_1() {
+    let golden = include_bytes!("golden/v1.bin");
+    assert_eq!(Record::decode(golden), Ok(sample()));
+    assert_eq!(sample().encode(), golden);
+}
+
+#[test]
+fn every_flipped_bit_and_every_truncation_is_noticed() {
+    let good = sample().encode();
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Record::decode(&bad).is_err(), "bit {bit} flipped unnoticed");
+    }
+    for len in 0..good.len() {
+        assert!(Record::decode(&good[..len]).is_err(), "cut to {len} unnoticed");
+    }
+}
+
+#[test]
+fn contradictions_are_refused_even_with_a_right_checksum() {
+    let mut wrong = Vec::new();
+    let mut no_object = sample();
+    no_object.object = None;
+    wrong.push(no_object);
+    let mut resident = sample();
+    resident.claim = Claim::Resident;
+    wrong.push(resident);
+    let mut other_generation = sample();
+    other_generation.generation = Generation(1);
+    wrong.push(other_generation);
+    for record in wrong {
+        let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
+        bytes = postcard::to_extend(&record, bytes).unwrap();
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        assert!(matches!(Record::decode(&bytes), Err(RecordError::Contradiction(_))), "{record:?}");
+        assert!(std::panic::catch_unwind(|| record.encode()).is_err());
+    }
+}
+
+#[test]
+fn a_later_version_says_so() {
+    let mut bytes = sample().encode();
+    bytes[4] = 9;
+    let body = bytes.len() - 4;
+    let crc = crc32fast::hash(&bytes[..body]).to_le_bytes();
+    bytes[body..].copy_from_slice(&crc);
+    assert_eq!(Record::decode(&bytes), Err(RecordError::Version(9)));
+}
