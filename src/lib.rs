@@ -2,9 +2,14 @@
 //! back on read. `docs/architecture.md` tells the floors; imports go down only (`tests/tidy.rs` checks it).
 
 pub mod control;
+pub mod engine;
+pub mod fs;
+pub mod fuse;
 pub mod gateway;
 pub mod lower;
 pub mod pair;
 pub mod ports;
+pub mod record;
 pub mod remote;
+pub mod tier;
 pub mod types;

@@ -213,3 +213,19 @@ checked_name_type!(
     ClusterId,
     "cluster id"
 );
+
+/// Name of the virtual xattr on the mount's root that tells root where the control socket is.
+pub const SOCKET_XATTR: &str = "user.tierfs.socket";
+
+/// The state of one file as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileState {
+    Resident,
+    Dual,
+    Releasing,
+    Stub,
+    /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
+    Damaged,
+}
+

@@ -1,1 +1,2 @@
 //! S3: one pair's bucket over HTTP.
+pub mod manifest;
