@@ -229,3 +229,23 @@ pub enum FileState {
     Damaged,
 }
 
+
+impl FileState {
+    /// The word in output and in `user.tierfs.state`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Dual => "dual",
+            Self::Releasing => "releasing",
+            Self::Stub => "stub",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+impl fmt::Display for FileState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+

@@ -8,7 +8,9 @@ pub mod by_xattr;
 pub mod client;
 pub mod locate;
 pub mod mountinfo;
+pub mod policy;
 pub mod protocol;
+pub mod server;
 mod wire;
 
 use std::path::PathBuf;

@@ -1,29 +1,10 @@
-//! Paths and states to and from their form on the socket. Nothing is lost: a path that is not UTF-8 travels as bytes.
+//! Paths to and from their form on the socket. Nothing is lost: a path that is not UTF-8 travels as bytes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::protocol::{FileState, WirePath};
-
-impl FileState {
-    /// The word in output and in `user.tierfs.state`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Resident => "resident",
-            Self::Dual => "dual",
-            Self::Releasing => "releasing",
-            Self::Stub => "stub",
-            Self::Damaged => "damaged",
-        }
-    }
-}
-
-impl std::fmt::Display for FileState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
-}
+use super::protocol::WirePath;
 
 impl WirePath {
     /// The wire form of `path`. The mount's root is the empty text.

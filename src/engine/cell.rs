@@ -14,8 +14,8 @@ use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use crate::ports::{Attr, Lower, LowerFile};
 use crate::record::{Claim, Record};
-use crate::tier::Machine;
-use crate::types::{FileId, Generation, Inode, Timestamp};
+use crate::tier::{Activity, Machine};
+use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
 
 /// Shards of the table, so that session threads rarely meet.
 const SHARDS: usize = 16;
@@ -169,4 +169,25 @@ fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Recor
 /// Whether size and mtime below are still those the record was made for.
 pub fn same_content(attr: &Attr, record: &Record) -> bool {
     record.object.as_ref().is_some_and(|object| attr.size == object.len && attr.mtime == object.mtime)
+}
+
+/// The state of a file as people see it.
+pub fn state_of(inner: &Inner) -> FileState {
+    match inner.machine.claim() {
+        _ if inner.machine.is_unknown() => FileState::Damaged,
+        Claim::Resident => FileState::Resident,
+        Claim::Dual => FileState::Dual,
+        Claim::Releasing => FileState::Releasing,
+        Claim::Stub => FileState::Stub,
+    }
+}
+
+/// The transfer that runs, in a word.
+pub fn activity_of(inner: &Inner) -> Option<&'static str> {
+    match inner.machine.activity() {
+        Activity::None => None,
+        Activity::Archiving { .. } => Some("archiving"),
+        Activity::Releasing => Some("releasing"),
+        Activity::Recalling { .. } => Some("recalling"),
+    }
 }

@@ -9,11 +9,9 @@ use std::path::PathBuf;
 
 use super::error::{FsError, FsResult};
 use super::{Fs, ROOT};
-use crate::engine::{Candidate, EngineError, Inner, JobKind};
+use crate::engine::{Candidate, EngineError, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
-use crate::record::Claim;
-use crate::tier::Activity;
-use crate::types::{FileState, SOCKET_XATTR};
+use crate::types::SOCKET_XATTR;
 
 const VIRTUAL: &str = "user.tierfs.";
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
@@ -26,27 +24,6 @@ pub struct Command {
 
 fn is_ours(name: &OsStr) -> bool {
     HIDDEN.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
-}
-
-/// The state of a file as people see it.
-pub fn state_of(inner: &Inner) -> FileState {
-    match inner.machine.claim() {
-        _ if inner.machine.is_unknown() => FileState::Damaged,
-        Claim::Resident => FileState::Resident,
-        Claim::Dual => FileState::Dual,
-        Claim::Releasing => FileState::Releasing,
-        Claim::Stub => FileState::Stub,
-    }
-}
-
-/// The transfer that runs, in a word.
-pub fn activity_of(inner: &Inner) -> Option<&'static str> {
-    match inner.machine.activity() {
-        Activity::None => None,
-        Activity::Archiving { .. } => Some("archiving"),
-        Activity::Releasing => Some("releasing"),
-        Activity::Recalling { .. } => Some("recalling"),
-    }
 }
 
 impl Fs {
@@ -73,7 +50,7 @@ impl Fs {
         };
         let inner = cell.lock();
         match name {
-            "state" => Ok(state_name(state_of(&inner)).into()),
+            "state" => Ok(state_of(&inner).as_str().into()),
             "pin" => Ok(if inner.machine.pinned() { b"1".to_vec() } else { b"0".to_vec() }),
             _ => match &inner.record.object {
                 Some(object) => Ok(object.pair.name.as_str().into()),
@@ -138,16 +115,5 @@ impl Fs {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }
         Ok(self.lower.remove_xattr(&self.node(id)?, name)?)
-    }
-}
-
-/// The state in the word of `user.tierfs.state`.
-pub fn state_name(state: FileState) -> &'static str {
-    match state {
-        FileState::Resident => "resident",
-        FileState::Dual => "dual",
-        FileState::Releasing => "releasing",
-        FileState::Stub => "stub",
-        FileState::Damaged => "damaged",
     }
 }
