@@ -1,2 +1,1 @@
 //! S3: one pair's bucket over HTTP.
-pub mod manifest;
