@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod gateway;
+pub mod journal;
 pub mod lower;
 pub mod pair;
 pub mod ports;
