@@ -7,6 +7,7 @@ pub mod engine;
 pub mod fs;
 pub mod fuse;
 pub mod gateway;
+pub mod journal;
 pub mod lower;
 pub mod pair;
 pub mod ports;

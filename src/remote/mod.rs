@@ -1,1 +1,3 @@
 //! S3: one pair's bucket over HTTP.
+
+pub mod manifest;

@@ -1,0 +1,120 @@
+//! Durable intents in SQLite: the notes of remote side effects that must be finished or undone.
+//!
+//! Invariant: a call is answered with success only after the transaction that holds its effect is on stable storage
+//! (WAL, `synchronous=FULL`). One thread owns the connection; every call waiting when it looks shares one commit, so
+//! the cost of the sync is divided among them. Calls take effect in the order they were made.
+//!
+//! A caller that is dropped while it waits has still been heard: its note may be stored. That is the safe side, since a
+//! note that names no object costs one request at the next recovery, a missing one an object for ever.
+
+mod store;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ports::{Intent, IntentId, Journal, JournalError};
+use crate::types::{PairName, Timestamp};
+
+use store::Store;
+use writer::{Call, Reply};
+
+/// Calls that may wait for the writer before callers are held back, and so the most that share one commit.
+const CALLS_WAITING_MAX: usize = 4_096;
+
+/// The journal of one state directory. Dropping it finishes what was asked, then closes the file.
+pub struct SqliteJournal {
+    path: PathBuf,
+    calls: Option<mpsc::Sender<Call>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+    commits: Arc<AtomicU64>,
+}
+
+impl SqliteJournal {
+    /// Opens the journal at `path`, creating the file (not its directory) if there is none.
+    ///
+    /// Fails, and leaves the file as it is, if it is damaged, of a newer version, not a journal, or in use.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, JournalError> {
+        let path = path.as_ref().to_owned();
+        let store = Store::open(&path)?;
+        let (calls, inbox) = mpsc::channel(CALLS_WAITING_MAX);
+        let commits = Arc::new(AtomicU64::new(0));
+        let counter = commits.clone();
+        let writer = std::thread::Builder::new()
+            .name("tierfs-journal".into())
+            .spawn(move || writer::run(store, inbox, &counter))
+            .map_err(|error| failed(&path, format!("cannot start its writer thread: {error}")))?;
+        Ok(Self { path, calls: Some(calls), writer: Some(writer), commits })
+    }
+
+    /// How many transactions were committed since the journal was opened.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    async fn ask<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, JournalError> {
+        let stopped = || failed(&self.path, "its writer thread has stopped: restart the mount".into());
+        let (reply, answer) = oneshot::channel();
+        let calls = self.calls.as_ref().ok_or_else(stopped)?;
+        calls.send(call(reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+impl Drop for SqliteJournal {
+    fn drop(&mut self) {
+        // Closing the channel comes first: the writer empties it, answers, and ends.
+        drop(self.calls.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(path = %self.path.display(), "the journal's writer thread panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteJournal {
+    async fn add(&self, intent: Intent) -> Result<IntentId, JournalError> {
+        self.ask(|reply| Call::Add { intent, reply }).await
+    }
+
+    async fn set_delete(&self, id: IntentId, not_before: Timestamp) -> Result<(), JournalError> {
+        self.ask(|reply| Call::SetDelete { id, not_before, reply }).await
+    }
+
+    async fn remove(&self, id: IntentId) -> Result<(), JournalError> {
+        self.ask(|reply| Call::Remove { id, reply }).await
+    }
+
+    async fn due(
+        &self,
+        pair: &PairName,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::Due { pair, now, limit, reply }).await
+    }
+
+    async fn unfinished(&self, after: Option<IntentId>, limit: usize) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        self.ask(|reply| Call::Unfinished { after, limit, reply }).await
+    }
+
+    async fn counts(&self) -> Result<(u64, u64), JournalError> {
+        self.ask(|reply| Call::Counts { reply }).await
+    }
+
+    async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::NamesPair { pair, reply }).await
+    }
+}
+
+fn failed(path: &Path, reason: String) -> JournalError {
+    JournalError { path: path.display().to_string(), reason }
+}

@@ -1,0 +1,112 @@
+//! The thread that owns the connection: takes all calls that wait, runs them in one transaction, commits, answers.
+//!
+//! Nothing is answered before the commit, reads included: a read may have seen a write of the same batch.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ports::{Intent, IntentId, JournalError};
+use crate::types::{PairName, Timestamp};
+
+use super::CALLS_WAITING_MAX;
+use super::store::{Fault, Store};
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
+type Notes = Vec<(IntentId, Intent)>;
+
+/// All that can be asked of the journal.
+pub(super) enum Call {
+    Add { intent: Intent, reply: Reply<IntentId> },
+    SetDelete { id: IntentId, not_before: Timestamp, reply: Reply<()> },
+    Remove { id: IntentId, reply: Reply<()> },
+    Due { pair: PairName, now: Timestamp, limit: usize, reply: Reply<Notes> },
+    Unfinished { after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
+    Counts { reply: Reply<(u64, u64)> },
+    NamesPair { pair: PairName, reply: Reply<bool> },
+}
+
+/// An answer held back until the commit: takes the batch's failure, if there was one, instead of its own value.
+type Held = Box<dyn FnOnce(Option<&JournalError>)>;
+
+/// Serves calls until all senders are gone and the channel is empty.
+pub(super) fn run(mut store: Store, mut inbox: mpsc::Receiver<Call>, commits: &AtomicU64) {
+    let mut batch = Vec::new();
+    while inbox.blocking_recv_many(&mut batch, CALLS_WAITING_MAX) > 0 {
+        serve(&mut store, &mut batch, commits);
+    }
+    store.close();
+}
+
+/// One batch, one transaction.
+fn serve(store: &mut Store, batch: &mut Vec<Call>, commits: &AtomicU64) {
+    let writes = batch.iter().any(Call::is_write);
+    let mut failure = if writes { store.begin().err() } else { store.usable().err() };
+    let mut answers: Vec<Held> = Vec::with_capacity(batch.len());
+    for call in batch.drain(..) {
+        answers.push(call.run(store, &mut failure));
+    }
+    if writes {
+        match &failure {
+            None => match store.commit() {
+                Ok(()) => {
+                    commits.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => failure = Some(error),
+            },
+            Some(_) => store.rollback(),
+        }
+    }
+    if let Some(error) = &failure {
+        tracing::error!(%error, calls = answers.len(), "journal calls failed");
+    }
+    for answer in answers {
+        answer(failure.as_ref());
+    }
+}
+
+impl Call {
+    fn is_write(&self) -> bool {
+        matches!(self, Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. })
+    }
+
+    /// Runs the call unless the batch has failed already; the first failure fails the batch, for its transaction is
+    /// rolled back as a whole. (No call can fail by its arguments: what fails is the file below.)
+    fn run(self, store: &mut Store, failure: &mut Option<JournalError>) -> Held {
+        match self {
+            Call::Add { intent, reply } => hold(reply, failure, || store.add(&intent)),
+            Call::SetDelete { id, not_before, reply } => hold(reply, failure, || store.set_delete(id, not_before)),
+            Call::Remove { id, reply } => hold(reply, failure, || store.remove(id)),
+            Call::Due { pair, now, limit, reply } => hold(reply, failure, || store.due(&pair, now, limit)),
+            Call::Unfinished { after, limit, reply } => hold(reply, failure, || store.unfinished(after, limit)),
+            Call::Counts { reply } => hold(reply, failure, || store.counts()),
+            Call::NamesPair { pair, reply } => hold(reply, failure, || store.names_pair(&pair)),
+        }
+    }
+}
+
+fn hold<T: 'static>(
+    reply: Reply<T>,
+    failure: &mut Option<JournalError>,
+    run: impl FnOnce() -> Result<T, Fault>,
+) -> Held {
+    let value = match failure {
+        Some(_) => None,
+        None => match run() {
+            Ok(value) => Some(value),
+            Err(Fault(error)) => {
+                *failure = Some(error);
+                None
+            }
+        },
+    };
+    Box::new(move |failure| {
+        // A receiver that is gone has been cancelled; nobody misses the answer.
+        let _ = match (failure, value) {
+            (None, Some(value)) => reply.send(Ok(value)),
+            (Some(error), _) => reply.send(Err(error.clone())),
+            // Without a value the batch has failed; dropping the reply tells the caller that the writer is broken.
+            (None, None) => return,
+        };
+    })
+}
