@@ -2,6 +2,7 @@
 //! back on read. `docs/architecture.md` tells the floors; imports go down only (`tests/tidy.rs` checks it).
 
 pub mod catalog;
+pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod fs;

@@ -26,6 +26,8 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 const WALK_AHEAD: usize = 1024;
 /// Lines waiting for a slow client.
 const REPLIES_AHEAD: usize = 256;
+/// How long transfers may take to come to rest before an unmount.
+const REST_WITHIN: Duration = Duration::from_secs(45);
 /// Longest request accepted, in bytes: room for thousands of paths.
 const REQUEST_MAX: u64 = 16 << 20;
 
@@ -126,9 +128,11 @@ impl Server {
         } else {
             Err("only root may use the control socket".to_owned())
         };
+        let resting = matches!(request, Ok(Request::Quiesce));
+        let this = self.clone();
         let answering = tokio::spawn(async move {
             let last = match request {
-                Ok(request) => self.answer(request, &replies).await,
+                Ok(request) => this.answer(request, &replies).await,
                 Err(message) => Reply::Error { message },
             };
             // A client that is gone needs no answer.
@@ -144,6 +148,11 @@ impl Server {
                 return Err(error);
             }
         }
+        if resting {
+            // At rest as long as the client stays: if it leaves and the mount is still there, work goes on.
+            reader.read_line(&mut line).await?;
+            self.engine.resume();
+        }
         writer.shutdown().await
     }
 
@@ -158,12 +167,19 @@ impl Server {
             Request::Unpin { paths, recursive } => (JobKind::Unpin, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
             Request::Mount => return self.mount_info().await,
-            Request::Quiesce => {
-                self.engine.stop();
-                return Reply::Done(Summary::default());
-            }
+            Request::Quiesce => return self.quiesce().await,
         };
         self.job(kind, paths, recursive, replies).await
+    }
+
+    /// Lets background transfers come to rest, for a bounded time.
+    async fn quiesce(&self) -> Reply {
+        let begun = Instant::now();
+        self.engine.stop();
+        while !self.engine.is_idle() && begun.elapsed() < REST_WITHIN {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Reply::Done(Summary { seconds: begun.elapsed().as_secs_f64(), ..Summary::default() })
     }
 
     async fn mount_info(&self) -> Reply {

@@ -98,12 +98,16 @@ impl Engine {
         Ok(true)
     }
 
-    /// Deletes objects as they become due, until the engine stops.
+    /// Deletes objects as they become due, until the runtime ends; rests while the engine does.
     pub fn start_deletions(self: &Arc<Self>) {
         let this = self.clone();
         self.runtime.spawn(async move {
             let mut back_off = BACK_OFF_FIRST;
-            while !this.stopping.load(Ordering::SeqCst) {
+            loop {
+                if this.stopping.load(Ordering::SeqCst) {
+                    tokio::time::sleep(BACK_OFF_FIRST).await;
+                    continue;
+                }
                 let pause = match this.delete_due().await {
                     Ok(true) => continue,
                     Ok(false) => {

@@ -147,10 +147,14 @@ impl Engine {
         Ok(self.journal.counts().await?)
     }
 
-    /// No transfer begins any more; those that run come to their end by themselves.
+    /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.deletions.notify_waiters();
+    }
+
+    /// Takes [`Engine::stop`] back.
+    pub fn resume(&self) {
+        self.stopping.store(false, Ordering::SeqCst);
     }
 
     fn check_running(&self) -> EngineResult<()> {

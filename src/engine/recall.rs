@@ -20,6 +20,9 @@ use crate::remote::manifest::Manifest;
 use crate::tier::{Event, Verdict};
 use crate::types::{ByteRange, ContentHash, Timestamp};
 
+/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
+const MANIFEST_OVERHEAD_MAX: u64 = 256;
+
 /// A recall that runs or has run.
 pub struct Recall {
     chunk_size: u64,
@@ -178,7 +181,6 @@ impl Engine {
     }
 
     fn begin_recall(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut super::Inner) -> EngineResult<Arc<Recall>> {
-        self.check_running()?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
@@ -418,7 +420,7 @@ impl Engine {
         for last in [false, true] {
             let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
             let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
+            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
                 return Err(corrupt(info.len));
             }
             let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
@@ -428,7 +430,7 @@ impl Engine {
                         && manifest.len() == object.len
                         && manifest.chunk_size() == object.chunk_size =>
                 {
-                    return Ok(manifest.into_chunks());
+                    return Ok(manifest.chunks().to_vec());
                 }
                 Ok(_) => tracing::warn!(object = %key, "the manifest is not that of the record"),
                 Err(why) => tracing::warn!(object = %key, "the manifest does not decode: {why}"),

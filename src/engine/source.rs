@@ -32,7 +32,7 @@ impl HashingSource {
     /// The manifest of what was handed out; `None` unless all of it was.
     pub fn manifest(&self) -> Option<Manifest> {
         let hashes = self.hashes.lock().iter().copied().collect::<Option<Vec<_>>>()?;
-        Some(Manifest::new(self.len, self.chunk_size, hashes))
+        Manifest::new(self.len, self.chunk_size, hashes).ok()
     }
 }
 

@@ -27,7 +27,8 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    pub read_only: bool,
+    /// Flags of mount(2), `MS_RDONLY` among them.
+    pub flags: MountFlags,
     /// Shown as the source in /proc/mounts.
     pub source: PathBuf,
     /// Seconds the kernel may keep entries and attributes without asking.
@@ -69,13 +70,7 @@ impl Mount {
             device.as_raw_fd()
         );
         let data = std::ffi::CString::new(data).expect("the options hold no NUL");
-        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
-        // Device nodes and setuid programs are the share's own: they act as they would below.
-        flags.remove(MountFlags::NOSUID | MountFlags::NODEV);
-        if options.read_only {
-            flags |= MountFlags::RDONLY;
-        }
-        rustix::mount::mount(&options.source, mountpoint, "fuse.tierfs", flags, Some(data.as_c_str()))
+        rustix::mount::mount(&options.source, mountpoint, "fuse.tierfs", options.flags, Some(data.as_c_str()))
             .map_err(|error| MountError::Mount { mountpoint: mountpoint.into(), source: error.into() })?;
         let mut config = Config::default();
         config.acl = SessionACL::All;

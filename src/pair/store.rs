@@ -130,13 +130,19 @@ impl Store {
     /// and, unless `force`, a second pair for the same share or the same remote place.
     pub fn add(&self, pair: &Pair, force: bool) -> PairResult<()> {
         let _lock = self.lock()?;
+        self.check(pair, force)?;
+        self.write(pair)
+    }
+
+    /// Whether [`Store::add`] would accept the pair just now.
+    pub fn check(&self, pair: &Pair, force: bool) -> PairResult<()> {
         if fs::symlink_metadata(self.path_of(&pair.name)).is_ok() {
             return Err(PairError::Exists { name: pair.name.clone() });
         }
         for other in self.load_all()? {
             conflict(pair, &other, force)?;
         }
-        self.write(pair)
+        Ok(())
     }
 
     /// Changes a pair. `change` gets the stored one and gives the new one; the four identifiers must stay, because stored
