@@ -166,7 +166,7 @@ impl Server {
             Request::Pin { paths, recursive } => (JobKind::Pin, paths, recursive),
             Request::Unpin { paths, recursive } => (JobKind::Unpin, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
-            Request::Mount => return self.mount_info().await,
+            Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
         self.job(kind, paths, recursive, replies).await
@@ -182,12 +182,12 @@ impl Server {
         Reply::Done(Summary { seconds: begun.elapsed().as_secs_f64(), ..Summary::default() })
     }
 
-    async fn mount_info(&self) -> Reply {
+    async fn mount_info(&self, replies: &Replies) -> Reply {
         let intents = match self.engine.intent_counts().await {
             Ok(counts) => counts,
             Err(error) => return Reply::Error { message: error.to_string() },
         };
-        Reply::Mount(MountInfo {
+        let info = MountInfo {
             share: self.share.display().to_string(),
             mountpoint: self.mountpoint.display().to_string(),
             pid: std::process::id(),
@@ -196,7 +196,10 @@ impl Server {
             pair_problem: self.pair_problem.lock().clone(),
             intents,
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
-        })
+        };
+        // A client that is gone needs no answer.
+        let _ = replies.send(Reply::Mount(info)).await;
+        Reply::Done(Summary::default())
     }
 
     /// Walks the named paths on a thread of its own; files go to `visit`, everything else is reported and counted.
