@@ -52,8 +52,10 @@ enum Daemon {
         connection: Connection,
     },
     Dead,
-    /// It does not answer; why.
-    Silent(ControlError),
+    /// It could not be asked; why.
+    Unheard(ControlError),
+    /// Nobody tried to ask.
+    Unasked,
     /// It goes on serving another mount of the same filesystem.
     Shared {
         elsewhere: PathBuf,
@@ -75,9 +77,18 @@ impl Umount {
         if !self.lazy {
             refuse_busy(mount, &mounts)?;
         }
-        let daemon = bring_to_rest(&mounts, mount);
-        if let Daemon::Silent(error) = &daemon {
-            output::note(&format!("tierfs: {error}; unmounting nevertheless"));
+        // A lazy unmount asks nothing: it must work when nobody answers, and the daemon has to go on serving.
+        let daemon = if self.lazy { Daemon::Unasked } else { bring_to_rest(&mounts, mount) };
+        match &daemon {
+            // The question hangs in the kernel and keeps the mount busy, so an unmount would be refused.
+            Daemon::Unheard(error @ ControlError::Silent { .. }) => {
+                let place = mount.mount_point.display();
+                return Err(CliError::Failed(format!(
+                    "{error}; `tierfs umount --lazy {place}` takes it away all the same"
+                )));
+            }
+            Daemon::Unheard(error) => output::note(&format!("tierfs: {error}; unmounting nevertheless")),
+            _ => {}
         }
         // Opened before the unmount, while the number surely means the daemon.
         let process = match &daemon {
@@ -111,7 +122,7 @@ impl Umount {
             Daemon::Resting { pid, connection } => {
                 // Its end must not have to wait for us.
                 drop(connection);
-                let ended = self.lazy || process.is_none_or(|process| has_ended(&process));
+                let ended = process.is_none_or(|process| has_ended(&process));
                 let note = format!(
                     "unmounted, but process {pid} of {shown} has not ended after {END_WITHIN_S} s: see its log"
                 );
@@ -121,7 +132,7 @@ impl Umount {
                 output::note(&format!("tierfs: the daemon goes on: it is still mounted at {}", elsewhere.display()));
                 (None, None)
             }
-            Daemon::Dead | Daemon::Silent(_) => (None, None),
+            Daemon::Dead | Daemon::Unheard(_) | Daemon::Unasked => (None, None),
         };
         if global.json {
             output::json(&serde_json::json!({ "unmounted": shown, "pid": pid, "problem": note }));
@@ -196,7 +207,7 @@ fn bring_to_rest(mounts: &[MountEntry], mount: &MountEntry) -> Daemon {
     match ask() {
         Ok(daemon) => daemon,
         Err(ControlError::Dead { .. }) => Daemon::Dead,
-        Err(error) => Daemon::Silent(error),
+        Err(error) => Daemon::Unheard(error),
     }
 }
 
