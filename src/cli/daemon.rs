@@ -17,6 +17,7 @@ use crate::control::server::{Server, Socket};
 use crate::engine::{Engine, Limits, Target};
 use crate::fs::{Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
+use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
 use crate::pair::{ClaimCheck, Pair, PairResult};
@@ -268,8 +269,25 @@ fn unmount(mountpoint: &Path) -> io::Result<()> {
 
 /// Serves the embedded S3 endpoint until a signal ends it. Calls `listening` with the address it is bound to.
 pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Result<(), CliError> {
-    let _ = listening;
-    Err(CliError::Failed(format!("cannot serve {}: the endpoint is not assembled yet", args.dir.display())))
+    let credentials = match (std::env::var("AWS_ACCESS_KEY_ID"), std::env::var("AWS_SECRET_ACCESS_KEY")) {
+        (Ok(access_key), Ok(secret_key)) => Some(Credentials { access_key, secret_key }),
+        (Err(_), Err(_)) => {
+            tracing::warn!("no credentials in the environment: everybody who reaches {} may do anything", args.listen);
+            None
+        }
+        _ => return Err(failed("set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither")),
+    };
+    runtime()?.block_on(async {
+        let cannot = |error: io::Error| failed(format!("cannot watch for signals: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+        let options = Options { credentials, ..Options::new(args.listen) };
+        let server = gateway::Server::start(&args.dir, options).await.map_err(failed)?;
+        listening(server.addr());
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        server.shutdown().await;
+        Ok(())
+    })
 }
 
 /// Tries what the pair's endpoint can do. The error is one line without a secret.

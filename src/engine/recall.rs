@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -14,7 +16,7 @@ use tokio::task::JoinSet;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime};
+use crate::ports::{Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
 use crate::tier::{Event, Verdict};
@@ -22,6 +24,9 @@ use crate::types::{ByteRange, ContentHash, Timestamp};
 
 /// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
 const MANIFEST_OVERHEAD_MAX: u64 = 256;
+
+/// The transfer's note, once it is durable.
+type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
 
 /// A recall that runs or has run.
 pub struct Recall {
@@ -316,10 +321,16 @@ impl Engine {
             node: cell.node,
             kind: IntentKind::Settle { mtime },
         };
-        let (noted, hashes) = tokio::join!(self.journal.add(note), self.chunk_hashes(cell, object));
-        *touched = Some(noted?);
-        let hashes: Arc<[ContentHash]> = hashes?.into();
-        self.fetch_all(cell, object, recall, &file, &hashes).await?;
+        let journal = self.journal.clone();
+        let noted: Noted = async move { journal.add(note).await }.boxed().shared();
+        // Under way while the first chunks are fetched; none is written before it is there.
+        self.runtime.spawn(noted.clone());
+        let fetched = match self.chunk_hashes(cell, object).await {
+            Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
+            Err(error) => Err(error),
+        };
+        *touched = noted.await.ok();
+        fetched?;
         let (lower, node) = (self.lower.clone(), cell.node);
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
@@ -334,15 +345,16 @@ impl Engine {
         recall: &Arc<Recall>,
         file: &Arc<dyn LowerFile>,
         hashes: &Arc<[ContentHash]>,
+        noted: &Noted,
     ) -> EngineResult<()> {
         let mut fetches = JoinSet::new();
         loop {
             while fetches.len() < self.limits.fetches_per_file {
                 let Some(chunk) = recall.next_chunk() else { break };
                 let (this, cell, object) = (self.clone(), cell.clone(), object.clone());
-                let (recall, file, hashes) = (recall.clone(), file.clone(), hashes.clone());
+                let (recall, file, hash, noted) = (recall.clone(), file.clone(), hashes[chunk], noted.clone());
                 fetches.spawn_on(
-                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hashes[chunk]).await },
+                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hash, noted).await },
                     &self.runtime,
                 );
             }
@@ -361,6 +373,7 @@ impl Engine {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the facts of one fetch, used once")]
     async fn fetch_chunk(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
@@ -369,6 +382,7 @@ impl Engine {
         file: Arc<dyn LowerFile>,
         chunk: usize,
         hash: ContentHash,
+        noted: Noted,
     ) -> EngineResult<()> {
         let offset = chunk as u64 * u64::from(object.chunk_size);
         let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
@@ -384,6 +398,7 @@ impl Engine {
                 Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
                 body => body.map_err(EngineError::remote(file_id))?,
             };
+            noted.clone().await?;
             let file = file.clone();
             // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
             let written = blocking(move || {

@@ -16,7 +16,7 @@ use crate::engine::{Admission, Cell, Inner};
 use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
-use crate::types::Inode;
+use crate::types::{ByteRange, Inode};
 
 /// What the kernel keeps for a lower file it may use itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -73,9 +73,9 @@ impl Fs {
         let cell = self.engine.cells.get(&node)?;
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
-        if !flags.write && self.recalls_at_open(&inner) {
+        if let Some(range) = self.recalls_at_open(&inner).filter(|_| !flags.write && !flags.truncate) {
             drop(inner);
-            return Ok(Try::Blocked(Blocker::content(&cell, None)));
+            return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
         }
         match self.admit_open(&cell, &mut inner, access, flags, None, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),
@@ -83,12 +83,15 @@ impl Fs {
         }
     }
 
-    /// A small stub that nobody reads through the daemon yet comes back before the open is answered, and passes through.
-    fn recalls_at_open(&self, inner: &Inner) -> bool {
-        let size = inner.record.object.as_ref().map_or(0, |object| object.len);
-        inner.machine.mode() == IoMode::Idle
+    /// What must come back before an open for reading is answered: all of a small stub that nobody reads through the daemon yet.
+    /// Once it is there the open goes on: through the daemon, until the recall is durable too.
+    fn recalls_at_open(&self, inner: &Inner) -> Option<ByteRange> {
+        let len = inner.record.object.as_ref()?.len;
+        let all = ByteRange { offset: 0, len };
+        let small = inner.machine.mode() == IoMode::Idle
             && matches!(inner.machine.claim(), Claim::Stub | Claim::Releasing)
-            && size <= self.options.recall_at_open_max
+            && len <= self.options.recall_at_open_max;
+        (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
 
     /// Counts the handle and finds who serves it. The inner `Err`: something must happen first.
