@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` shows the main job, `make test` proves it. Both install what is missing first.
 
 CARGO ?= cargo
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .PHONY: help deps demo test bench fmt lint
 

@@ -54,6 +54,7 @@ struct Cli {
 
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Global {
     /// Directory that holds pairs.d, where each pair is one file NAME.toml.
     #[arg(long, global = true, value_name = "DIR", env = "TIERFS_CONFIG_DIR", default_value = "/etc/tierfs")]

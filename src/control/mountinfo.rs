@@ -136,13 +136,15 @@ mod tests {
 46 22 0:52 / /data/t rw - fuse.tierfs /srv/hidden rw
 47 22 0:53 / /stack rw - fuse.tierfs /srv/lower rw
 48 47 0:62 / /stack rw - tmpfs none rw
+49 22 0:63 / /twice rw - tmpfs none rw
+50 22 0:54 / /twice rw - fuse.tierfs /srv/c rw
 not a line
 ";
 
     #[test]
     fn paths_lie_where_the_kernel_walks() {
         let mounts = parse(LIST.as_bytes());
-        assert_eq!(mounts.len(), 11);
+        assert_eq!(mounts.len(), 13);
         for (path, id, inside) in [
             ("/etc/passwd", 22, "etc/passwd"),
             ("/mnt/tiered", 40, ""),
@@ -156,6 +158,7 @@ not a line
             // Two mounts hang on the root; /data is met first on the way and hides /data/t below it.
             ("/data/t/x", 45, "t/x"),
             ("/stack/x", 48, "x"),
+            ("/twice/x", 50, "x"),
         ] {
             let found = covering(&mounts, Path::new(path)).unwrap();
             assert_eq!(found.id, id, "{path}");

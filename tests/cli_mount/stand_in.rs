@@ -119,6 +119,8 @@ pub fn serve(directory: &Path) {
     std::fs::write(directory.join("ready"), b"").unwrap();
     // The end of the session is the end of this process, however fuser calls it.
     let _ = session.spawn().and_then(|running| running.join());
+    // A daemon has things to put away; a command that does not wait for it is found out.
+    std::thread::sleep(Duration::from_millis(500));
 }
 
 fn answer(place: &Path, stream: UnixStream) {
