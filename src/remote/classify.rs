@@ -26,7 +26,7 @@ pub(super) struct Place<'a> {
 impl Place<'_> {
     pub(super) fn error(&self, kind: RemoteErrorKind, detail: impl Into<String>) -> RemoteError {
         let bucket = &self.config.bucket;
-        let object = self.key.map_or_else(|| bucket.clone(), |key| format!("{bucket}/{}", one_line(&key.0)));
+        let object = self.key.map_or_else(|| bucket.clone(), |key| format!("{bucket}/{}", printable(&key.0)));
         let endpoint = self.endpoint.to_owned();
         RemoteError { kind, operation: self.operation, object, endpoint, detail: detail.into() }
     }
@@ -211,14 +211,18 @@ pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
     one_line(&last.to_string())
 }
 
+/// Text on one line.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Text from elsewhere on one line, bounded.
 fn one_line(text: &str) -> String {
-    let clean = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = clean.clone().take(QUOTE_MAX).collect();
-    if clean.count() > QUOTE_MAX {
-        short.push('…');
+    let clean = printable(text.trim());
+    match clean.char_indices().nth(QUOTE_MAX) {
+        Some((end, _)) => format!("{}…", &clean[..end]),
+        None => clean,
     }
-    short
 }
 
 #[cfg(test)]
