@@ -229,7 +229,6 @@ pub enum FileState {
     Damaged,
 }
 
-
 impl FileState {
     /// The word in output and in `user.tierfs.state`.
     pub fn as_str(self) -> &'static str {
@@ -248,4 +247,3 @@ impl fmt::Display for FileState {
         f.pad(self.as_str())
     }
 }
-

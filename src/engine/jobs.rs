@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::error::{EngineError, EngineResult, Unfit};
 use super::Engine;
+use super::error::{EngineError, EngineResult, Unfit};
 use crate::ports::{Attr, FileKind};
 use crate::types::Inode;
 

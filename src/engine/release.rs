@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime,
+};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -163,7 +165,11 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
-        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let file = match self.lower.open(&cell.node, flags) {
+            // It runs as a program.
+            Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),
+            opened => opened.map_err(&failed)?,
+        };
         let lease = if self.lower.features().leases {
             match file.try_exclusive().map_err(&failed)? {
                 Some(lease) => Some(lease),

@@ -41,7 +41,10 @@ impl ObjectSource for HashingSource {
     async fn read(&self, range: ByteRange) -> Result<Bytes, SourceError> {
         let chunk_size = u64::from(self.chunk_size);
         if range.offset % chunk_size != 0 || (range.len % chunk_size != 0 && range.end() != self.len) {
-            return Err(SourceError(format!("a part of {}+{} does not consist of whole chunks", range.offset, range.len)));
+            return Err(SourceError(format!(
+                "a part of {}+{} does not consist of whole chunks",
+                range.offset, range.len
+            )));
         }
         let file = self.file.clone();
         let read = blocking(move || {

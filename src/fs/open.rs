@@ -217,7 +217,14 @@ impl Fs {
         self.check_writable()?;
         let dir = self.node(parent)?;
         // Exclusive below, always: an existing file may be a stub, and must be opened as one.
-        let below = OpenFlags { exclusive: true, truncate: false, read: true, write: true, sync: flags.sync, ..Default::default() };
+        let below = OpenFlags {
+            exclusive: true,
+            truncate: false,
+            read: true,
+            write: true,
+            sync: flags.sync,
+            ..Default::default()
+        };
         match self.lower.create(&dir, name, mode, below, who) {
             Ok((node, attr, file)) => {
                 let opened = self.open_created(&node, flags, file, register)?;

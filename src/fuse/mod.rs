@@ -5,4 +5,4 @@ mod convert;
 mod errno;
 mod session;
 
-pub use session::{Mount, MountOptions, MountError, kernel_can_pass_through};
+pub use session::{Mount, MountError, MountOptions, kernel_can_pass_through};
