@@ -351,10 +351,7 @@ impl Server {
                 total.bytes += status.size;
                 total.local += status.local;
             }
-            match files.then(|| out.blocking_send(Reply::File(status))) {
-                Some(Err(_)) => Next::Stop,
-                _ => Next::Continue,
-            }
+            if files && out.blocking_send(Reply::File(status)).is_err() { Next::Stop } else { Next::Continue }
         });
         let walked = match walking.await {
             Ok(walked) => walked,

@@ -18,6 +18,7 @@ use fuser::{
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::errno::errno;
+use crate::engine::Patience;
 use crate::fs::{Entry, Fs, FsError, FsResult, Opened, Register, Service, Try};
 use crate::ports::{Attr, Caller, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
 
@@ -91,26 +92,37 @@ impl Adapter {
         if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
     }
 
-    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over.
-    fn drive<R: Send + Sync + 'static, T: 'static>(
+    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over, on a thread that
+    /// may wait for the disk.
+    fn drive<R: Send + Sync + 'static, T: Send + 'static>(
         &self,
         pid: u32,
         reply: R,
-        mut attempt: impl FnMut(&Fs, &R) -> Try<T> + Send + 'static,
+        mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
-        let mut blocker = match attempt(&self.fs, &reply) {
+        let mut blocker = match attempt(&self.fs, &reply, Patience::None) {
             Try::Done(result) => return finish(reply, result),
             Try::Blocked(blocker) => blocker,
         };
         let fs = self.fs.clone();
+        let mut at_hand = (reply, attempt);
         self.fs.engine.runtime.spawn(async move {
             loop {
                 if let Err(error) = fs.unblock(blocker, pid).await {
-                    return finish(reply, Err(error));
+                    return finish(at_hand.0, Err(error));
                 }
-                blocker = match attempt(&fs, &reply) {
-                    Try::Done(result) => return finish(reply, result),
+                let fs = fs.clone();
+                let attempted = tokio::task::spawn_blocking(move || {
+                    let (reply, mut attempt) = at_hand;
+                    let result = attempt(&fs, &reply, Patience::Disk);
+                    (result, (reply, attempt))
+                });
+                // A panic or the end of the runtime drops the reply, and that answers EIO.
+                let Ok((result, back)) = attempted.await else { return };
+                at_hand = back;
+                blocker = match result {
+                    Try::Done(result) => return finish(at_hand.0, result),
                     Try::Blocked(blocker) => blocker,
                 };
             }
@@ -136,7 +148,7 @@ impl Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_set_attr(id.0, &changes),
+            move |fs, _, patience| fs.try_set_attr(id.0, &changes, patience),
             move |reply, result| match result {
                 Ok(attr) => {
                     let special = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
@@ -319,7 +331,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, reply| fs.try_open(id.0, flags, reply),
+            move |fs, reply, patience| fs.try_open(id.0, flags, patience, reply),
             |reply, result| match result {
                 Ok(Opened { fh, service }) => match backing(&service) {
                     Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, id),
@@ -345,7 +357,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, reply| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, reply),
+            move |fs, reply, patience| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, patience, reply),
             move |reply, result| match result {
                 Ok((entry, Opened { fh, service })) => {
                     let (attr, generation) = (attr_to_kernel(entry.id, &entry.attr), Generation(entry.generation));
@@ -374,7 +386,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_read(fh.0, offset, size),
+            move |fs, _, _| fs.try_read(fh.0, offset, size),
             |reply, result| match result {
                 Ok(data) => reply.data(&data),
                 Err(error) => reply.error(errno(&error)),
@@ -582,7 +594,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
+            move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
             |reply, result| match result {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(&error)),
