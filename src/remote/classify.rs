@@ -14,6 +14,9 @@ use super::config::RemoteConfig;
 /// Longest text of a store or a library quoted in an error, in characters.
 const QUOTE_MAX: usize = 200;
 
+/// Names the request that completes an upload of many parts.
+pub(super) const COMPLETE: &str = "complete upload of";
+
 /// What an error names.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -26,7 +29,7 @@ pub(super) struct Place<'a> {
 impl Place<'_> {
     pub(super) fn error(&self, kind: RemoteErrorKind, detail: impl Into<String>) -> RemoteError {
         let bucket = &self.config.bucket;
-        let object = self.key.map_or_else(|| bucket.clone(), |key| format!("{bucket}/{}", one_line(&key.0)));
+        let object = self.key.map_or_else(|| bucket.clone(), |key| format!("{bucket}/{}", printable(&key.0)));
         let endpoint = self.endpoint.to_owned();
         RemoteError { kind, operation: self.operation, object, endpoint, detail: detail.into() }
     }
@@ -44,6 +47,9 @@ impl Place<'_> {
             SdkError::ServiceError(refusal) => {
                 let status = refusal.raw().status().as_u16();
                 let code = refusal.err().code().unwrap_or_default();
+                if code.is_empty() && (200..300).contains(&status) {
+                    return self.unreadable(status, error);
+                }
                 let message = refusal.err().message().unwrap_or_default();
                 self.refused(status, code, message)
             }
@@ -95,19 +101,16 @@ impl Place<'_> {
 
     /// An answer the SDK could not make sense of: cut short, or of something that is not S3.
     fn unreadable(&self, status: u16, error: &(dyn Error + 'static)) -> RemoteError {
-        match status {
-            // `refused` words these by their status alone.
-            401 | 403 | 404 | 408 | 409 | 412 | 416 | 429 | 500.. => self.refused(status, "", ""),
-            // A multipart completion may say 200 first and fail then; a body cut short looks the same.
-            200..300 => self.error(
-                RemoteErrorKind::Server,
-                format!("its answer (status {status}) cannot be read ({}): is this an S3 endpoint?", innermost(error)),
-            ),
-            _ => self.error(
-                RemoteErrorKind::Rejected,
-                format!("answered with status {status} ({}): is this an S3 endpoint?", innermost(error)),
-            ),
+        if find::<hyper::Error>(error).is_some() {
+            return self.unreachable(error);
         }
+        if !(200..300).contains(&status) {
+            return self.refused(status, "", "");
+        }
+        // Only the completion of an upload may say 200 first and fail then: that is S3's way of a late 500.
+        let kind = if self.operation == COMPLETE { RemoteErrorKind::Server } else { RemoteErrorKind::Rejected };
+        let reason = innermost(error);
+        self.error(kind, format!("its answer (status {status}) cannot be read ({reason}): is this an S3 endpoint?"))
     }
 
     /// A refusal the store explained, by its code first and its status where there is none (HEAD has no body).
@@ -121,6 +124,14 @@ impl Place<'_> {
                 Kind::NoSuchBucket,
                 format!(
                     "bucket {bucket} does not exist there: create it, or edit the pair (`tierfs pair edit {pair}`)"
+                ),
+            ),
+            // The code of a HEAD is the SDK's own word for the status.
+            ("" | "NotFound", 404) if self.key.is_none() => (
+                Kind::NoSuchBucket,
+                format!(
+                    "bucket {bucket} does not exist there ({said}): create it, or check that the endpoint is the right \
+                     one and edit the pair (`tierfs pair edit {pair}`)"
                 ),
             ),
             ("NoSuchKey" | "NotFound" | "NoSuchVersion", _) => (Kind::NotFound, "no such object".to_owned()),
@@ -145,7 +156,8 @@ impl Place<'_> {
             ("RequestTimeout", _) | (_, 408 | 504) => (Kind::TimedOut, format!("the store waited too long ({said})")),
             ("SlowDown" | "SlowDownRead" | "SlowDownWrite" | "Throttling" | "ThrottlingException", _)
             | ("TooManyRequests" | "RequestLimitExceeded" | "BandwidthLimitExceeded" | "ServiceUnavailable", _)
-            | (_, 429) => (Kind::SlowDown, format!("the store asks to slow down ({said})")),
+            | (_, 429)
+            | ("", 503) => (Kind::SlowDown, format!("the store asks to slow down ({said})")),
             (_, 401 | 403)
             | ("AccessDenied" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken", _) => {
                 (
@@ -211,14 +223,18 @@ pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
     one_line(&last.to_string())
 }
 
+/// Text on one line.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Text from elsewhere on one line, bounded.
 fn one_line(text: &str) -> String {
-    let clean = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = clean.clone().take(QUOTE_MAX).collect();
-    if clean.count() > QUOTE_MAX {
-        short.push('…');
+    let clean = printable(text.trim());
+    match clean.char_indices().nth(QUOTE_MAX) {
+        Some((end, _)) => format!("{}…", &clean[..end]),
+        None => clean,
     }
-    short
 }
 
 #[cfg(test)]
@@ -254,7 +270,8 @@ mod tests {
             (416, "InvalidRange", Kind::Corrupt),
             (429, "", Kind::SlowDown),
             (503, "SlowDown", Kind::SlowDown),
-            (503, "", Kind::Server),
+            (503, "", Kind::SlowDown),
+            (503, "NoLeader", Kind::Server),
             (500, "InternalError", Kind::Server),
             (502, "", Kind::Server),
             (504, "", Kind::TimedOut),

@@ -116,9 +116,10 @@ mod tests {
     use super::*;
 
     const TIMEOUTS: Timeouts =
-        Timeouts { connect: Duration::from_secs(1), stall: Duration::from_secs(10), rate_min: 1000 };
+        Timeouts { connect: Duration::from_millis(50), stall: Duration::from_secs(1), rate_min: 1_000 };
+    const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    /// Runs a request that touches its progress every `step` for `length`, on a clock that jumps; how long it took.
+    /// Runs a request that touches its progress every `step` for `length`; how long it took.
     async fn run(len: u64, step: Duration, length: Duration) -> Result<Duration, Duration> {
         let start = Instant::now();
         let progress = Arc::new(Progress::new());
@@ -133,14 +134,17 @@ mod tests {
         outcome.map(|()| start.elapsed()).map_err(|late| late.after)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn progress_keeps_a_request_alive_a_stall_ends_it() {
-        let seconds = Duration::from_secs;
-        assert!(run(1 << 20, seconds(8), seconds(500)).await.unwrap() >= seconds(500));
-        let stalled = run(1 << 20, seconds(400), seconds(400)).await.unwrap_err();
-        assert_eq!(stalled.as_secs(), 11);
-        // 20,000 bytes at 1,000 a second, connect and stall: slower than that is given up although it moves.
-        let slow = run(20_000, seconds(5), seconds(500)).await.unwrap_err();
-        assert_eq!(slow.as_secs(), 31);
+        let moving = run(1 << 20, MS(50), MS(2_000));
+        let stalled = run(1 << 20, MS(9_000), MS(9_000));
+        // 1,000 bytes at 1,000 a second, connect and stall: slower than that is given up although it moves.
+        let slow = run(1_000, MS(50), MS(9_000));
+        let (moving, stalled, slow) = tokio::join!(moving, stalled, slow);
+        assert!(moving.unwrap() >= MS(2_000));
+        let stalled = stalled.unwrap_err();
+        assert!((MS(1_050)..MS(1_900)).contains(&stalled), "{stalled:?}");
+        let slow = slow.unwrap_err();
+        assert!((MS(2_050)..MS(4_000)).contains(&slow), "{slow:?}");
     }
 }
