@@ -1,1 +1,196 @@
 //! The share, or a bare directory, as an S3 endpoint.
+//!
+//! ```text
+//! listen   connections, HTTP, order of the layers      faults     a test aid
+//! unsigned requests nobody checks the signature of     counters   what came in
+//! s3       the protocol, in terms of ↓
+//! store    what the protocol needs: traits and values
+//! dir      the store over a bare directory
+//! ```
+//!
+//! [`Server::start`] serves a directory; [`Server::serve`] puts the same server over any other [`Store`].
+
+mod counters;
+mod dir;
+pub mod faults;
+mod listen;
+mod s3;
+pub mod store;
+mod unsigned;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::service::S3ServiceBuilder;
+use s3s::{S3Result, s3_error};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use counters::Requests;
+pub use dir::{DirStore, OpenError};
+use faults::Faults;
+use store::Store;
+
+/// S3's least size of a part that is not the last, bytes.
+const PART_BYTES_MIN: u64 = 5 << 20;
+
+/// Why the endpoint could not start. Each message is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Dir(#[from] OpenError),
+    #[error("cannot listen on {addr}: {source}; choose another address, or stop what listens there")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error("the access key must not be empty")]
+    EmptyKey,
+}
+
+/// The one identity that may use the endpoint.
+#[derive(Clone)]
+pub struct Credentials {
+    pub access_key: String,
+    pub secret_key: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("access_key", &self.access_key).finish_non_exhaustive()
+    }
+}
+
+/// How to serve.
+#[derive(Clone)]
+pub struct Options {
+    /// Where to listen; port 0 takes a free one, see [`Server::addr`].
+    pub listen: SocketAddr,
+    /// `None`: anonymous requests are accepted, and any signature.
+    pub credentials: Option<Credentials>,
+    /// A PutObject, CopyObject or CreateMultipartUpload to a missing bucket makes it. On by default.
+    pub make_buckets: bool,
+    /// Parts smaller than this, but for the last, are refused. S3's 5 MiB by default; tests may want less.
+    pub part_bytes_min: u64,
+    /// A test aid; empty by default.
+    pub faults: Faults,
+}
+
+impl Options {
+    /// Defaults, at `listen`.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            credentials: None,
+            make_buckets: true,
+            part_bytes_min: PART_BYTES_MIN,
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// A running endpoint. Dropping it stops it hard; [`Server::shutdown`] in good order.
+pub struct Server {
+    addr: SocketAddr,
+    counters: Arc<counters::Counters>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves the directory `dir`, which is made if it is missing. Returns when the endpoint answers.
+    /// Must be called within a tokio runtime with I/O and time enabled.
+    pub async fn start(dir: &Path, options: Options) -> Result<Self, Error> {
+        // The address first: it fails at once, the directory may take a while to read.
+        let listener = bind(options.listen).await?;
+        let dir = dir.to_owned();
+        let opened = tokio::task::spawn_blocking(move || DirStore::open(&dir)).await;
+        let store = match opened {
+            Ok(opened) => opened?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        Self::run(listener, Arc::new(store), options)
+    }
+
+    /// Serves any store.
+    pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Self, Error> {
+        let listener = bind(options.listen).await?;
+        Self::run(listener, store, options)
+    }
+
+    fn run(listener: TcpListener, store: Arc<dyn Store>, options: Options) -> Result<Self, Error> {
+        let addr = listener.local_addr().map_err(|source| Error::Listen { addr: options.listen, source })?;
+        let counters = Arc::new(counters::Counters::default());
+        let protocol = s3::Protocol {
+            store,
+            counters: counters.clone(),
+            make_buckets: options.make_buckets,
+            part_bytes_min: options.part_bytes_min,
+        };
+        let mut builder = S3ServiceBuilder::new(protocol);
+        let open = options.credentials.is_none();
+        if let Some(credentials) = options.credentials {
+            if credentials.access_key.is_empty() {
+                return Err(Error::EmptyKey);
+            }
+            builder
+                .set_auth(OneKey { secret: SecretKey::from(credentials.secret_key), access: credentials.access_key });
+        }
+        let handler =
+            listen::Handler { service: builder.build(), counters: counters.clone(), faults: options.faults, open };
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(listen::run(listener, Arc::new(handler), stopped));
+        Ok(Self { addr, counters, stop, task })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `http://…`, for clients.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// What has come in so far.
+    pub fn requests(&self) -> Requests {
+        self.counters.read()
+    }
+
+    /// Takes no new requests, gives those in flight five seconds, and returns when the store is closed.
+    pub async fn shutdown(mut self) {
+        // No receiver means that the task has ended.
+        let _ = self.stop.send(true);
+        // An error here is a panic of the task, which has been reported.
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn bind(addr: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })
+}
+
+/// Knows one key.
+struct OneKey {
+    access: String,
+    secret: SecretKey,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for OneKey {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key != self.access {
+            return Err(s3_error!(InvalidAccessKeyId, "the access key is not known here"));
+        }
+        Ok(self.secret.clone())
+    }
+}

@@ -1,0 +1,250 @@
+//! The protocol: S3's operations, decoded by the crate `s3s`, in terms of a [`Store`]. Knows no file and no socket.
+
+pub(super) mod convert;
+mod digest;
+mod get;
+mod list;
+mod multipart;
+mod put;
+
+use std::sync::Arc;
+
+use s3s::dto::*;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+
+use super::counters::Counters;
+use super::store::{Store, StoreError};
+
+/// Most keys of one DeleteObjects (S3's limit).
+const DELETE_MAX: usize = 1_000;
+
+/// S3 over a store.
+pub struct Protocol {
+    pub store: Arc<dyn Store>,
+    pub counters: Arc<Counters>,
+    /// A write to a bucket that is missing makes it.
+    pub make_buckets: bool,
+    /// Smallest part but the last, bytes.
+    pub part_bytes_min: u64,
+}
+
+impl Protocol {
+    /// Makes the bucket if that is wanted; then whoever uses it finds out whether it is there.
+    async fn want_bucket(&self, bucket: &str) -> S3Result<()> {
+        if !self.make_buckets || self.store.bucket(bucket).await.is_ok() {
+            return Ok(());
+        }
+        match self.store.create_bucket(bucket).await {
+            Ok(()) | Err(StoreError::BucketExists(_)) => Ok(()),
+            Err(e) => Err(convert::error(e)),
+        }
+    }
+
+    async fn need_bucket(&self, bucket: &str) -> S3Result<()> {
+        self.store.bucket(bucket).await.map(drop).map_err(convert::error)
+    }
+}
+
+fn ok<T>(output: T) -> S3Result<S3Response<T>> {
+    Ok(S3Response::new(output))
+}
+
+#[async_trait::async_trait]
+impl S3 for Protocol {
+    async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+        self.counters.count("CreateBucket");
+        self.store.create_bucket(&req.input.bucket).await.map_err(convert::error)?;
+        ok(CreateBucketOutput { location: Some(format!("/{}", req.input.bucket)) })
+    }
+
+    async fn delete_bucket(&self, req: S3Request<DeleteBucketInput>) -> S3Result<S3Response<DeleteBucketOutput>> {
+        self.counters.count("DeleteBucket");
+        self.store.remove_bucket(&req.input.bucket).await.map_err(convert::error)?;
+        ok(DeleteBucketOutput {})
+    }
+
+    async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.counters.count("HeadBucket");
+        self.need_bucket(&req.input.bucket).await?;
+        ok(HeadBucketOutput::default())
+    }
+
+    async fn list_buckets(&self, _: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
+        self.counters.count("ListBuckets");
+        let found = self.store.buckets().await.map_err(convert::error)?;
+        let buckets = found.into_iter().map(|bucket| Bucket {
+            name: Some(bucket.name),
+            creation_date: Some(convert::time(bucket.created)),
+            ..Bucket::default()
+        });
+        ok(ListBucketsOutput { buckets: Some(buckets.collect()), ..ListBucketsOutput::default() })
+    }
+
+    async fn get_bucket_location(
+        &self,
+        req: S3Request<GetBucketLocationInput>,
+    ) -> S3Result<S3Response<GetBucketLocationOutput>> {
+        self.counters.count("GetBucketLocation");
+        self.need_bucket(&req.input.bucket).await?;
+        // Empty means us-east-1.
+        ok(GetBucketLocationOutput::default())
+    }
+
+    async fn get_bucket_versioning(
+        &self,
+        req: S3Request<GetBucketVersioningInput>,
+    ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
+        self.counters.count("GetBucketVersioning");
+        self.need_bucket(&req.input.bucket).await?;
+        // No status means that versioning was never on.
+        ok(GetBucketVersioningOutput::default())
+    }
+
+    async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        self.counters.count("PutObject");
+        ok(put::put_object(self, req).await?)
+    }
+
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        self.counters.count("GetObject");
+        ok(get::get_object(self, req).await?)
+    }
+
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        self.counters.count("HeadObject");
+        ok(get::head_object(self, req).await?)
+    }
+
+    async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        self.counters.count("CopyObject");
+        ok(put::copy_object(self, req).await?)
+    }
+
+    async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.counters.count("DeleteObject");
+        let DeleteObjectInput { bucket, key, if_match, .. } = req.input;
+        let condition = convert::opt_etag_match(if_match.as_ref());
+        self.store.remove(&bucket, &key, condition).await.map_err(convert::error)?;
+        ok(DeleteObjectOutput::default())
+    }
+
+    async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        self.counters.count("DeleteObjects");
+        let DeleteObjectsInput { bucket, delete, .. } = req.input;
+        self.need_bucket(&bucket).await?;
+        if delete.objects.len() > DELETE_MAX {
+            return Err(s3_error!(MalformedXML, "at most {DELETE_MAX} keys can be deleted at once"));
+        }
+        // All at once, so that they share their syncs.
+        let removals = delete.objects.into_iter().map(|object| {
+            let bucket = &bucket;
+            async move {
+                let condition = object.e_tag.map(|etag| super::store::EtagMatch::Etag(etag.value().to_owned()));
+                let removed = self.store.remove(bucket, &object.key, condition).await;
+                (object.key, removed)
+            }
+        });
+        let (mut deleted, mut errors) = (Vec::new(), Vec::new());
+        for (key, removed) in futures::future::join_all(removals).await {
+            match removed.map_err(convert::error) {
+                Ok(()) => deleted.push(DeletedObject { key: Some(key), ..DeletedObject::default() }),
+                Err(e) => errors.push(Error {
+                    key: Some(key),
+                    code: Some(e.code().as_str().to_owned()),
+                    message: e.message().map(str::to_owned),
+                    version_id: None,
+                }),
+            }
+        }
+        let quiet = delete.quiet.unwrap_or_default();
+        ok(DeleteObjectsOutput { deleted: (!quiet).then_some(deleted), errors: Some(errors), request_charged: None })
+    }
+
+    async fn list_objects(&self, req: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
+        self.counters.count("ListObjects");
+        ok(list::list_v1(self, req).await?)
+    }
+
+    async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.counters.count("ListObjectsV2");
+        ok(list::list_v2(self, req).await?)
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        req: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        self.counters.count("CreateMultipartUpload");
+        ok(multipart::create(self, req).await?)
+    }
+
+    async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        self.counters.count("UploadPart");
+        ok(put::upload_part(self, req).await?)
+    }
+
+    async fn upload_part_copy(
+        &self,
+        req: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        self.counters.count("UploadPartCopy");
+        ok(put::upload_part_copy(self, req).await?)
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        req: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        self.counters.count("CompleteMultipartUpload");
+        ok(multipart::complete(self, req).await?)
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        req: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        self.counters.count("AbortMultipartUpload");
+        ok(multipart::abort(self, req).await?)
+    }
+
+    async fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
+        self.counters.count("ListParts");
+        ok(multipart::list_parts(self, req).await?)
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        req: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        self.counters.count("ListMultipartUploads");
+        ok(multipart::list_uploads(self, req).await?)
+    }
+
+    async fn get_object_tagging(
+        &self,
+        req: S3Request<GetObjectTaggingInput>,
+    ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
+        self.counters.count("GetObjectTagging");
+        let info = self.store.head(&req.input.bucket, &req.input.key).await.map_err(convert::error)?;
+        ok(GetObjectTaggingOutput { tag_set: convert::tag_set(&info.tags), version_id: None })
+    }
+
+    async fn put_object_tagging(
+        &self,
+        req: S3Request<PutObjectTaggingInput>,
+    ) -> S3Result<S3Response<PutObjectTaggingOutput>> {
+        self.counters.count("PutObjectTagging");
+        let tags = convert::tags_of_set(req.input.tagging.tag_set)?;
+        self.store.set_tags(&req.input.bucket, &req.input.key, tags).await.map_err(convert::error)?;
+        ok(PutObjectTaggingOutput::default())
+    }
+
+    async fn delete_object_tagging(
+        &self,
+        req: S3Request<DeleteObjectTaggingInput>,
+    ) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
+        self.counters.count("DeleteObjectTagging");
+        self.store.set_tags(&req.input.bucket, &req.input.key, Vec::new()).await.map_err(convert::error)?;
+        ok(DeleteObjectTaggingOutput::default())
+    }
+}
