@@ -77,10 +77,13 @@ impl Place<'_> {
     }
 
     pub(super) fn unreachable(&self, error: &(dyn Error + 'static)) -> RemoteError {
-        self.error(
-            RemoteErrorKind::Unreachable,
-            format!("cannot be reached ({}): check that the endpoint is up and its URL is right", innermost(error)),
-        )
+        let reason = innermost(error);
+        let way_out = if reason.contains("certificate") {
+            "make the system trust the authority that signed it, or name its file in SSL_CERT_FILE"
+        } else {
+            "check that the endpoint is up and its URL is right"
+        };
+        self.error(RemoteErrorKind::Unreachable, format!("cannot be reached ({reason}): {way_out}"))
     }
 
     fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
@@ -182,7 +185,8 @@ impl Place<'_> {
                 (Kind::Corrupt, format!("the object is shorter than it should be ({said})"))
             }
             (_, 501) => (Kind::Rejected, format!("the store cannot do this ({said})")),
-            (_, 500..) => (Kind::Server, format!("the store failed ({said})")),
+            // Also a late failure after a 200: see `unreadable`.
+            (_, 200..=299 | 500..) => (Kind::Server, format!("the store failed ({said})")),
             _ => (Kind::Rejected, format!("the store refused ({said})")),
         };
         self.error(kind, detail)
@@ -275,6 +279,7 @@ mod tests {
             (500, "InternalError", Kind::Server),
             (502, "", Kind::Server),
             (504, "", Kind::TimedOut),
+            (200, "InternalError", Kind::Server),
             (501, "NotImplemented", Kind::Rejected),
             (400, "InvalidArgument", Kind::Rejected),
         ] {

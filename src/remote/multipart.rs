@@ -128,7 +128,7 @@ impl Shared {
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .set_metadata(user_metadata(metadata));
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let id = answer.upload_id.filter(|id| !id.is_empty());
         id.ok_or_else(|| place.error(RemoteErrorKind::Rejected, "the store began an upload without an id"))
@@ -226,7 +226,7 @@ impl Shared {
             .customize()
             .disable_payload_signing();
         let answer = within(&self.config.timeouts, expected.len, progress, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         confirm_checksum(&place, expected, answer.checksum_crc32())?;
         stored(&place, answer.e_tag(), None).map(|stored| stored.etag)
@@ -283,7 +283,7 @@ impl Shared {
                 .multipart_upload(list.clone());
             // A store may copy the parts together now: it gets the time the whole length would take.
             let answer = within(&self.config.timeouts, expected.len, None, request.send()).await;
-            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
             match answer {
                 Ok(answer) => {
                     confirm_checksum(&place, expected, answer.checksum_crc32())?;

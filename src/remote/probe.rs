@@ -100,7 +100,7 @@ impl Shared {
             .customize()
             .disable_payload_signing();
         let answer = within(&self.config.timeouts, content.len() as u64, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer {
             Ok(answer) => {
                 traces.versions[noted].1 = answer.version_id.filter(|version| version != "null");
@@ -120,7 +120,7 @@ impl Shared {
         let place = self.place("probe", None, endpoint);
         let request = endpoint.client.get_bucket_versioning().bucket(&self.config.bucket);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer {
             Ok(answer) => Ok(answer.status() == Some(&BucketVersioningStatus::Enabled)),
             Err(error) => match place.failed(&error) {
