@@ -89,16 +89,16 @@ impl Place<'_> {
     fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
         let wanted = self.config.credentials.describe();
         let pair = &self.config.pair;
+        let way_out = format!("provide them, or name a file (`tierfs pair edit {pair}`)");
         match error {
             CredentialsError::ProviderTimedOut(_) => self.timed_out(&format!("no credentials from the {wanted}")),
-            CredentialsError::CredentialsNotLoaded(_) => self.error(
+            CredentialsError::CredentialsNotLoaded(_) => {
+                self.error(RemoteErrorKind::Denied, format!("no credentials found in the {wanted}; {way_out}"))
+            }
+            _ => self.error(
                 RemoteErrorKind::Denied,
-                format!(
-                    "no credentials found in the {wanted}; provide them, or name a file (`tierfs pair edit {pair}`)"
-                ),
+                format!("no usable credentials in the {wanted} ({}); {way_out}", innermost(error)),
             ),
-            _ => self
-                .error(RemoteErrorKind::Denied, format!("no usable credentials in the {wanted}: {}", innermost(error))),
         }
     }
 
