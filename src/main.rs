@@ -1,1 +1,5 @@
-fn main() {}
+//! The `tierfs` binary: hands the command line to the library and ends with its exit code.
+
+fn main() -> std::process::ExitCode {
+    tierfs::cli::main()
+}

@@ -213,3 +213,37 @@ checked_name_type!(
     ClusterId,
     "cluster id"
 );
+
+/// Name of the virtual xattr on the mount's root that tells root where the control socket is.
+pub const SOCKET_XATTR: &str = "user.tierfs.socket";
+
+/// The state of one file as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileState {
+    Resident,
+    Dual,
+    Releasing,
+    Stub,
+    /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
+    Damaged,
+}
+
+impl FileState {
+    /// The word in output and in `user.tierfs.state`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Dual => "dual",
+            Self::Releasing => "releasing",
+            Self::Stub => "stub",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+impl fmt::Display for FileState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

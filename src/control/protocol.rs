@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Name of the virtual xattr on the mount's root that tells root where the control socket is.
-pub const SOCKET_XATTR: &str = "user.tierfs.socket";
+pub use crate::types::{FileState, SOCKET_XATTR};
 
 /// A path relative to the mount's root. Text where it is UTF-8, bytes where it isn't, so that nothing is lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,18 +72,6 @@ pub struct Progress {
     pub bytes_done: u64,
     /// The walk over the named paths is complete.
     pub walked: bool,
-}
-
-/// The state of one file as people see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FileState {
-    Resident,
-    Dual,
-    Releasing,
-    Stub,
-    /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
-    Damaged,
 }
 
 /// One file.

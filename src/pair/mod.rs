@@ -1,10 +1,30 @@
 //! Gpair configuration: what binds a local share to a remote one.
 //!
-//! A pair is one TOML file in `pairs.d`; it is read, validated once and then a plain struct.
+//! A pair is one TOML file in `pairs.d`; it is read, validated once ([`file`], by the rules of [`syntax`]) and then a
+//! plain struct. [`store`] owns the directory. Nothing here talks to a remote or to a mount: what needs them comes in as
+//! a closure. No secret is ever in a pair: it names the file that holds the credentials.
 
+pub mod capabilities;
+mod error;
+pub mod file;
+pub mod store;
+pub mod syntax;
+pub mod units;
+
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::types::{ClusterId, PairName};
+
+pub use error::{PairError, PairResult};
+pub use store::{ClaimCheck, Store};
+
+/// Bytes per manifest chunk unless the pair says otherwise.
+pub const CHUNK_SIZE_DEFAULT: u32 = 4 << 20;
+/// Seconds a superseded or deleted object is kept unless the pair says otherwise: a day to notice a mistake.
+pub const RETENTION_DEFAULT_S: u64 = 24 * 3600;
+/// Region unless the pair says otherwise: what stores that know no regions expect in a signature.
+pub const REGION_DEFAULT: &str = "us-east-1";
 
 /// What the remote is (R2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -48,4 +68,100 @@ pub struct Pair {
     pub chunk_size: u32,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+}
+
+impl Pair {
+    /// The remote share as text: `s3://bucket/prefix`.
+    pub fn remote_share(&self) -> String {
+        if self.prefix.is_empty() {
+            format!("s3://{}", self.bucket)
+        } else {
+            format!("s3://{}/{}", self.bucket, self.prefix)
+        }
+    }
+
+    /// The four identifiers joined by commas, local first (R6). Commas cannot occur in cluster ids or buckets.
+    pub fn identifiers(&self) -> String {
+        format!("{},{},{},{}", self.local_cluster, self.local_share.display(), self.remote_cluster, self.remote_share())
+    }
+
+    /// Whether `other` binds the same two ends in the same direction.
+    pub fn same_identifiers(&self, other: &Pair) -> bool {
+        self.local_cluster == other.local_cluster
+            && self.local_share == other.local_share
+            && self.remote_cluster == other.remote_cluster
+            && self.bucket == other.bucket
+            && self.prefix == other.prefix
+    }
+
+    /// Whether `other` is the same gpair as configured on the other side. A remote share is known here as bucket and
+    /// prefix, there as a directory: the directory whose path ends in `bucket/prefix` is taken for it.
+    pub fn is_other_half(&self, other: &Pair) -> bool {
+        let ends_as = |here: &Pair, there: &Pair| {
+            let remote = if there.prefix.is_empty() {
+                there.bucket.clone()
+            } else {
+                format!("{}/{}", there.bucket, there.prefix)
+            };
+            here.local_share.ends_with(remote)
+        };
+        self.local_cluster == other.remote_cluster
+            && self.remote_cluster == other.local_cluster
+            && self.local_cluster != self.remote_cluster
+            && (ends_as(self, other) || ends_as(other, self))
+    }
+}
+
+impl RemoteRole {
+    /// The word in configuration and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gfs => "gfs",
+            Self::Gpeer => "gpeer",
+        }
+    }
+}
+
+impl MetaSyncRole {
+    /// The word in configuration and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Slave => "slave",
+        }
+    }
+}
+
+impl fmt::Display for RemoteRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for MetaSyncRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for RemoteRole {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "gfs" => Ok(Self::Gfs),
+            "gpeer" => Ok(Self::Gpeer),
+            _ => Err(format!("{word:?} is not a role: use \"gfs\" (a plain object store) or \"gpeer\" (a share)")),
+        }
+    }
+}
+
+impl std::str::FromStr for MetaSyncRole {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "master" => Ok(Self::Master),
+            "slave" => Ok(Self::Slave),
+            _ => Err(format!("{word:?} is not a metadata sync role: use \"master\" or \"slave\"")),
+        }
+    }
 }

@@ -135,18 +135,23 @@ pub enum RecordError {
 impl Record {
     /// What a file without a record is.
     pub fn unclaimed() -> Self {
-        Self { claim: Claim::Resident, generation: Generation(0), epoch: 0, flags: Flags::default(), object: None, superseded: None }
+        Self {
+            claim: Claim::Resident,
+            generation: Generation(0),
+            epoch: 0,
+            flags: Flags::default(),
+            object: None,
+            superseded: None,
+        }
     }
 
     /// The record of changed content: resident, of `generation`, with the old object marked as superseded.
     /// An object that is superseded already must have its intent first.
     pub fn into_resident(self, generation: Generation) -> Self {
         let superseded = match (self.object, self.superseded) {
-            (Some(object), None) => Some(Superseded {
-                pair: object.pair.name.clone(),
-                manifest: object.has_manifest(),
-                key: object.key,
-            }),
+            (Some(object), None) => {
+                Some(Superseded { pair: object.pair.name.clone(), manifest: object.has_manifest(), key: object.key })
+            }
             (None, superseded) => superseded,
             (Some(_), Some(_)) => unreachable!("check() refuses a record with both"),
         };

@@ -26,13 +26,13 @@ struct Traces {
 
 impl Shared {
     pub(super) async fn probe(&self) -> RemoteResult<Capabilities> {
-        // Reading the listing tells a missing bucket and refused credentials apart, with the store's own words.
-        self.list("", None).await?;
         let endpoint = self.endpoints.first();
         let mut traces = Traces { versions: Vec::new() };
         let outcome = self.try_out(endpoint, &mut traces).await;
         let cleaned = self.clean(endpoint, traces).await;
         let capabilities = outcome?;
+        // After the first PUT: some stores (the embedded one) make a missing bucket then. A rebuild needs the listing.
+        self.list("", None).await?;
         cleaned.map_err(|error| {
             let detail = format!("objects can be stored but not removed: {}", error.detail);
             RemoteError { detail, ..error }
@@ -110,7 +110,12 @@ impl Shared {
                 if conditional && is_not_implemented(&error) {
                     self.stop_conditions();
                 }
-                Err(place.failed(&error))
+                let error = place.failed(&error);
+                if error.kind.is_configuration() {
+                    // Nothing can have been stored, and its removal would only fail for the same reason.
+                    traces.versions.truncate(noted);
+                }
+                Err(error)
             }
         }
     }

@@ -1,0 +1,37 @@
+# Two commands matter: `make demo` shows the main job, `make test` proves it. Both install what is missing first.
+
+CARGO ?= cargo
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+.DEFAULT_GOAL := help
+.PHONY: help deps demo test bench fmt lint
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+deps: ## Install what is missing on Debian 12 or 13
+	@scripts/install-deps.sh test
+
+demo: ## Build, then mount, migrate and read back a real tree (under two minutes after the build)
+	@scripts/install-deps.sh demo
+	@$(CARGO) build --locked --release
+	@scripts/demo.sh
+
+test: ## Install what is missing, check format and lints, run all tests
+	@scripts/install-deps.sh test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	    $(CARGO) deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences and sources not checked"; fi
+	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
+
+bench: ## Measure against the lower filesystem and rclone
+	@scripts/install-deps.sh bench
+	$(CARGO) bench --locked
+
+fmt: ## Format the source
+	$(CARGO) fmt
+
+lint: ## Format check and lints only
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings

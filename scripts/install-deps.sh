@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what building, testing or measuring tierfs needs on a fresh Debian 12 or 13, and says what it installs.
+# Quiet when nothing is missing. Usage: install-deps.sh [demo|test|bench]
+set -euo pipefail
+
+purpose=${1:-test}
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'install-deps: %s\n' "$*" >&2; exit 3; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Tools of the system live in sbin, which is not in everybody's path.
+PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+packages=()
+need() { have "$1" || packages+=("$2"); }
+
+need cc gcc # aws-lc, ring and SQLite are compiled
+need make make
+need mkfs.ext4 e2fsprogs
+need mount mount
+need findmnt util-linux
+if [[ $purpose != demo ]]; then
+    need mkfs.xfs xfsprogs
+    need getfattr attr
+    need getfacl acl
+fi
+if [[ $purpose == bench ]]; then
+    need rclone rclone
+fi
+if have cc && ! printf '#include <stdio.h>\nint main(void){return 0;}\n' | cc -fsyntax-only -x c - 2>/dev/null; then
+    packages+=(libc6-dev)
+fi
+
+if ((${#packages[@]})); then
+    have apt-get || die "missing: ${packages[*]}; this is not Debian, install them by hand"
+    as_root=()
+    if [[ $(id -u) != 0 ]]; then
+        have sudo || die "missing: ${packages[*]}; run this as root: apt-get install ${packages[*]}"
+        as_root=(sudo)
+    fi
+    say "installing from Debian: ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    log=$(mktemp)
+    if ! { "${as_root[@]}" apt-get update -qq &&
+        "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        die "apt-get failed (see above): mend it, or install ${packages[*]} by hand"
+    fi
+    rm -f "$log"
+fi
+
+have cargo || die "cargo is missing: install Rust 1.95 or later, https://rustup.rs"
+if [[ $purpose == test ]]; then
+    for component in clippy rustfmt; do
+        if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
+            have rustup || die "cargo ${component/rustfmt/fmt} is missing: install it, or use rustup"
+            say "installing with rustup: $component"
+            rustup --quiet component add "$component"
+        fi
+    done
+    if ! cargo nextest --version >/dev/null 2>&1; then
+        say "installing with cargo: cargo-nextest (a few minutes)"
+        cargo install --quiet --locked cargo-nextest
+    fi
+fi
+
+# Said here rather than by a test that fails half way. Building needs neither.
+if [[ $purpose != build ]]; then
+    [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the fuse module (modprobe fuse), or give the container the device"
+    [[ $(id -u) == 0 ]] || die "mounting needs root: run this as root"
+fi

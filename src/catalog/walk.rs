@@ -1,0 +1,129 @@
+//! Walks over the share below the mount: by inode, never following a symbolic link, never leaving the filesystem.
+//!
+//! Memory goes by the depth of the tree and the longest directory buffer, not by the number of files.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::ports::{Attr, FileKind, Lower, LowerDir, LowerError, LowerResult};
+use crate::types::{FileId, Inode};
+
+/// Something found: an inode and its path relative to the share.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub node: Inode,
+    pub attr: Attr,
+    pub path: PathBuf,
+}
+
+/// What a walk meets.
+pub enum Step {
+    /// A regular file, once for each inode however many names it has.
+    File(Found),
+    /// A directory or name that could not be read; the walk goes on.
+    Failed(PathBuf, LowerError),
+}
+
+/// Whether a walk goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Continue,
+    Stop,
+}
+
+/// Finds a path relative to the share's root. Symbolic links and `..` are refused: the path names exactly one thing.
+pub fn resolve(lower: &dyn Lower, path: &Path) -> LowerResult<Found> {
+    let root = lower.root();
+    let mut found = Found { node: root, attr: lower.stat(&root)?, path: PathBuf::new() };
+    for component in path.components() {
+        let name = match component {
+            Component::Normal(name) => name,
+            Component::CurDir => continue,
+            _ => return Err(LowerError::from_errno("resolve", libc::EINVAL)),
+        };
+        let (node, attr) = lower.lookup(&found.node, name)?;
+        found = Found { node, attr, path: found.path.join(name) };
+    }
+    Ok(found)
+}
+
+struct Level {
+    node: Inode,
+    path: PathBuf,
+    dir: Arc<dyn LowerDir>,
+    offset: i64,
+    /// Entries read and not yet visited.
+    ahead: std::vec::IntoIter<crate::ports::DirEntry>,
+}
+
+fn enter(lower: &dyn Lower, node: Inode, path: PathBuf) -> LowerResult<Level> {
+    Ok(Level { dir: lower.open_dir(&node)?, node, path, offset: 0, ahead: Vec::new().into_iter() })
+}
+
+/// Visits every regular file at and below `start`, until `visit` says stop.
+pub fn walk(lower: &dyn Lower, start: Found, visit: &mut dyn FnMut(Step) -> Next) {
+    let mut seen_links = HashSet::<FileId>::new();
+    if start.attr.kind != FileKind::Directory {
+        if start.attr.kind == FileKind::Regular {
+            visit(Step::File(start));
+        }
+        return;
+    }
+    let mut levels = match enter(lower, start.node, start.path.clone()) {
+        Ok(level) => vec![level],
+        Err(error) => {
+            visit(Step::Failed(start.path, error));
+            return;
+        }
+    };
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.ahead.next() else {
+            match level.dir.read(level.offset) {
+                Ok(entries) if entries.is_empty() => {
+                    levels.pop();
+                }
+                Ok(entries) => {
+                    level.offset = entries.last().map_or(level.offset, |last| last.next_offset);
+                    level.ahead = entries.into_iter();
+                }
+                Err(error) => {
+                    let failed = Step::Failed(level.path.clone(), error);
+                    levels.pop();
+                    if visit(failed) == Next::Stop {
+                        return;
+                    }
+                }
+            }
+            continue;
+        };
+        let wanted = !matches!(entry.kind, Some(kind) if kind != FileKind::Regular && kind != FileKind::Directory);
+        if !wanted || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+            continue;
+        }
+        let path = level.path.join(&entry.name);
+        let step = match lower.lookup(&level.node, &entry.name) {
+            // Removed since the directory was read.
+            Err(error) if error.errno() == libc::ENOENT => continue,
+            Err(error) => Step::Failed(path, error),
+            Ok((node, attr)) if attr.kind == FileKind::Directory => match enter(lower, node, path.clone()) {
+                Ok(below) => {
+                    levels.push(below);
+                    continue;
+                }
+                Err(error) => Step::Failed(path, error),
+            },
+            Ok((node, attr)) if attr.kind == FileKind::Regular => {
+                if attr.nlink > 1 && !seen_links.insert(node.id) {
+                    continue;
+                }
+                Step::File(Found { node, attr, path })
+            }
+            Ok(_) => continue,
+        };
+        if visit(step) == Next::Stop {
+            return;
+        }
+    }
+}

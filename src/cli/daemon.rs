@@ -1,0 +1,345 @@
+//! Where the parts are put together: the mount's daemon, the embedded endpoint, and what `pair` needs of either.
+
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags as KernelFlags, UnmountFlags};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::CliError;
+use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
+use crate::control::policy::{Policy, Runner};
+use crate::control::server::{Server, Socket};
+use crate::engine::{Engine, Limits, Target};
+use crate::fs::{Fs, FsOptions};
+use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
+use crate::gateway::{self, Credentials, Options};
+use crate::journal::SqliteJournal;
+use crate::lower::{self, Share};
+use crate::pair::{ClaimCheck, Pair, PairResult};
+use crate::ports::{Capabilities, Clock, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::record::{PairRef, Record};
+use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use crate::types::{ContentHash, FileId, PairName};
+
+/// Async workers; blocking work has threads of its own.
+const WORKERS: usize = 4;
+/// Seconds the kernel may keep names and attributes: all access is through the mount.
+const TTL_S: u64 = 60;
+/// How long transfers may take to come to rest when the mount goes away.
+const REST_WITHIN: Duration = Duration::from_secs(30);
+/// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
+const PROBE_PAUSE: Duration = Duration::from_secs(60);
+
+fn failed(what: impl std::fmt::Display) -> CliError {
+    CliError::Failed(what.to_string())
+}
+
+fn runtime() -> Result<Runtime, CliError> {
+    Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(|error| failed(format!("cannot start the runtime: {error}")))
+}
+
+/// Mounts the share and serves it until it is unmounted. Calls `ready.ok()` when the mount answers; an error before that
+/// is passed on to whoever waits.
+pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
+    let share = open_share(args)?;
+    let read_only = args.read_only || share.features().read_only;
+    let lower: Arc<dyn Lower> = Arc::new(share);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    // Only now may threads start: they inherit what was dropped.
+    let runtime = runtime()?;
+    let state = ShareState::open(args)?;
+    let journal = Arc::new(SqliteJournal::open(&state.journal).map_err(failed)?);
+    runtime.block_on(state.bind(args, lower.root().id, &*journal))?;
+    let remote = match &args.pair {
+        Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
+        None => None,
+    };
+    let target = args.pair.as_ref().zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
+    let engine =
+        Engine::new(lower.clone(), journal, clock.clone(), target, runtime.handle().clone(), Limits::default());
+    if !read_only {
+        let settled = runtime.block_on(engine.recover()).map_err(failed)?;
+        if settled > 0 {
+            tracing::info!(settled, "interrupted transfers were settled");
+        }
+    }
+    let options = FsOptions {
+        read_only,
+        passthrough: kernel_can_pass_through(),
+        socket: Some(state.socket.clone()),
+        ..FsOptions::default()
+    };
+    let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
+    let socket = {
+        let _guard = runtime.enter();
+        Socket::bind(&state.socket)
+            .map_err(|error| failed(format!("cannot make the control socket {}: {error}", state.socket.display())))?
+    };
+    let mount_options =
+        MountOptions { flags: kernel_flags(&args.flags, read_only), source: args.share.clone(), ttl_s: TTL_S };
+    let mount = Mount::new(fs, &args.mountpoint, &mount_options).map_err(failed)?;
+    let server = Arc::new(Server {
+        lower: lower.clone(),
+        engine: engine.clone(),
+        share: args.share.clone(),
+        mountpoint: args.mountpoint.clone(),
+        pair_problem: parking_lot::Mutex::new(None),
+    });
+    runtime.spawn(server.clone().serve(socket));
+    if let Some(remote) = remote {
+        runtime.spawn(watch_pair(server, remote));
+    }
+    if !read_only {
+        engine.start_deletions();
+        let policy = Policy {
+            archive_after: args.policy.archive_after,
+            release_above_pct: args.policy.release.map(|(above, _)| above),
+            release_below_pct: args.policy.release.map(|(_, below)| below),
+        };
+        if !policy.is_idle() {
+            let runner = Runner { lower, engine: engine.clone(), clock, policy };
+            runtime.spawn(Arc::new(runner).run());
+        }
+    }
+    runtime.spawn(unmount_on_signal(args.mountpoint.clone()));
+    tracing::info!(share = %args.share.display(), mountpoint = %args.mountpoint.display(), "mounted");
+    ready.ok();
+    let served = mount.serve();
+    tracing::info!("unmounted");
+    engine.stop();
+    runtime.block_on(async {
+        let rest = async {
+            while !engine.is_idle() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
+            tracing::warn!("transfers still run; the next mount settles them");
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
+}
+
+fn open_share(args: &MountArgs) -> Result<Share, CliError> {
+    let place = args.share.display();
+    let privileges = |error: LowerError| failed(format!("cannot prepare the daemon: {error}"));
+    lower::ignore_sigio().map_err(privileges)?;
+    let share = Share::open(&args.share).map_err(|error| failed(format!("cannot open share {place}: {error}")))?;
+    lower::drop_privileges().map_err(privileges)?;
+    let features = share.features();
+    if features.read_only {
+        if !args.read_only {
+            return Err(failed(format!("share {place} is read-only: mount it with -o ro, or make it writable")));
+        }
+        return Ok(share);
+    }
+    if args.pair.is_some() && !features.punch_hole {
+        return Err(failed(format!(
+            "the filesystem of {place} cannot punch holes, so no space could be freed: use ext4 or xfs, or mount without a pair"
+        )));
+    }
+    if !features.leases {
+        tracing::warn!(share = %place, "no leases on this filesystem: a file mapped by somebody cannot be told from a free one");
+    }
+    Ok(share)
+}
+
+/// Where a share's state is kept, by the share's path.
+struct ShareState {
+    /// Tells which filesystem the journal is about.
+    identity: PathBuf,
+    journal: PathBuf,
+    socket: PathBuf,
+}
+
+impl ShareState {
+    fn open(args: &MountArgs) -> Result<Self, CliError> {
+        use std::os::unix::ffi::OsStrExt;
+        // A path as a file name could be too long; its hash is not.
+        let name = &ContentHash::of(args.share.as_os_str().as_bytes()).to_string()[..16];
+        let dir = args.state_dir.join("shares").join(name);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.and_then(|()| std::fs::write(dir.join("share"), args.share.as_os_str().as_bytes())).map_err(|error| {
+            failed(format!("cannot keep state in {}: {error}; --state-dir names another place", dir.display()))
+        })?;
+        Ok(Self {
+            identity: dir.join("identity"),
+            journal: dir.join("journal.sqlite"),
+            socket: dir.join("control").join("socket"),
+        })
+    }
+
+    /// Makes sure that the journal is about this very directory. On another one (the share's filesystem is not mounted, or was made
+    /// anew) its inodes are not found, and objects would be deleted that the right share still needs.
+    async fn bind(&self, args: &MountArgs, root: FileId, journal: &dyn Journal) -> Result<(), CliError> {
+        let cannot = |error: io::Error| failed(format!("{}: {error}", self.identity.display()));
+        match std::fs::read_to_string(&self.identity) {
+            Ok(known) if known == root.to_string() => return Ok(()),
+            Ok(_) => {
+                let (transfers, deletions) = journal.counts().await.map_err(failed)?;
+                if transfers + deletions > 0 {
+                    return Err(failed(format!(
+                        "{} is not the directory it was: {} notes about another one are in {}. Mount the share's filesystem there first; if \
+                         the share was made anew or restored elsewhere, move that file away",
+                        args.share.display(),
+                        transfers + deletions,
+                        self.journal.display()
+                    )));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(cannot(error)),
+        }
+        // Durable before the first note is.
+        let mut file = std::fs::File::create(&self.identity).map_err(cannot)?;
+        file.write_all(root.to_string().as_bytes()).and_then(|()| file.sync_all()).map_err(cannot)?;
+        let dir = self.identity.parent().unwrap_or(Path::new("/"));
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(cannot)
+    }
+}
+
+fn kernel_flags(flags: &MountFlags, read_only: bool) -> KernelFlags {
+    let mut all = KernelFlags::empty();
+    for (set, flag) in [
+        (read_only, KernelFlags::RDONLY),
+        (flags.nosuid, KernelFlags::NOSUID),
+        (flags.nodev, KernelFlags::NODEV),
+        (flags.noexec, KernelFlags::NOEXEC),
+        (flags.noatime, KernelFlags::NOATIME),
+        (flags.nodiratime, KernelFlags::NODIRATIME),
+    ] {
+        all.set(flag, set);
+    }
+    all
+}
+
+fn remote_config(pair: &Pair) -> RemoteConfig {
+    let profile = pair.credentials_profile.clone();
+    let mut config = RemoteConfig::new(pair.name.clone(), pair.bucket.clone(), "");
+    config.prefix = pair.prefix.clone();
+    config.endpoints = pair.endpoints.clone();
+    config.region = pair.region.clone();
+    config.credentials = match &pair.credentials_file {
+        Some(path) => CredentialsFrom::File { path: path.clone(), profile },
+        None => CredentialsFrom::Chain { profile },
+    };
+    // Whole chunks only: a part is hashed chunk by chunk as it is read.
+    config.part_size = config.part_size.max(u64::from(pair.chunk_size));
+    config
+}
+
+fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
+    Target {
+        pair: PairRef {
+            name: pair.name.clone(),
+            local_cluster: pair.local_cluster.clone(),
+            local_share: pair.local_share.display().to_string(),
+            remote_cluster: pair.remote_cluster.clone(),
+            remote_share: match pair.prefix.as_str() {
+                "" => pair.bucket.clone(),
+                prefix => format!("{}/{prefix}", pair.bucket),
+            },
+        },
+        prefix: pair.prefix.clone(),
+        remote,
+        chunk_size: pair.chunk_size,
+        retention_s: pair.retention_s,
+    }
+}
+
+/// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
+async fn watch_pair(server: Arc<Server>, remote: S3Remote) {
+    loop {
+        match remote.probe().await {
+            Ok(found) => {
+                tracing::info!(?found, "the pair's endpoint answers");
+                *server.pair_problem.lock() = None;
+                return;
+            }
+            Err(error) => {
+                tracing::warn!("the pair cannot be used at present: {error}");
+                *server.pair_problem.lock() = Some(error.to_string());
+            }
+        }
+        tokio::time::sleep(PROBE_PAUSE).await;
+    }
+}
+
+/// SIGTERM and SIGINT unmount. In use, the mount goes out of sight and ends with its last user.
+async fn unmount_on_signal(mountpoint: PathBuf) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return tracing::warn!("signals cannot be watched: use `tierfs umount`");
+    };
+    loop {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        let place = mountpoint.clone();
+        // Off the workers: the kernel asks this daemon while it unmounts.
+        let ended = tokio::task::spawn_blocking(move || unmount(&place)).await;
+        if let Ok(Err(error)) = ended {
+            tracing::error!("cannot unmount {}: {error}", mountpoint.display());
+        }
+    }
+}
+
+fn unmount(mountpoint: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW) {
+        Err(rustix::io::Errno::BUSY) => {
+            tracing::warn!("{} is in use: it ends with its last user", mountpoint.display());
+            Ok(rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Serves the embedded S3 endpoint until a signal ends it. Calls `listening` with the address it is bound to.
+pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Result<(), CliError> {
+    let credentials = match (std::env::var("AWS_ACCESS_KEY_ID"), std::env::var("AWS_SECRET_ACCESS_KEY")) {
+        (Ok(access_key), Ok(secret_key)) => Some(Credentials { access_key, secret_key }),
+        (Err(_), Err(_)) => {
+            tracing::warn!("no credentials in the environment: everybody who reaches {} may do anything", args.listen);
+            None
+        }
+        _ => return Err(failed("set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither")),
+    };
+    runtime()?.block_on(async {
+        let cannot = |error: io::Error| failed(format!("cannot watch for signals: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+        let options = Options { credentials, ..Options::new(args.listen) };
+        let server = gateway::Server::start(&args.dir, options).await.map_err(failed)?;
+        listening(server.addr());
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        server.shutdown().await;
+        Ok(())
+    })
+}
+
+/// Tries what the pair's endpoint can do. The error is one line without a secret.
+pub fn probe(pair: &Pair) -> Result<Capabilities, String> {
+    let runtime = runtime().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
+        remote.probe().await.map_err(|error| error.to_string())
+    })
+}
+
+/// Whether files of the pair's share have content that only the pair can bring back. The share is not mounted with it.
+pub fn claims(pair: &Pair) -> PairResult<ClaimCheck> {
+    claims::scan(pair, &record_pair)
+}
+
+/// The pair that a stored record names: `None` when the record cannot be read, which counts as any pair.
+fn record_pair(_path: &Path, stored: &[u8]) -> Option<Option<PairName>> {
+    Some(Record::decode(stored).ok()?.object.map(|object| object.pair.name))
+}

@@ -1,0 +1,161 @@
+//! What `migrate`, `recall`, `release`, `pin`, `unpin` and `status` share: from the paths on the command line to
+//! requests, one mount at a time, and the replies to the reporter.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{CliError, Exit};
+use super::report::{Reporter, Verb};
+use super::{Global, output};
+use crate::control::by_xattr::{self, Steer};
+use crate::control::client::{Connection, REQUEST_PATHS_MAX};
+use crate::control::locate::{Located, locate, socket_of};
+use crate::control::mountinfo::{self, MountEntry};
+use crate::control::protocol::{Failure, Reply, Request, Summary, WirePath};
+use crate::control::{ControlError, ControlResult};
+
+/// The arguments of every command about files.
+#[derive(Debug, Args)]
+pub struct Paths {
+    /// Files or, with -r, directories on a tierfs mount. A symbolic link is skipped.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// All regular files below the directories named.
+    #[arg(short, long)]
+    pub recursive: bool,
+}
+
+/// What is asked, for root by the socket and for others by attributes.
+pub struct Ask<'a> {
+    pub verb: Verb,
+    /// Makes the request for paths relative to the mount's root.
+    pub request: &'a dyn Fn(Vec<WirePath>) -> Request,
+    pub by_xattr: ByXattr,
+}
+
+/// How a user who is not root asks the same.
+#[derive(Clone, Copy, Debug)]
+pub enum ByXattr {
+    Steer(Steer),
+    Status {
+        files: bool,
+    },
+    /// Not possible; the reason.
+    No(&'static str),
+}
+
+/// One mount and the named paths on it.
+struct Group {
+    mount: MountEntry,
+    files: Vec<Located>,
+}
+
+/// Asks every mount concerned and reports. Paths that lie on no mount are failures of their own; if none lies on one,
+/// nothing could be done.
+pub fn run(global: &Global, paths: &Paths, ask: Ask<'_>) -> Result<Exit, CliError> {
+    let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+    let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
+    let mut reporter = Reporter::new(global.json, ask.verb);
+    let mut failed_only = true;
+    for path in &paths.paths {
+        match locate(&mounts, path) {
+            Ok(file) => {
+                failed_only = false;
+                let group = groups
+                    .entry(file.mount.id)
+                    .or_insert_with(|| Group { mount: file.mount.clone(), files: Vec::new() });
+                group.files.push(file);
+            }
+            Err(not) => {
+                failed_only &= !not.skipped;
+                let failure = Failure { path: WirePath::from_path(path), reason: not.reason, skipped: not.skipped };
+                let counted =
+                    Summary { failed: (!not.skipped).into(), skipped: not.skipped.into(), ..Summary::default() };
+                reporter.reply(Reply::Failure(failure));
+                reporter.add(counted);
+            }
+        }
+    }
+    if failed_only {
+        let reason = if paths.paths.len() == 1 { "the path is" } else { "none of the paths is" };
+        return Err(CliError::Failed(format!("nothing to do: {reason} a file on a tierfs mount (see above)")));
+    }
+    let root = rustix::process::geteuid().is_root();
+    let mut unreachable = None;
+    let mut reached = false;
+    for group in groups.into_values() {
+        let done = match (root, ask.by_xattr) {
+            (true, _) => by_socket(&mounts, &group, &ask, &mut reporter),
+            (false, ByXattr::No(reason)) => return Err(CliError::Failed(reason.into())),
+            (false, way) => {
+                by_attribute(group.files, paths.recursive, way, &mut reporter);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => reached = true,
+            // The other mounts get their turn; this one is told at the end.
+            Err(error) => {
+                if let Some(earlier) = unreachable.replace(error) {
+                    output::note(&format!("tierfs: {earlier}"));
+                }
+            }
+        }
+    }
+    let exit = reporter.finish(reached);
+    match unreachable {
+        Some(error) if !reached => Err(error.into()),
+        Some(error) => {
+            output::note(&format!("tierfs: {error}"));
+            Ok(Exit::Partial)
+        }
+        None => Ok(exit),
+    }
+}
+
+fn by_socket(mounts: &[MountEntry], group: &Group, ask: &Ask<'_>, reporter: &mut Reporter) -> ControlResult<()> {
+    let socket = socket_of(mounts, &group.mount)?;
+    for some in group.files.chunks(REQUEST_PATHS_MAX) {
+        let request = (ask.request)(some.iter().map(|file| WirePath::from_path(&file.inside)).collect());
+        // A transfer may be silent for as long as its file takes; Ctrl-C ends the wait and the job.
+        let mut connection = Connection::open(&socket, None)?;
+        let summary = connection.ask(&request, &mut |reply| {
+            reporter.reply(seen_from_here(reply, &group.mount));
+            Ok(())
+        })?;
+        reporter.add(summary);
+    }
+    Ok(())
+}
+
+fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &mut Reporter) {
+    let paths = files.into_iter().map(|file| file.path).collect();
+    let mut each = |reply| reporter.reply(reply);
+    let summary = match way {
+        ByXattr::Steer(steer) => by_xattr::steer(paths, recursive, steer, &mut each),
+        ByXattr::Status { files } => by_xattr::status(paths, recursive, files, &mut each),
+        ByXattr::No(_) => Summary::default(),
+    };
+    reporter.add(summary);
+}
+
+/// The daemon names paths from its own root; people know them below the mount point they used.
+fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
+    let here = |path: WirePath| {
+        let inside = path.to_path();
+        mount.outside(&inside).map_or(path, |outside| WirePath::from_path(&outside))
+    };
+    match reply {
+        Reply::File(mut status) => {
+            status.path = here(status.path);
+            Reply::File(status)
+        }
+        Reply::Failure(mut failure) => {
+            failure.path = here(failure.path);
+            Reply::Failure(failure)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,155 @@
+//! The command line: one file a command; parse, assemble, print.
+//!
+//! Nothing here decides about files: it asks a running mount (`control`) or starts one ([`daemon`]). Secrets never
+//! come in as arguments, which every user of the machine can see.
+
+mod claims;
+pub mod daemon;
+mod dev_s3;
+pub mod exit;
+mod files;
+mod holders;
+mod migrate;
+pub mod mount;
+mod mount_options;
+mod output;
+mod pair;
+mod pin;
+mod ready;
+mod recall;
+mod release;
+mod report;
+mod status;
+mod umount;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::protocol::Reply;
+
+pub use dev_s3::DevS3Args;
+pub use exit::{CliError, Exit};
+pub use mount::{MountArgs, MountFlags, Policy};
+pub use ready::Ready;
+
+/// Moves cold files' content to an S3 store and brings it back on read.
+///
+/// A share is mounted through tierfs; each file stays in its place with its size, times and owner, while its content is
+/// local, remote, or both.
+#[derive(Debug, Parser)]
+#[command(name = "tierfs", version, after_help = exit::help(
+    "  tierfs pair add cold --local east:/srv/share --remote west:s3://cold/east --endpoint http://127.0.0.1:9000\n  \
+     tierfs mount /srv/share /mnt/tiered\n  \
+     tierfs migrate -r /mnt/tiered/projects/2019\n  \
+     tierfs status -r /mnt/tiered\n  \
+     tierfs umount /mnt/tiered"))]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Global {
+    /// Directory that holds pairs.d, where each pair is one file NAME.toml.
+    #[arg(long, global = true, value_name = "DIR", env = "TIERFS_CONFIG_DIR", default_value = "/etc/tierfs")]
+    pub config_dir: PathBuf,
+    /// Directory for the journal, logs and control sockets.
+    #[arg(long, global = true, value_name = "DIR", env = "TIERFS_STATE_DIR", default_value = "/var/lib/tierfs")]
+    pub state_dir: PathBuf,
+    /// Print JSON, one object a line, and nothing else on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more in the log (-v debug, -vv trace); $TIERFS_LOG takes tracing's filter syntax.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::MountCommand),
+    Umount(umount::Umount),
+    Pair(pair::PairCommand),
+    Migrate(migrate::Migrate),
+    Recall(recall::Recall),
+    Release(release::Release),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
+    Status(status::Status),
+    DevS3(dev_s3::DevS3),
+}
+
+/// Parses the command line, runs the command, prints its error, gives the exit code.
+pub fn main() -> ExitCode {
+    let mut cli = Cli::parse();
+    start_log(cli.global.verbose);
+    let result = absolute_dirs(&mut cli.global).and_then(|()| run(&cli));
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let message = output::plain(&error.to_string());
+            if cli.global.json {
+                output::json(&Reply::Error { message: message.clone() });
+            }
+            output::note(&format!("tierfs: {message}"));
+            error.code().into()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Exit, CliError> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Mount(command) => command.run(global),
+        Command::Umount(command) => command.run(global),
+        Command::Pair(command) => command.run(global),
+        Command::Migrate(command) => command.run(global),
+        Command::Recall(command) => command.run(global),
+        Command::Release(command) => command.run(global),
+        Command::Pin(command) => command.run(global),
+        Command::Unpin(command) => command.run(global),
+        Command::Status(command) => command.run(global),
+        Command::DevS3(command) => command.run(global),
+    }
+}
+
+/// The daemon changes its directory to `/`, so relative directories are resolved while they still mean something.
+fn absolute_dirs(global: &mut Global) -> Result<(), CliError> {
+    for dir in [&mut global.config_dir, &mut global.state_dir] {
+        *dir = std::path::absolute(&*dir)
+            .map_err(|error| CliError::Usage(format!("{}: {error}: name a directory", dir.display())))?;
+    }
+    Ok(())
+}
+
+/// The log goes to standard error, which in a background daemon is the log file.
+fn start_log(verbose: u8) {
+    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
+    let filter = std::env::var("TIERFS_LOG").unwrap_or_else(|_| match verbose {
+        // The SDK's own debug lines are many and of no use to an administrator.
+        0 | 1 => format!("warn,tierfs={level}"),
+        _ => format!("info,tierfs={level}"),
+    });
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
+    let done =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_ansi(ansi).try_init();
+    if let Err(error) = done {
+        output::note(&format!("tierfs: no log: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,160 @@
+//! `-o` options of `tierfs mount`, as mount(8) and fstab write them: text to [`Options`].
+//!
+//! An option unknown here is refused: a misspelt `ro` must not give a writable mount.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::pair::units::{parse_duration, parse_percent};
+use crate::types::PairName;
+
+/// Options that mean nothing to us or are so anyway, and are there for mount(8), systemd and other tools.
+const HARMLESS: [&str; 18] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "nouser",
+    "relatime",
+    "norelatime",
+    "nostrictatime",
+    "nolazytime",
+    "async",
+    "nomand",
+    "noiversion",
+    "silent",
+    "loud",
+    "allow_other",
+    "default_permissions",
+    "nonempty",
+];
+
+/// Flags of mount(2) that are passed on to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+    pub noatime: bool,
+    pub nodiratime: bool,
+}
+
+/// What may be given as `-o` and as long options alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    pub read_only: bool,
+    pub flags: MountFlags,
+    pub archive_after: Option<Duration>,
+    pub release_above_pct: Option<u8>,
+    pub release_below_pct: Option<u8>,
+    pub pair: Option<PairName>,
+    pub config_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
+pub fn parse(lists: &[String]) -> Result<Options, String> {
+    let mut options = Options::default();
+    for option in lists.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|option| !option.is_empty()) {
+        let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        take(&mut options, name, value).map_err(|reason| format!("-o {option}: {reason}"))?;
+    }
+    Ok(options)
+}
+
+fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), String> {
+    if let Some(flag) = flag(options, name) {
+        *flag.0 = flag.1;
+        return none(value);
+    }
+    let needed = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("write {name}=VALUE"));
+    let dir = || {
+        let path = PathBuf::from(needed()?);
+        if path.is_absolute() { Ok(path) } else { Err("name an absolute path".to_owned()) }
+    };
+    match name {
+        "archive_after" => options.archive_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
+        "release_above" => options.release_above_pct = Some(parse_percent(needed()?)?),
+        "release_below" => options.release_below_pct = Some(parse_percent(needed()?)?),
+        "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
+        "config_dir" => options.config_dir = Some(dir()?),
+        "state_dir" => options.state_dir = Some(dir()?),
+        // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
+        _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
+        _ if HARMLESS.contains(&name) => none(value)?,
+        _ => {
+            return Err(
+                "there is no such option; known are archive_after, release_above, release_below, pair, config_dir, \
+                        state_dir, ro, and the usual ones of mount(8)"
+                    .into(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The flag an option sets, and to what. `rw`, `suid` and the like undo what came before.
+fn flag<'o>(options: &'o mut Options, name: &str) -> Option<(&'o mut bool, bool)> {
+    let flags = &mut options.flags;
+    Some(match name {
+        "ro" => (&mut options.read_only, true),
+        "rw" => (&mut options.read_only, false),
+        "nosuid" => (&mut flags.nosuid, true),
+        "suid" => (&mut flags.nosuid, false),
+        "nodev" => (&mut flags.nodev, true),
+        "dev" => (&mut flags.nodev, false),
+        "noexec" => (&mut flags.noexec, true),
+        "exec" => (&mut flags.noexec, false),
+        "noatime" => (&mut flags.noatime, true),
+        "atime" => (&mut flags.noatime, false),
+        "nodiratime" => (&mut flags.nodiratime, true),
+        "diratime" => (&mut flags.nodiratime, false),
+        _ => return None,
+    })
+}
+
+fn none(value: Option<&str>) -> Result<(), String> {
+    if value.is_none() { Ok(()) } else { Err("this option takes no value".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(list: &str) -> Result<Options, String> {
+        parse(&[list.to_owned()])
+    }
+
+    #[test]
+    fn options_of_ours_and_of_mount() {
+        let options =
+            one("rw,nosuid,archive_after=5m,release_above=80%,release_below=70,pair=p,_netdev,x-systemd.automount")
+                .unwrap();
+        assert_eq!(options.archive_after, Some(Duration::from_secs(300)));
+        assert_eq!((options.release_above_pct, options.release_below_pct), (Some(80), Some(70)));
+        assert_eq!(options.pair.unwrap().as_str(), "p");
+        assert!(options.flags.nosuid && !options.read_only);
+        assert!(one("ro,,allow_other,default_permissions").unwrap().read_only);
+        assert!(!one("ro,rw,nodev,dev").unwrap().flags.nodev);
+        assert!(parse(&["ro".into(), "noexec".into()]).unwrap().flags.noexec);
+    }
+
+    #[test]
+    fn bad_options_are_named() {
+        for (list, piece) in [
+            ("r0", "no such option"),
+            ("archive_after", "archive_after=VALUE"),
+            ("archive_after=", "archive_after=VALUE"),
+            ("archive_after=5", "duration"),
+            ("release_above=101", "percentage"),
+            ("pair=../x", "pair name"),
+            ("config_dir=etc", "absolute"),
+            ("ro=1", "takes no value"),
+            ("allow_other=1", "takes no value"),
+        ] {
+            let message = one(list).unwrap_err();
+            assert!(message.contains(piece) && message.contains(list), "{message}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `tierfs pair add`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{self, CliError, Exit};
+use super::{Global, as_json, capabilities, output, print};
+use crate::pair::{
+    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, syntax,
+};
+use crate::types::{ClusterId, PairName};
+
+/// Bind a share to a remote.
+///
+/// The endpoint is tried with small objects of its own that are removed again, unless --no-probe. Credentials come from
+/// the SDK's standard chain (environment, ~/.aws, instance role) or from the file named; they are never arguments.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs pair add cold --local east:/srv/share --remote west:s3://cold/east --endpoint http://127.0.0.1:9000\n  \
+     tierfs pair add cold --local east:/srv/share --remote west:s3://cold \\\n      \
+     --endpoint https://s3-a.west --endpoint https://s3-b.west \\\n      \
+     --credentials-file /etc/tierfs/credentials --credentials-profile west --retention 7d"))]
+pub struct Add {
+    /// Name of the pair: letters, digits, '-', '_' and '.'.
+    name: PairName,
+    /// This cluster's name and the share's directory.
+    #[arg(long, value_name = "CLUSTER:/SHARE", value_parser = syntax::local)]
+    local: (ClusterId, PathBuf),
+    /// The other cluster's name, and bucket and prefix there.
+    #[arg(long, value_name = "CLUSTER:s3://BUCKET/PREFIX", value_parser = syntax::remote)]
+    remote: (ClusterId, String, String),
+    /// Where the remote is reached, http(s)://host[:port]; repeat it for several.
+    #[arg(long = "endpoint", value_name = "URL", required = true)]
+    endpoints: Vec<String>,
+    /// gfs: a plain object store; gpeer: a share with the same files on a peer cluster.
+    #[arg(long, value_name = "gfs|gpeer", default_value = "gfs")]
+    role: RemoteRole,
+    /// Whether this side pushes names and attributes (master) or takes them (slave).
+    #[arg(long, value_name = "master|slave")]
+    meta_sync: Option<MetaSyncRole>,
+    /// Region to sign requests for.
+    #[arg(long, default_value = REGION_DEFAULT, value_parser = syntax::region)]
+    region: String,
+    /// File with the keys, in the SDK's shared-credentials format.
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// Profile in that file, or in the standard one.
+    #[arg(long, value_name = "NAME", value_parser = syntax::credentials_profile)]
+    credentials_profile: Option<String>,
+    /// Unit of verification: a power of two from 64KiB to 64MiB [default: 4MiB].
+    #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
+    chunk_size: Option<u32>,
+    /// How long superseded and deleted objects are kept, like 0, 24h or 7d [default: 24h].
+    #[arg(long, value_name = "DURATION", value_parser = super::retention)]
+    retention: Option<u64>,
+    /// Store the pair without trying the endpoint.
+    #[arg(long)]
+    no_probe: bool,
+    /// Accept a second pair for the same share or the same remote place.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Add {
+    pub(super) fn run(&self, global: &Global, store: &Store) -> Result<Exit, CliError> {
+        let pair = self.pair()?;
+        if !pair.local_share.is_dir() {
+            output::note(&format!(
+                "tierfs: note: {} is no directory yet; make it before you mount",
+                pair.local_share.display()
+            ));
+        }
+        // Refused before anything goes over the network; checked again, under the lock, when it is stored.
+        store.check(&pair, self.force)?;
+        let probed = if self.no_probe { None } else { Some(super::probe(global, &pair)?) };
+        if let Err(error) = store.add(&pair, self.force) {
+            let _ = capabilities::forget(&global.state_dir, &pair.name);
+            return Err(error.into());
+        }
+        if global.json {
+            output::json(&as_json(&pair, probed));
+        } else {
+            output::line(&format!("pair {} is stored in {}", pair.name, store.path_of(&pair.name).display()));
+            print(&pair, probed);
+        }
+        Ok(Exit::Done)
+    }
+
+    fn pair(&self) -> Result<Pair, CliError> {
+        let endpoints = syntax::endpoints(self.endpoints.iter().map(String::as_str))
+            .map_err(|reason| CliError::Usage(format!("--endpoint: {reason}")))?;
+        Ok(Pair {
+            name: self.name.clone(),
+            local_cluster: self.local.0.clone(),
+            local_share: self.local.1.clone(),
+            remote_cluster: self.remote.0.clone(),
+            bucket: self.remote.1.clone(),
+            prefix: self.remote.2.clone(),
+            endpoints,
+            region: self.region.clone(),
+            role: self.role,
+            meta_sync: self.meta_sync,
+            credentials_file: self.credentials_file.as_deref().map(super::credentials_file).transpose()?,
+            credentials_profile: self.credentials_profile.clone(),
+            chunk_size: self.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
+            retention_s: self.retention.unwrap_or(RETENTION_DEFAULT_S),
+        })
+    }
+}

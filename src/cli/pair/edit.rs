@@ -1,0 +1,128 @@
+//! `tierfs pair edit`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{self, CliError, Exit};
+use super::{Global, as_json, capabilities, claims, output, print};
+use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, syntax};
+use crate::types::PairName;
+
+/// Change a pair. What is not named stays.
+///
+/// The name and the four identifiers (clusters, share, bucket and prefix) cannot change: stubs carry them. A running mount
+/// takes the change over when it is mounted next. The file is written anew, so comments in it are lost; editing it by
+/// hand is fine too.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs pair edit cold --endpoint http://10.0.0.1:9000 --endpoint http://10.0.0.2:9000\n  \
+     tierfs pair edit cold --retention 7d\n  \
+     tierfs pair edit cold --credentials-file ''     (back to the SDK's standard chain)"))]
+pub struct Edit {
+    /// Name of the pair.
+    name: PairName,
+    #[command(flatten)]
+    changes: Changes,
+    /// Store the change without trying the endpoint.
+    #[arg(long)]
+    no_probe: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Changes {
+    /// Replaces all endpoints; repeat it for several.
+    #[arg(long = "endpoint", value_name = "URL")]
+    endpoints: Vec<String>,
+    /// gfs or gpeer; refused while files hang on the pair.
+    #[arg(long, value_name = "gfs|gpeer")]
+    role: Option<RemoteRole>,
+    /// master, slave, or empty for neither.
+    #[arg(long, value_name = "master|slave")]
+    meta_sync: Option<String>,
+    /// Region to sign requests for.
+    #[arg(long, value_parser = syntax::region)]
+    region: Option<String>,
+    /// File with the keys; empty for the SDK's standard chain.
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// Profile in that file; empty for the standard one.
+    #[arg(long, value_name = "NAME")]
+    credentials_profile: Option<String>,
+    /// Unit of verification, for files archived from now on.
+    #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
+    chunk_size: Option<u32>,
+    /// How long superseded and deleted objects are kept.
+    #[arg(long, value_name = "DURATION", value_parser = super::retention)]
+    retention: Option<u64>,
+}
+
+impl Edit {
+    pub(super) fn run(&self, global: &Global, store: &Store) -> Result<Exit, CliError> {
+        let old = store.load(&self.name)?;
+        let new = self.changes.applied_to(old.clone())?;
+        let reached_anew = new.endpoints != old.endpoints
+            || new.region != old.region
+            || new.credentials_file != old.credentials_file
+            || new.credentials_profile != old.credentials_profile;
+        let probed = match (reached_anew, self.no_probe) {
+            (false, _) => capabilities::load(&global.state_dir, &self.name),
+            (true, true) => None,
+            (true, false) => Some(super::probe(global, &new)?),
+        };
+        // Applied to what is stored now, not to what was stored when we looked.
+        let apply = |pair: Pair| {
+            self.changes.applied_to(pair).map_err(|error| crate::pair::PairError::Value(error.to_string()))
+        };
+        let new = store.edit(&self.name, apply, &claims)?;
+        if reached_anew && probed.is_none() {
+            capabilities::forget(&global.state_dir, &self.name)?;
+        }
+        if global.json {
+            output::json(&as_json(&new, probed));
+        } else {
+            print(&new, probed);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Changes {
+    fn applied_to(&self, mut pair: Pair) -> Result<Pair, CliError> {
+        let usage = |option: &'static str| move |reason: String| CliError::Usage(format!("{option}: {reason}"));
+        if !self.endpoints.is_empty() {
+            pair.endpoints =
+                syntax::endpoints(self.endpoints.iter().map(String::as_str)).map_err(usage("--endpoint"))?;
+        }
+        if let Some(role) = self.role {
+            pair.role = role;
+        }
+        if let Some(word) = &self.meta_sync {
+            pair.meta_sync = match word.as_str() {
+                "" => None,
+                word => Some(word.parse::<MetaSyncRole>().map_err(usage("--meta-sync"))?),
+            };
+        }
+        if let Some(region) = &self.region {
+            pair.region.clone_from(region);
+        }
+        if let Some(file) = &self.credentials_file {
+            pair.credentials_file =
+                if file.as_os_str().is_empty() { None } else { Some(super::credentials_file(file)?) };
+        }
+        if let Some(profile) = &self.credentials_profile {
+            pair.credentials_profile = match profile.as_str() {
+                "" => None,
+                profile => Some(syntax::credentials_profile(profile).map_err(usage("--credentials-profile"))?),
+            };
+        }
+        if let Some(size) = self.chunk_size {
+            pair.chunk_size = size;
+        }
+        if let Some(seconds) = self.retention {
+            pair.retention_s = seconds;
+        }
+        Ok(pair)
+    }
+}

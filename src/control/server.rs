@@ -1,0 +1,395 @@
+//! The daemon's end of the control socket.
+//!
+//! One task a connection; a client that goes away ends its job. Memory of a job does not grow with the number of its files.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use super::protocol::{
+    Failure, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
+};
+use crate::catalog::walk::{Found, Next, Step, resolve, walk};
+use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
+use crate::ports::{FileKind, Lower};
+
+/// How often progress is told.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// Files found and not yet taken by the engine.
+const WALK_AHEAD: usize = 1024;
+/// Lines waiting for a slow client.
+const REPLIES_AHEAD: usize = 256;
+/// How long transfers may take to come to rest before an unmount.
+const REST_WITHIN: Duration = Duration::from_secs(45);
+/// Longest request accepted, in bytes: room for thousands of paths.
+const REQUEST_MAX: u64 = 16 << 20;
+
+/// What the socket serves.
+pub struct Server {
+    pub lower: Arc<dyn Lower>,
+    pub engine: Arc<Engine>,
+    pub share: PathBuf,
+    pub mountpoint: PathBuf,
+    /// Why the pair cannot be used at present, if so.
+    pub pair_problem: parking_lot::Mutex<Option<String>>,
+}
+
+/// A bound socket; its file goes away with it.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Gone already, or never to be reached again: nothing depends on it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Socket {
+    /// Binds `path`, whose directory is made for root only. A socket left by a dead daemon is replaced.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+type Replies = mpsc::Sender<Reply>;
+
+/// Counts of a job, told now and then.
+#[derive(Default)]
+struct Counts {
+    found: AtomicU64,
+    found_bytes: AtomicU64,
+    done: AtomicU64,
+    done_bytes: AtomicU64,
+    walked: AtomicBool,
+}
+
+impl Counts {
+    fn progress(&self) -> Progress {
+        Progress {
+            files_total: self.found.load(Ordering::Relaxed),
+            files_done: self.done.load(Ordering::Relaxed),
+            bytes_total: self.found_bytes.load(Ordering::Relaxed),
+            bytes_done: self.done_bytes.load(Ordering::Relaxed),
+            walked: self.walked.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Server {
+    /// Answers connections until the runtime ends.
+    pub async fn serve(self: Arc<Self>, socket: Socket) {
+        loop {
+            match socket.listener.accept().await {
+                Ok((stream, _)) => {
+                    let this = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = this.connection(stream).await {
+                            tracing::debug!("control connection: {error}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("control socket: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let (reader, mut writer) = stream.into_split();
+        let mut line = String::new();
+        let mut reader = BufReader::new(reader).take(REQUEST_MAX);
+        reader.read_line(&mut line).await?;
+        let (replies, mut outgoing) = mpsc::channel(REPLIES_AHEAD);
+        let request = if peer.uid() == 0 {
+            serde_json::from_str::<Request>(&line).map_err(|error| format!("the request is not understood: {error}"))
+        } else {
+            Err("only root may use the control socket".to_owned())
+        };
+        let resting = matches!(request, Ok(Request::Quiesce));
+        let this = self.clone();
+        let answering = tokio::spawn(async move {
+            let last = match request {
+                Ok(request) => this.answer(request, &replies).await,
+                Err(message) => Reply::Error { message },
+            };
+            // A client that is gone needs no answer.
+            let _ = replies.send(last).await;
+        });
+        while let Some(reply) = outgoing.recv().await {
+            let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
+            line.push(b'\n');
+            if let Err(error) = writer.write_all(&line).await {
+                // The client left: closing the channel ends the job after the files in hand.
+                drop(outgoing);
+                let _ = answering.await;
+                return Err(error);
+            }
+        }
+        if resting {
+            // At rest as long as the client stays: if it leaves and the mount is still there, work goes on.
+            reader.read_line(&mut line).await?;
+            self.engine.resume();
+        }
+        writer.shutdown().await
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request, replies: &Replies) -> Reply {
+        let (kind, paths, recursive) = match request {
+            Request::Migrate { paths, recursive, archive_only } => {
+                (if archive_only { JobKind::ArchiveOnly } else { JobKind::Migrate }, paths, recursive)
+            }
+            Request::Recall { paths, recursive } => (JobKind::Recall, paths, recursive),
+            Request::Release { paths, recursive } => (JobKind::Release, paths, recursive),
+            Request::Pin { paths, recursive } => (JobKind::Pin, paths, recursive),
+            Request::Unpin { paths, recursive } => (JobKind::Unpin, paths, recursive),
+            Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
+            Request::Mount => return self.mount_info(replies).await,
+            Request::Quiesce => return self.quiesce().await,
+        };
+        self.job(kind, paths, recursive, replies).await
+    }
+
+    /// Lets background transfers come to rest, for a bounded time.
+    async fn quiesce(&self) -> Reply {
+        let begun = Instant::now();
+        self.engine.stop();
+        while !self.engine.is_idle() && begun.elapsed() < REST_WITHIN {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Reply::Done(Summary { seconds: begun.elapsed().as_secs_f64(), ..Summary::default() })
+    }
+
+    async fn mount_info(&self, replies: &Replies) -> Reply {
+        let intents = match self.engine.intent_counts().await {
+            Ok(counts) => counts,
+            Err(error) => return Reply::Error { message: error.to_string() },
+        };
+        let info = MountInfo {
+            share: self.share.display().to_string(),
+            mountpoint: self.mountpoint.display().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pair: self.engine.pair_name().map(str::to_owned),
+            pair_problem: self.pair_problem.lock().clone(),
+            intents,
+            transfers: self.engine.totals.running.load(Ordering::Relaxed),
+        };
+        // A client that is gone needs no answer.
+        let _ = replies.send(Reply::Mount(info)).await;
+        Reply::Done(Summary::default())
+    }
+
+    /// Walks the named paths on a thread of its own; files go to `visit`, everything else is reported and counted.
+    fn spawn_walk(
+        self: &Arc<Self>,
+        paths: Vec<WirePath>,
+        recursive: bool,
+        replies: Replies,
+        mut visit: impl FnMut(Found) -> Next + Send + 'static,
+    ) -> tokio::task::JoinHandle<Summary> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut summary = Summary::default();
+            let fail = |path: &Path, reason: String, skipped: bool, summary: &mut Summary| {
+                *(if skipped { &mut summary.skipped } else { &mut summary.failed }) += 1;
+                let failure = Failure { path: WirePath::from_path(path), reason, skipped };
+                match replies.blocking_send(Reply::Failure(failure)) {
+                    Ok(()) => Next::Continue,
+                    Err(_) => Next::Stop,
+                }
+            };
+            for path in paths {
+                let path = path.to_path();
+                let start = match resolve(&*this.lower, &path) {
+                    Ok(start) => start,
+                    Err(error) => {
+                        fail(&path, error.source.to_string(), false, &mut summary);
+                        continue;
+                    }
+                };
+                match start.attr.kind {
+                    FileKind::Regular => {}
+                    FileKind::Directory if recursive => {}
+                    FileKind::Directory => {
+                        fail(&path, "is a directory: give -r to go through it".into(), false, &mut summary);
+                        continue;
+                    }
+                    _ => {
+                        fail(&path, "not a regular file".into(), true, &mut summary);
+                        continue;
+                    }
+                }
+                let mut stopped = false;
+                walk(&*this.lower, start, &mut |step| {
+                    let next = match step {
+                        Step::File(found) => visit(found),
+                        Step::Failed(path, error) => fail(&path, error.to_string(), false, &mut summary),
+                    };
+                    stopped = next == Next::Stop;
+                    next
+                });
+                if stopped {
+                    break;
+                }
+            }
+            summary
+        })
+    }
+
+    async fn job(self: &Arc<Self>, kind: JobKind, paths: Vec<WirePath>, recursive: bool, replies: &Replies) -> Reply {
+        let begun = Instant::now();
+        let counts = Arc::new(Counts::default());
+        let (candidates, taken) = mpsc::channel(WALK_AHEAD);
+        let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
+        let counted = counts.clone();
+        let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
+            counted.found.fetch_add(1, Ordering::Relaxed);
+            counted.found_bytes.fetch_add(found.attr.size, Ordering::Relaxed);
+            let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };
+            match candidates.blocking_send(candidate) {
+                Ok(()) => Next::Continue,
+                Err(_) => Next::Stop,
+            }
+        });
+        let engine = self.engine.clone();
+        let running = tokio::spawn(async move { engine.run_job(kind, taken, events).await });
+        let (mut summary, mut told) = (Summary::default(), Instant::now());
+        let mut ticks = tokio::time::interval(PROGRESS_PERIOD);
+        loop {
+            let event = tokio::select! {
+                event = ended.recv() => match event {
+                    Some(event) => Some(event),
+                    None => break,
+                },
+                _ = ticks.tick() => None,
+            };
+            let mut alive = true;
+            if let Some(event) = event {
+                counts.done.fetch_add(1, Ordering::Relaxed);
+                counts.done_bytes.fetch_add(event.file.attr.size, Ordering::Relaxed);
+                match event.outcome {
+                    Outcome::Done => {
+                        summary.files += 1;
+                        summary.bytes += event.file.attr.size;
+                    }
+                    Outcome::Unchanged => summary.unchanged += 1,
+                    Outcome::Failed(error) => {
+                        let skipped = error.is_skip();
+                        *(if skipped { &mut summary.skipped } else { &mut summary.failed }) += 1;
+                        let path = WirePath::from_path(&event.file.path);
+                        let failure = Failure { path, reason: error.to_string(), skipped };
+                        alive = replies.send(Reply::Failure(failure)).await.is_ok();
+                    }
+                }
+            }
+            if told.elapsed() >= PROGRESS_PERIOD {
+                told = Instant::now();
+                counts.walked.store(walking.is_finished(), Ordering::Relaxed);
+                alive &= replies.send(Reply::Progress(counts.progress())).await.is_ok();
+            }
+            if !alive {
+                // Dropping the receiver ends the job; what is in hand is finished.
+                drop(ended);
+                break;
+            }
+        }
+        let ended = running.await;
+        match walking.await {
+            Ok(walked) => {
+                summary.failed += walked.failed;
+                summary.skipped += walked.skipped;
+            }
+            Err(error) => return Reply::Error { message: format!("the walk over the share failed: {error}") },
+        }
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Reply::Error { message: error.to_string() },
+            Err(error) => return Reply::Error { message: format!("the job failed: {error}") },
+        }
+        summary.seconds = begun.elapsed().as_secs_f64();
+        counts.walked.store(true, Ordering::Relaxed);
+        // The last progress makes a bar end at its end; a client that left does not care.
+        let _ = replies.send(Reply::Progress(counts.progress())).await;
+        Reply::Done(summary)
+    }
+
+    async fn status(self: &Arc<Self>, paths: Vec<WirePath>, recursive: bool, files: bool, replies: &Replies) -> Reply {
+        let begun = Instant::now();
+        let totals = Arc::new(parking_lot::Mutex::new(Summary::default()));
+        let (this, counted, out) = (self.clone(), totals.clone(), replies.clone());
+        let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
+            let status = this.file_status(found);
+            {
+                let mut totals = counted.lock();
+                totals.files += 1;
+                totals.bytes += status.size;
+                let total: &mut StateTotal = totals.states.entry(status.state.to_string()).or_default();
+                total.files += 1;
+                total.bytes += status.size;
+                total.local += status.local;
+            }
+            match files.then(|| out.blocking_send(Reply::File(status))) {
+                Some(Err(_)) => Next::Stop,
+                _ => Next::Continue,
+            }
+        });
+        let walked = match walking.await {
+            Ok(walked) => walked,
+            Err(error) => return Reply::Error { message: format!("the walk over the share failed: {error}") },
+        };
+        let mut summary = totals.lock().clone();
+        summary.failed = walked.failed;
+        summary.skipped = walked.skipped;
+        summary.seconds = begun.elapsed().as_secs_f64();
+        Reply::Done(summary)
+    }
+
+    fn file_status(&self, found: Found) -> FileStatus {
+        let mut status = FileStatus {
+            path: WirePath::from_path(&found.path),
+            state: FileState::Damaged,
+            size: found.attr.size,
+            local: found.attr.blocks * 512,
+            pinned: false,
+            activity: None,
+            pair: None,
+            generation: None,
+            object: None,
+        };
+        if let Ok(cell) = self.engine.cells.get(&found.node) {
+            let inner = cell.lock();
+            status.state = state_of(&inner);
+            status.pinned = inner.machine.pinned();
+            status.activity = activity_of(&inner).map(str::to_owned);
+            status.generation = Some(inner.record.generation.0).filter(|generation| *generation > 0);
+            if let Some(object) = &inner.record.object {
+                status.pair = Some(object.pair.name.to_string());
+                status.object = Some(object.key.to_string());
+            }
+        }
+        status
+    }
+}

@@ -1,0 +1,300 @@
+//! Archive: copies a resident file's content to a fresh object and, if nobody changed it meanwhile, records it dual.
+//!
+//! Order: note (durable) → upload, while the local data is made durable → under the cell's lock: unchanged? → record dual.
+//! The note is taken away only when the record that names the object is durable, or its deletion is noted.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::cell::{Cell, Inner};
+use super::error::{EngineError, EngineResult, Unfit};
+use super::keys::{object_key, object_metadata};
+use super::source::{HashingSource, MemorySource};
+use super::{Engine, Target, blocking};
+use crate::ports::{Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, Stored};
+use crate::record::{Claim, ObjectRef, Record};
+use crate::tier::{Event, Refusal, Verdict};
+use crate::types::{ByteRange, Generation, ObjectKey};
+
+/// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
+const CLOCK_GRAIN: Duration = Duration::from_millis(20);
+/// Memory a single upload may hold: eight parts of 8 MiB in flight.
+const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
+
+/// What an archive left: the note that is still open, to be closed by whoever goes on (release) or by the archive itself.
+#[derive(Debug)]
+pub struct Archived {
+    /// Bytes copied; 0 when the file was archived before.
+    pub bytes: u64,
+    /// The upload's note.
+    pub note: Option<IntentId>,
+}
+
+impl Engine {
+    /// Copies a file out. `path` is relative to the share and only names the object.
+    pub async fn archive(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path) -> EngineResult<Archived> {
+        self.check_running()?;
+        let target = self.target()?;
+        if self.lower.features().read_only {
+            return Err(EngineError::ReadOnly);
+        }
+        let failed = EngineError::lower(cell.node.id);
+        check_fit(cell, &self.lower.stat(&cell.node).map_err(&failed)?)?;
+        {
+            let mut inner = cell.lock();
+            if inner.machine.is_unknown() {
+                self.reestablish(cell, &mut inner)?;
+            }
+            match inner.machine.apply(Event::ArchiveBegin) {
+                Verdict::Go => {}
+                Verdict::Already => {
+                    self.check_pair(&cell.node, &inner.record)?;
+                    return Ok(Archived { bytes: 0, note: None });
+                }
+                Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
+                other => unreachable!("{other:?} to the beginning of an archive"),
+            }
+        }
+        self.totals.running.fetch_add(1, Ordering::SeqCst);
+        let result = self.copy_out(cell, path, target).await;
+        if result.is_err() {
+            cell.lock().machine.apply(Event::ArchiveAbandoned);
+        }
+        cell.changed.notify_waiters();
+        self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        if let Ok(Archived { bytes, .. }) = &result {
+            self.totals.archived_files.fetch_add(1, Ordering::Relaxed);
+            self.totals.archived_bytes.fetch_add(*bytes, Ordering::Relaxed);
+        }
+        result
+    }
+
+    async fn copy_out(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, target: &Target) -> EngineResult<Archived> {
+        self.note_superseded(cell).await?;
+        let failed = EngineError::lower(cell.node.id);
+        let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
+        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let before = self.settled_attr(cell, &*file).await?;
+        check_fit(cell, &before)?;
+        if self.lower.features().leases && !file.nobody_writes().map_err(&failed)? {
+            return Err(EngineError::Refused { file: cell.node.id, why: Refusal::OpenForWriting });
+        }
+        let generation = cell.lock().record.generation.after(self.clock.now());
+        let key = object_key(&target.prefix, path, cell.node.id, generation);
+        let manifest = before.size > u64::from(target.chunk_size);
+        let note = self
+            .journal
+            .add(Intent {
+                pair: target.pair.name.clone(),
+                key: key.clone(),
+                manifest,
+                node: cell.node,
+                kind: IntentKind::Upload,
+            })
+            .await?;
+        let copied = self.upload(cell, path, target, &file, &before, generation, &key).await;
+        let committed = match copied {
+            Ok((stored, source)) => {
+                let mut inner = cell.lock();
+                self.commit_archive(cell, &mut inner, target, &*file, &before, generation, key, stored, &source)
+            }
+            Err(error) => Err(error),
+        };
+        match committed {
+            Ok(()) => Ok(Archived { bytes: before.size, note: Some(note) }),
+            Err(error) => {
+                // Rolled back: nothing names the object, so its note becomes its deletion.
+                self.journal.set_delete(note, self.clock.now()).await?;
+                self.deletions.notify_one();
+                Err(error)
+            }
+        }
+    }
+
+    /// The file's attributes at a moment after which any change must show in them.
+    async fn settled_attr(&self, cell: &Cell, file: &dyn LowerFile) -> EngineResult<Attr> {
+        loop {
+            let attr = file.stat().map_err(EngineError::lower(cell.node.id))?;
+            let last = attr.mtime.max(attr.ctime);
+            let age = self.clock.now().nanos_since(last);
+            // A time in the future says nothing about now; the comparison at the end still holds for it.
+            if age < 0 || age >= CLOCK_GRAIN.as_nanos() as i128 {
+                return Ok(attr);
+            }
+            tokio::time::sleep(CLOCK_GRAIN).await;
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of one upload, used once")]
+    async fn upload(
+        self: &Arc<Self>,
+        cell: &Cell,
+        path: &Path,
+        target: &Target,
+        file: &Arc<dyn LowerFile>,
+        attr: &Attr,
+        generation: Generation,
+        key: &ObjectKey,
+    ) -> EngineResult<(Stored, Arc<HashingSource>)> {
+        let _memory = self.memory_for(attr.size.min(UPLOAD_MEMORY_MAX)).await?;
+        let source = HashingSource::new(file.clone(), attr.size, target.chunk_size);
+        let (body, root): (Arc<dyn ObjectSource>, _) = if attr.size <= u64::from(target.chunk_size) {
+            // One chunk is read before the request, so that its hash can travel in the object's metadata.
+            let whole = source.read(ByteRange { offset: 0, len: attr.size }).await;
+            let changed = |_| EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            (Arc::new(MemorySource(whole.map_err(changed)?)), source.manifest().map(|manifest| manifest.root()))
+        } else {
+            (source.clone(), None)
+        };
+        let metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let (stored, durable) = tokio::join!(
+            target.remote.put(key, attr.size, body, &metadata),
+            // The bytes were the same when this sync began as at the commit, or there will be no commit.
+            self.barrier.wait(cell.node),
+        );
+        let stored = stored.map_err(EngineError::remote(cell.node.id))?;
+        durable?;
+        if attr.size > u64::from(target.chunk_size) {
+            let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            let encoded = source.manifest().ok_or_else(changed)?.encode();
+            let len = encoded.len() as u64;
+            let manifest = Arc::new(MemorySource(encoded.into()));
+            let key = crate::record::manifest_key(key);
+            target.remote.put(&key, len, manifest, &[]).await.map_err(EngineError::remote(cell.node.id))?;
+        }
+        Ok((stored, source))
+    }
+
+    /// Under the cell's lock: the writer wins, or the copy becomes the file's object.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one upload, used once")]
+    fn commit_archive(
+        &self,
+        cell: &Cell,
+        inner: &mut Inner,
+        target: &Target,
+        file: &dyn LowerFile,
+        before: &Attr,
+        generation: Generation,
+        key: ObjectKey,
+        stored: Stored,
+        source: &HashingSource,
+    ) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+        let now = file.stat().map_err(&failed)?;
+        let same = (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime);
+        let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
+        match inner.machine.apply(Event::ArchiveCopied { unchanged: same && unwritten }) {
+            Verdict::Save(Claim::Dual) => {}
+            _ => return Err(changed()),
+        }
+        let manifest = source.manifest().ok_or_else(changed)?;
+        let record = Record {
+            claim: Claim::Dual,
+            generation,
+            epoch: inner.record.epoch,
+            flags: inner.record.flags,
+            object: Some(ObjectRef {
+                pair: target.pair.clone(),
+                key,
+                etag: stored.etag,
+                version: stored.version,
+                generation,
+                len: before.size,
+                mtime: before.mtime,
+                chunk_size: target.chunk_size,
+                root: manifest.root(),
+            }),
+            superseded: None,
+        };
+        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        inner.record = record;
+        inner.machine.apply(Event::Saved(Claim::Dual));
+        Ok(())
+    }
+
+    /// Memory for `bytes` of content in flight; waits for others to give theirs back. More than there is at all counts as all.
+    pub(super) async fn memory_for(&self, bytes: u64) -> EngineResult<OwnedSemaphorePermit> {
+        let mib = bytes.div_ceil(1 << 20).min(self.limits.memory_mib as u64) as u32;
+        self.memory.clone().acquire_many_owned(mib).await.map_err(|_| EngineError::ShuttingDown)
+    }
+
+    /// Takes a note away once everything done to the file so far is durable.
+    pub(super) fn spawn_forget_when_durable(self: &Arc<Self>, cell: Arc<Cell>, note: Option<IntentId>) {
+        let Some(note) = note else { return };
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let done = async {
+                this.barrier.wait(cell.node).await?;
+                let attr = this.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+                if attr.nlink > 0 {
+                    return Ok(this.journal.remove(note).await?);
+                }
+                // Unlinked meanwhile, perhaps without seeing this object: the note becomes its deletion.
+                let mut not_before = this.clock.now();
+                not_before.secs += this.retention_s() as i64;
+                Ok(this.journal.set_delete(note, not_before).await?)
+            };
+            if let Err::<(), EngineError>(error) = done.await {
+                // The note stays, and the next start looks at the file again: harmless.
+                tracing::warn!(file = %cell.node.id, "a finished transfer stays noted: {error}");
+            }
+        });
+    }
+
+    /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
+    pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
+        let mut not_before = self.clock.now();
+        not_before.secs += self.retention_s() as i64;
+        let kind = IntentKind::Delete { not_before };
+        let intent =
+            Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
+        self.journal.add(intent).await?;
+        self.deletions.notify_one();
+        let (this, cell) = (self.clone(), cell.clone());
+        blocking(move || {
+            let mut inner = cell.lock();
+            if inner.record.superseded.as_ref() == Some(&old) && !inner.machine.is_unknown() {
+                let mut record = inner.record.clone();
+                record.superseded = None;
+                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
+                this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+                inner.record = record;
+            }
+            Ok(())
+        })
+        .await?
+    }
+
+    pub(super) fn spawn_note_superseded(self: &Arc<Self>, cell: Arc<Cell>) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            if let Err(error) = this.note_superseded(&cell).await {
+                // It stays in the record, and is noted at the next archive or unlink.
+                tracing::warn!(file = %cell.node.id, "the superseded object could not be noted: {error}");
+            }
+        });
+    }
+
+    pub(super) fn retention_s(&self) -> u64 {
+        self.target.as_ref().map_or(0, |target| target.retention_s)
+    }
+}
+
+fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
+    let why = if attr.kind != FileKind::Regular {
+        Unfit::NotRegular
+    } else if attr.size == 0 {
+        Unfit::Empty
+    } else if attr.sealed || cell.lock().record.flags.retained {
+        Unfit::Sealed
+    } else {
+        return Ok(());
+    };
+    Err(EngineError::Unfit { file: cell.node.id, why })
+}

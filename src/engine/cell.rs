@@ -1,0 +1,197 @@
+//! Cells: the one place in the process where a file's state is held while somebody uses it.
+//!
+//! Invariant: at most one live cell exists for an inode, so its lock orders every open, change and transfer of that file.
+//! A cell lives as long as somebody holds it (a handle, a transfer); afterwards the stored record is the state.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+use super::error::{EngineError, EngineResult};
+use super::recall::Recall;
+use crate::ports::{Attr, Lower, LowerFile};
+use crate::record::{Claim, Record};
+use crate::tier::{Activity, Machine};
+use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
+
+/// Shards of the table, so that session threads rarely meet.
+const SHARDS: usize = 16;
+
+/// One file in use.
+pub struct Cell {
+    pub node: Inode,
+    inner: Mutex<Inner>,
+    /// Signalled whenever an activity ends.
+    pub changed: Notify,
+    table: Weak<Cells>,
+}
+
+/// What the cell's lock guards.
+pub struct Inner {
+    pub machine: Machine,
+    /// As last stored (or about to be: see `Machine::is_unknown`).
+    pub record: Record,
+    /// What the kernel gave for the lower file while handles pass through; kept by the adapter's type.
+    pub backing: Option<Arc<dyn Any + Send + Sync>>,
+    /// The daemon's own descriptor while handles pass through: for calls that the kernel does not pass.
+    pub backing_file: Option<Arc<dyn LowerFile>>,
+    /// The recall that runs, for others to join.
+    pub recall: Option<Arc<Recall>>,
+    /// The mtime to show while a transfer disturbs the lower one.
+    pub shown_mtime: Option<Timestamp>,
+}
+
+impl Cell {
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// Waits until `ready` says so, looking again whenever an activity ends.
+    pub async fn wait_until(&self, mut ready: impl FnMut(&mut Inner) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before looking, or a change in between would be missed.
+            changed.as_mut().enable();
+            if ready(&mut self.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            let mut shard = table.shard(self.node.id).lock();
+            // A new cell may have taken the place already.
+            if shard.get(&self.node.id).is_some_and(|cell| cell.strong_count() == 0) {
+                shard.remove(&self.node.id);
+            }
+        }
+    }
+}
+
+/// All live cells.
+pub struct Cells {
+    lower: Arc<dyn Lower>,
+    shards: [Mutex<HashMap<FileId, Weak<Cell>>>; SHARDS],
+}
+
+impl Cells {
+    pub fn new(lower: Arc<dyn Lower>) -> Arc<Self> {
+        Arc::new(Self { lower, shards: Default::default() })
+    }
+
+    fn shard(&self, id: FileId) -> &Mutex<HashMap<FileId, Weak<Cell>>> {
+        &self.shards[(id.ino ^ (id.ino >> 7)) as usize % SHARDS]
+    }
+
+    /// The live cell of an inode, if anybody uses it.
+    pub fn live(&self, id: FileId) -> Option<Arc<Cell>> {
+        self.shard(id).lock().get(&id)?.upgrade()
+    }
+
+    /// The cell of an inode; loads its record when nobody uses it yet.
+    pub fn get(self: &Arc<Self>, node: &Inode) -> EngineResult<Arc<Cell>> {
+        if let Some(cell) = self.live(node.id) {
+            return Ok(cell);
+        }
+        // The record is read under the shard's lock: two loaders cannot both see the state before a third party's change.
+        let mut shard = self.shard(node.id).lock();
+        if let Some(cell) = shard.get(&node.id).and_then(Weak::upgrade) {
+            return Ok(cell);
+        }
+        let record = load_record(&*self.lower, node)?;
+        let inner = Inner {
+            machine: Machine::new(record.claim, record.flags.pinned),
+            record,
+            backing: None,
+            backing_file: None,
+            recall: None,
+            shown_mtime: None,
+        };
+        let cell = Arc::new(Cell {
+            node: *node,
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            table: Arc::downgrade(self),
+        });
+        shard.insert(node.id, Arc::downgrade(&cell));
+        Ok(cell)
+    }
+
+    /// Live cells now.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads and judges an inode's record. What contradicts the file below is an error, except where both possible
+/// stories end the same way (an empty file is resident whatever its record says; changed content is resident again).
+pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
+    let stored = lower.load_record(node).map_err(EngineError::lower(node.id))?;
+    let Some(stored) = stored else { return Ok(Record::unclaimed()) };
+    let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+    let Some(object) = &record.object else { return Ok(record) };
+    let attr = lower.stat(node).map_err(EngineError::lower(node.id))?;
+    let changed_below = |why| Err(EngineError::ChangedBelow { file: node.id, object: object.key.to_string(), why });
+    match record.claim {
+        Claim::Dual if !same_content(&attr, &record) => {
+            tracing::warn!(file = %node.id, "changed below the mount since it was archived: resident again");
+            demote(lower, node, record)
+        }
+        // A truncation to zero is made durable before its record: a crash between leaves exactly this.
+        Claim::Stub | Claim::Releasing if attr.size == 0 => demote(lower, node, record),
+        Claim::Stub | Claim::Releasing if attr.size != object.len => {
+            changed_below("its size is not that of its object")
+        }
+        _ => Ok(record),
+    }
+}
+
+/// Stores, durably, that the content is what is local: from now on somebody may set size and mtime back to what the
+/// stale record knows, and it would be believed.
+fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
+    let generation = Generation(record.generation.0 + 1);
+    let record = record.into_resident(generation);
+    if !lower.features().read_only {
+        lower.save_record(node, &record.encode()).map_err(EngineError::lower(node.id))?;
+        lower.sync_node(node).map_err(EngineError::lower(node.id))?;
+    }
+    Ok(record)
+}
+
+/// Whether size and mtime below are still those the record was made for.
+pub fn same_content(attr: &Attr, record: &Record) -> bool {
+    record.object.as_ref().is_some_and(|object| attr.size == object.len && attr.mtime == object.mtime)
+}
+
+/// The state of a file as people see it.
+pub fn state_of(inner: &Inner) -> FileState {
+    match inner.machine.claim() {
+        _ if inner.machine.is_unknown() => FileState::Damaged,
+        Claim::Resident => FileState::Resident,
+        Claim::Dual => FileState::Dual,
+        Claim::Releasing => FileState::Releasing,
+        Claim::Stub => FileState::Stub,
+    }
+}
+
+/// The transfer that runs, in a word.
+pub fn activity_of(inner: &Inner) -> Option<&'static str> {
+    match inner.machine.activity() {
+        Activity::None => None,
+        Activity::Archiving { .. } => Some("archiving"),
+        Activity::Releasing => Some("releasing"),
+        Activity::Recalling { .. } => Some("recalling"),
+    }
+}

@@ -1,0 +1,87 @@
+//! What can go wrong with a transfer, in the classes that decide what follows (the table in protocol.md).
+
+use std::sync::Arc;
+
+use crate::ports::{JournalError, LowerError, RemoteError};
+use crate::record::RecordError;
+use crate::tier::Refusal;
+use crate::types::{FileId, PairName};
+
+/// A transfer, or an access that needed one, failed. One line each: the reason and the way out. Whoever prints it names the
+/// file by its path, which the engine does not know for sure.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("{source}")]
+    Lower { file: FileId, source: Arc<LowerError> },
+    #[error("{source}")]
+    Remote { file: FileId, source: RemoteError },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(
+        "its record is damaged: {why}. Nothing was changed; restore the xattr from a backup, or the file from its object"
+    )]
+    BadRecord { file: FileId, why: RecordError },
+    #[error("it was changed below the mount: {why}. Its object {object} is kept; nothing was changed")]
+    ChangedBelow { file: FileId, object: String, why: &'static str },
+    #[error(
+        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
+    )]
+    ForeignPair { file: FileId, found: PairName, found_share: String, mounted: String },
+    #[error("object {object} does not match its checksum at bytes {offset}+{len}, twice: not served")]
+    Corrupt { file: FileId, object: String, offset: u64, len: u64 },
+    #[error("{why}")]
+    Refused { file: FileId, why: Refusal },
+    #[error("{why}")]
+    Unfit { file: FileId, why: Unfit },
+    #[error("{len} bytes are to come back, but only {available} are free locally: release or remove other files")]
+    NoSpace { file: FileId, len: u64, available: u64 },
+    #[error("no pair is configured for this mount: `tierfs pair add` one and mount with `--pair NAME`")]
+    NoPair,
+    #[error("the share is read-only: content cannot be brought back or freed")]
+    ReadOnly,
+    #[error("the mount is going away")]
+    ShuttingDown,
+    #[error("the transfer was cancelled")]
+    Cancelled,
+}
+
+/// Why a file is not for tiering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error("not a regular file")]
+    NotRegular,
+    #[error("empty: there is nothing to move")]
+    Empty,
+    #[error("immutable, append-only or retention-locked")]
+    Sealed,
+}
+
+pub type EngineResult<T> = Result<T, EngineError>;
+
+impl EngineError {
+    /// Attaches the file to an error of the share below.
+    pub fn lower(file: FileId) -> impl Fn(LowerError) -> Self {
+        move |source| Self::Lower { file, source: Arc::new(source) }
+    }
+
+    /// Attaches the file to an error of the remote.
+    pub fn remote(file: FileId) -> impl Fn(RemoteError) -> Self {
+        move |source| Self::Remote { file, source }
+    }
+
+    /// The file was left alone for a good cause; nothing failed.
+    pub fn is_skip(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Unfit { .. })
+    }
+
+    /// Trying again later may help, with nobody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Remote { source, .. } if source.kind.is_transient())
+    }
+
+    /// The pair's configuration is at fault: no file can succeed until somebody mends it.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::NoPair | Self::ReadOnly)
+            || matches!(self, Self::Remote { source, .. } if source.kind.is_configuration())
+    }
+}

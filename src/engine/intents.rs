@@ -1,0 +1,206 @@
+//! Intents: what a crash left is finished or undone at the start; objects that must go are deleted when due.
+//!
+//! An object is deleted only after looking at the inode it was made for: as long as a record names it, it stays.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::cell::load_record;
+use super::error::{EngineError, EngineResult};
+use super::{Engine, blocking};
+use crate::ports::{Intent, IntentId, IntentKind, LowerError, OpenFlags, RemoteErrorKind, SetAttr, SetTime};
+use crate::record::{Claim, Record, manifest_key};
+use crate::types::{Inode, Timestamp};
+
+/// Notes handled per look at the journal.
+const BATCH: usize = 256;
+/// How often the journal is asked for due deletions when nothing wakes the loop.
+const DELETIONS_PERIOD: Duration = Duration::from_secs(30);
+/// Waiting time after a deletion failed, doubled up to the period.
+const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
+
+/// What an inode says of an object.
+enum Reference {
+    /// Its record names the object.
+    Named,
+    /// It has no name left but is still open somewhere: its last reader may need the object.
+    OpenUnlinked,
+    None,
+}
+
+impl Engine {
+    /// Looks at every transfer that was noted and not finished. Local work only; to be called before anybody is served.
+    pub async fn recover(self: &Arc<Self>) -> EngineResult<usize> {
+        let mut after = None;
+        let mut count = 0;
+        loop {
+            let batch = self.journal.unfinished(after, BATCH).await?;
+            let Some((last, _)) = batch.last() else { return Ok(count) };
+            after = Some(*last);
+            for (id, intent) in batch {
+                count += 1;
+                if let Err(error) = self.recover_one(id, &intent).await {
+                    // The note stays for the next start; the mount is not held up by one file.
+                    tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
+                }
+            }
+        }
+    }
+
+    async fn recover_one(self: &Arc<Self>, id: IntentId, intent: &Intent) -> EngineResult<()> {
+        let (this, noted) = (self.clone(), intent.clone());
+        let named = blocking(move || this.settle(&noted)).await??;
+        match intent.kind {
+            IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
+            IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
+            IntentKind::Delete { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Puts one inode back in order after a crash. Returns whether its record names the object. All is durable on return.
+    fn settle(&self, intent: &Intent) -> EngineResult<bool> {
+        let failed = EngineError::lower(intent.node.id);
+        let node = match self.lower.by_handle(&intent.node.handle) {
+            Ok((node, _)) if node.id == intent.node.id => node,
+            Ok(_) => return Ok(false),
+            Err(error) if is_gone(&error) => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut record = load_record(&*self.lower, &node)?;
+        let Some(object) = record.object.clone().filter(|object| object.key == intent.key) else { return Ok(false) };
+        if self.lower.features().read_only {
+            return Err(EngineError::ReadOnly);
+        }
+        let mtime = match (intent.kind, record.claim) {
+            (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
+            _ => object.mtime,
+        };
+        if matches!(record.claim, Claim::Stub | Claim::Releasing) {
+            let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+            let file = self.lower.open(&node, flags).map_err(&failed)?;
+            let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
+            if lease.is_none() && self.lower.features().leases {
+                // Somebody reads the file below the mount. The claim holds without the punch; the blocks stay for now.
+                tracing::warn!(file = %node.id, "open below the mount: its local blocks stay allocated");
+            } else {
+                file.punch_all().map_err(&failed)?;
+            }
+        }
+        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        self.lower.set_attr(&node, &restore).map_err(&failed)?;
+        self.lower.sync_node(&node).map_err(&failed)?;
+        if record.claim == Claim::Releasing {
+            record.claim = Claim::Stub;
+            self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+        }
+        Ok(true)
+    }
+
+    /// Deletes objects as they become due, until the runtime ends; rests while the engine does.
+    pub fn start_deletions(self: &Arc<Self>) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let mut back_off = BACK_OFF_FIRST;
+            loop {
+                if this.stopping.load(Ordering::SeqCst) {
+                    tokio::time::sleep(BACK_OFF_FIRST).await;
+                    continue;
+                }
+                let pause = match this.delete_due().await {
+                    Ok(true) => continue,
+                    Ok(false) => {
+                        back_off = BACK_OFF_FIRST;
+                        DELETIONS_PERIOD
+                    }
+                    Err(error) => {
+                        tracing::warn!("deletions are put off for {} s: {error}", back_off.as_secs());
+                        let pause = back_off;
+                        back_off = (back_off * 2).min(DELETIONS_PERIOD);
+                        // A burst of new work must not turn a failing endpoint into a tight loop.
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                };
+                // Timing out only means looking again.
+                let _ = tokio::time::timeout(pause, this.deletions.notified()).await;
+            }
+        });
+    }
+
+    /// Deletes one batch; `true` when there may be more.
+    async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
+        let Ok(target) = self.target() else { return Ok(false) };
+        let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
+        let more = due.len() == BATCH;
+        for (id, intent) in due {
+            let (this, noted) = (self.clone(), intent.clone());
+            match blocking(move || this.reference(&noted)).await?? {
+                Reference::Named => {
+                    tracing::info!(object = %intent.key, "still named by its file: not deleted");
+                    self.journal.remove(id).await?;
+                    continue;
+                }
+                Reference::OpenUnlinked => {
+                    let now = self.clock.now();
+                    let later = Timestamp { secs: now.secs + DELETIONS_PERIOD.as_secs() as i64, ..now };
+                    self.journal.set_delete(id, later).await?;
+                    continue;
+                }
+                Reference::None => {}
+            }
+            let failed = EngineError::remote(intent.node.id);
+            let manifest = intent.manifest.then(|| manifest_key(&intent.key));
+            for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
+                match target.remote.delete(key).await {
+                    Err(error) if error.kind != RemoteErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            self.journal.remove(id).await?;
+        }
+        Ok(more)
+    }
+
+    fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
+        let failed = EngineError::lower(intent.node.id);
+        let (node, attr) = match self.lower.by_handle(&intent.node.handle) {
+            Ok(found) if found.0.id == intent.node.id => found,
+            Ok(_) => return Ok(Reference::None),
+            Err(error) if is_gone(&error) => return Ok(Reference::None),
+            Err(error) => return Err(failed(error)),
+        };
+        // The stored record decides, as it is: what cannot be decoded may name anything.
+        let Some(stored) = self.lower.load_record(&node).map_err(&failed)? else { return Ok(Reference::None) };
+        let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+        let names = record.object.is_some_and(|object| object.key == intent.key);
+        Ok(match (names, attr.nlink) {
+            (false, _) => Reference::None,
+            (true, 0) => Reference::OpenUnlinked,
+            (true, _) => Reference::Named,
+        })
+    }
+
+    /// Before the last name of an inode goes: its objects' deletion is noted, durably. If the removal then fails, the
+    /// deletion finds the file still naming the object, and drops the note.
+    pub async fn note_removal(self: &Arc<Self>, node: Inode, record: Record) -> EngineResult<()> {
+        let mut not_before = self.clock.now();
+        not_before.secs += self.retention_s() as i64;
+        let kind = IntentKind::Delete { not_before };
+        if let Some(object) = record.object {
+            let manifest = object.has_manifest();
+            let pair = object.pair.name;
+            self.journal.add(Intent { pair, key: object.key, manifest, node, kind }).await?;
+        }
+        if let Some(old) = record.superseded {
+            self.journal.add(Intent { pair: old.pair, key: old.key, manifest: old.manifest, node, kind }).await?;
+        }
+        self.deletions.notify_one();
+        Ok(())
+    }
+}
+
+fn is_gone(error: &LowerError) -> bool {
+    matches!(error.errno(), libc::ESTALE | libc::ENOENT)
+}

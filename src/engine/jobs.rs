@@ -1,0 +1,144 @@
+//! Jobs: the same action on many files, several at a time.
+//!
+//! Invariant: a job holds at most `Limits::transfers` files in hand, whatever the number of its files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Engine;
+use super::error::{EngineError, EngineResult, Unfit};
+use crate::ports::{Attr, FileKind};
+use crate::types::Inode;
+
+/// Pauses between attempts of one file on transient failures (R14: one immediate retry, then back-off).
+const RETRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(3)];
+
+/// What to do with each file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    Migrate,
+    ArchiveOnly,
+    Recall,
+    Release,
+    Pin,
+    Unpin,
+}
+
+/// A file that a job is asked to take.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub node: Inode,
+    pub attr: Attr,
+    /// Relative to the share.
+    pub path: PathBuf,
+}
+
+/// How one file ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It changed state.
+    Done,
+    /// It was as asked already.
+    Unchanged,
+    Failed(EngineError),
+}
+
+/// One file's end.
+#[derive(Debug)]
+pub struct JobEvent {
+    pub file: Candidate,
+    pub outcome: Outcome,
+}
+
+impl Engine {
+    /// Takes every candidate; reports each end. Stops early, and says why, when the pair's configuration fails every file, and
+    /// silently when nobody listens to `events` any more.
+    pub async fn run_job(
+        self: &Arc<Self>,
+        kind: JobKind,
+        mut candidates: mpsc::Receiver<Candidate>,
+        events: mpsc::Sender<JobEvent>,
+    ) -> EngineResult<()> {
+        let mut running = JoinSet::new();
+        let mut open = true;
+        while open || !running.is_empty() {
+            tokio::select! {
+                candidate = candidates.recv(), if open && running.len() < self.limits.transfers => match candidate {
+                    None => open = false,
+                    Some(file) => {
+                        let this = self.clone();
+                        running.spawn_on(async move {
+                            let outcome = match this.run_one(kind, &file).await {
+                                Ok(true) => Outcome::Done,
+                                Ok(false) => Outcome::Unchanged,
+                                Err(error) => Outcome::Failed(error),
+                            };
+                            JobEvent { file, outcome }
+                        }, &self.runtime);
+                    }
+                },
+                Some(ended) = running.join_next() => {
+                    let event = ended.map_err(|_| EngineError::ShuttingDown)?;
+                    let stop = match &event.outcome {
+                        Outcome::Failed(error) if error.is_configuration() => Some(error.clone()),
+                        _ => None,
+                    };
+                    if events.send(event).await.is_err() {
+                        return Ok(());
+                    }
+                    if let Some(error) = stop {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One file, with patience for what passes. `true`: it changed state.
+    pub async fn run_one(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<bool> {
+        if file.attr.kind != FileKind::Regular {
+            return Err(EngineError::Unfit { file: file.node.id, why: Unfit::NotRegular });
+        }
+        let mut pauses = RETRY_PAUSES.iter();
+        loop {
+            let error = match self.attempt(kind, file).await {
+                Err(error) if error.is_transient() => error,
+                ended => return ended,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tracing::info!(file = %file.node.id, "tried again in {} ms: {error}", pause.as_millis());
+            tokio::time::sleep(*pause).await;
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<bool> {
+        let cell = self.cells.get(&file.node)?;
+        match kind {
+            JobKind::ArchiveOnly => match self.archive(&cell, &file.path).await {
+                Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
+                Err(error) => Err(error),
+                Ok(archived) => {
+                    let moved = archived.note.is_some();
+                    self.spawn_forget_when_durable(cell, archived.note);
+                    Ok(moved)
+                }
+            },
+            JobKind::Migrate => match self.archive(&cell, &file.path).await {
+                Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
+                Err(error) => Err(error),
+                Ok(archived) => self.release(&cell, archived.note).await,
+            },
+            JobKind::Release => self.release(&cell, None).await,
+            JobKind::Recall => self.recall(&cell).await,
+            JobKind::Pin | JobKind::Unpin => {
+                let this = self.clone();
+                super::blocking(move || this.set_pinned(&cell, kind == JobKind::Pin)).await?
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The engine: carries files between the share and the remote, one cell per file in use.
+//!
+//! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
+//! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
+
+mod archive;
+mod cell;
+mod error;
+mod intents;
+mod jobs;
+mod keys;
+mod recall;
+mod release;
+mod source;
+mod sync;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+pub use cell::{Cell, Cells, Inner, activity_of, load_record, state_of};
+pub use error::{EngineError, EngineResult, Unfit};
+pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
+pub use keys::object_key;
+pub use recall::Recall;
+
+use crate::ports::{Clock, Journal, Lower, Remote};
+use crate::record::{Claim, PairRef, Record};
+use crate::tier::{Event, Verdict};
+use crate::types::{FileId, Inode};
+use sync::Barrier;
+
+/// The remote half of the mounted pair.
+pub struct Target {
+    pub pair: PairRef,
+    /// What keys start with; no slashes at its ends; may be empty.
+    pub prefix: String,
+    pub remote: Arc<dyn Remote>,
+    /// Bytes per chunk; a power of two.
+    pub chunk_size: u32,
+    /// Seconds a superseded or deleted object is kept.
+    pub retention_s: u64,
+}
+
+/// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Files transferred at once by background jobs.
+    pub transfers: usize,
+    /// Content held in memory by all transfers, in units of 1 MiB.
+    pub memory_mib: usize,
+    /// Chunks of one file fetched at once.
+    pub fetches_per_file: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { transfers: 64, memory_mib: 256, fetches_per_file: 8 }
+    }
+}
+
+/// Counters since the mount began.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub archived_files: AtomicU64,
+    pub archived_bytes: AtomicU64,
+    pub released_files: AtomicU64,
+    pub recalled_files: AtomicU64,
+    pub recalled_bytes: AtomicU64,
+    /// Transfers running now.
+    pub running: AtomicU64,
+}
+
+/// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
+pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
+
+/// Everything that moves content of one share.
+pub struct Engine {
+    pub(crate) lower: Arc<dyn Lower>,
+    journal: Arc<dyn Journal>,
+    clock: Arc<dyn Clock>,
+    target: Option<Target>,
+    pub cells: Arc<Cells>,
+    barrier: Arc<Barrier>,
+    pub runtime: Handle,
+    limits: Limits,
+    memory: Arc<Semaphore>,
+    pub totals: Totals,
+    stopping: AtomicBool,
+    /// Woken when a deletion may have become due.
+    deletions: Notify,
+    changed: std::sync::OnceLock<ChangeHook>,
+}
+
+impl Engine {
+    /// Assembles an engine; nothing runs until [`Engine::recover`] and [`Engine::start_deletions`].
+    pub fn new(
+        lower: Arc<dyn Lower>,
+        journal: Arc<dyn Journal>,
+        clock: Arc<dyn Clock>,
+        target: Option<Target>,
+        runtime: Handle,
+        limits: Limits,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cells: Cells::new(lower.clone()),
+            barrier: Barrier::new(lower.clone()),
+            lower,
+            journal,
+            clock,
+            target,
+            runtime,
+            limits,
+            memory: Arc::new(Semaphore::new(limits.memory_mib)),
+            totals: Totals::default(),
+            stopping: AtomicBool::new(false),
+            deletions: Notify::new(),
+            changed: std::sync::OnceLock::new(),
+        })
+    }
+
+    /// Sets who is told of attribute changes; once.
+    pub fn on_change(&self, hook: ChangeHook) {
+        // A second hook would be a mistake of assembly; the first stays.
+        let _ = self.changed.set(hook);
+    }
+
+    fn announce_change(&self, file: FileId) {
+        if let Some(hook) = self.changed.get() {
+            hook(file);
+        }
+    }
+
+    pub fn target(&self) -> EngineResult<&Target> {
+        self.target.as_ref().ok_or(EngineError::NoPair)
+    }
+
+    /// The name of the pair that is mounted, for messages.
+    pub fn pair_name(&self) -> Option<&str> {
+        self.target.as_ref().map(|target| target.pair.name.as_str())
+    }
+
+    /// What is noted and not yet done: (uploads and settlements, deletions).
+    pub async fn intent_counts(&self) -> EngineResult<(u64, u64)> {
+        Ok(self.journal.counts().await?)
+    }
+
+    /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes [`Engine::stop`] back.
+    pub fn resume(&self) {
+        self.stopping.store(false, Ordering::SeqCst);
+    }
+
+    fn check_running(&self) -> EngineResult<()> {
+        if self.stopping.load(Ordering::SeqCst) { Err(EngineError::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// Whether transfers still run.
+    pub fn is_idle(&self) -> bool {
+        self.totals.running.load(Ordering::SeqCst) == 0
+    }
+
+    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7).
+    fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
+        let target = self.target.as_ref();
+        match (&record.object, target) {
+            (Some(object), Some(target)) if object.pair == target.pair => Ok(target),
+            (Some(object), _) => Err(EngineError::ForeignPair {
+                file: node.id,
+                found: object.pair.name.clone(),
+                found_share: format!("{}:{}", object.pair.remote_cluster, object.pair.remote_share),
+                mounted: target.map_or("none".into(), |t| {
+                    format!("{}, {}:{}", t.pair.name, t.pair.remote_cluster, t.pair.remote_share)
+                }),
+            }),
+            (None, Some(target)) => Ok(target),
+            (None, None) => Err(EngineError::NoPair),
+        }
+    }
+
+    /// Stores `record` and makes it durable under the cell's lock, as a verdict of `Save(Resident)` wants it.
+    ///
+    /// A failed sync leaves unknown what is stored: the cell says so until [`Engine::reestablish`] succeeds.
+    fn save_durably(&self, cell: &Cell, inner: &mut Inner, record: Record) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        // A record that could not be stored at all leaves the old one in force.
+        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        let claim = record.claim;
+        inner.record = record;
+        if let Err(error) = self.lower.sync_node(&cell.node) {
+            inner.machine.apply(Event::SaveUnknown);
+            return Err(failed(error));
+        }
+        inner.machine.apply(Event::Saved(claim));
+        Ok(())
+    }
+
+    /// After a failed sync: stores what memory knows once more and syncs. Success ends the unknown state.
+    fn reestablish(&self, cell: &Cell, inner: &mut Inner) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        self.lower.save_record(&cell.node, &inner.record.encode()).map_err(&failed)?;
+        self.lower.sync_node(&cell.node).map_err(&failed)?;
+        inner.machine.apply(Event::Reestablished(inner.record.claim));
+        Ok(())
+    }
+
+    /// Feeds an access to the file's machine and does, at once, what it wants stored first. What cannot be done without waiting
+    /// for a transfer is told to the caller. Called with the cell's lock held by session threads: local I/O only.
+    pub fn admit(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut Inner, event: Event) -> EngineResult<Admission> {
+        loop {
+            if inner.machine.is_unknown() {
+                self.reestablish(cell, inner)?;
+            }
+            match inner.machine.apply(event) {
+                Verdict::Go | Verdict::Already => return Ok(Admission::Go),
+                Verdict::Save(Claim::Resident) => self.become_resident(cell, inner)?,
+                Verdict::TruncateThenSave => {
+                    self.check_pair(&cell.node, &inner.record)?;
+                    let failed = EngineError::lower(cell.node.id);
+                    let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
+                    self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+                    self.lower.sync_node(&cell.node).map_err(&failed)?;
+                    self.become_resident(cell, inner)?;
+                }
+                Verdict::Recall => return Ok(Admission::Recall),
+                Verdict::CancelRecall => {
+                    if let Some(recall) = &inner.recall {
+                        recall.cancel();
+                    }
+                    return Ok(Admission::Wait);
+                }
+                Verdict::Wait => return Ok(Admission::Wait),
+                Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
+                Verdict::Save(claim) => unreachable!("no access asks to save {claim:?}"),
+            }
+        }
+    }
+
+    /// Content is about to change: the stored claim on the object goes first, durably; the object's deletion is noted after.
+    fn become_resident(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut Inner) -> EngineResult<()> {
+        let generation = inner.record.generation.after(self.clock.now());
+        let record = inner.record.clone().into_resident(generation);
+        self.save_durably(cell, inner, record)?;
+        self.spawn_note_superseded(cell.clone());
+        Ok(())
+    }
+
+    /// Pins or unpins. The wish is stored before it counts.
+    pub fn set_pinned(self: &Arc<Self>, cell: &Arc<Cell>, pinned: bool) -> EngineResult<bool> {
+        let mut inner = cell.lock();
+        if inner.record.flags.pinned == pinned {
+            return Ok(false);
+        }
+        let mut record = inner.record.clone();
+        record.flags.pinned = pinned;
+        self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        inner.record = record;
+        inner.machine.apply(Event::Pin(pinned));
+        Ok(true)
+    }
+}
+
+/// What an access may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Go,
+    /// Content must come back first: recall, then ask again.
+    Recall,
+    /// A short step runs: wait on the cell, then ask again.
+    Wait,
+}
+
+/// Runs blocking local I/O off the async workers.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        if error.is_panic() {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        EngineError::ShuttingDown
+    })
+}

@@ -1,0 +1,475 @@
+//! Recall: brings an object's content back into the lower file, chunk by chunk, each verified before it is written or served.
+//!
+//! One fetch serves all who wait. Order: note (durable) → fetch, verify, write → mtime back → sync → record dual → sync → note
+//! removed. Until the record says dual, it still says stub, so any lost step costs a refetch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::cell::Cell;
+use super::error::{EngineError, EngineResult};
+use super::{Engine, blocking};
+use crate::ports::{
+    Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
+};
+use crate::record::{Claim, ObjectRef};
+use crate::remote::manifest::Manifest;
+use crate::tier::{Event, Verdict};
+use crate::types::{ByteRange, ContentHash, Timestamp};
+
+/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
+const MANIFEST_OVERHEAD_MAX: u64 = 256;
+
+/// The transfer's note, once it is durable.
+type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
+
+/// A recall that runs or has run.
+pub struct Recall {
+    chunk_size: u64,
+    state: Mutex<State>,
+    moved: Notify,
+    cancelled: AtomicBool,
+    /// Set before anything written is freed again: from then on no chunk counts as local.
+    failed: AtomicBool,
+    bytes_done: AtomicU64,
+}
+
+struct State {
+    /// Chunks that are verified and written.
+    local: Vec<bool>,
+    /// Chunks nobody fetches yet, in the order they will be.
+    pending: VecDeque<usize>,
+    outcome: Option<EngineResult<()>>,
+}
+
+impl Recall {
+    fn new(object: &ObjectRef) -> Arc<Self> {
+        let chunks = object.chunks() as usize;
+        Arc::new(Self {
+            chunk_size: u64::from(object.chunk_size),
+            state: Mutex::new(State { local: vec![false; chunks], pending: (0..chunks).collect(), outcome: None }),
+            moved: Notify::new(),
+            cancelled: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            bytes_done: AtomicU64::new(0),
+        })
+    }
+
+    /// Asks the recall to stop; what it has written is freed again.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.moved.notify_waiters();
+    }
+
+    /// Bytes written so far.
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_done.load(Ordering::Relaxed)
+    }
+
+    /// Whether `range` can be read from the lower file now. To be asked again after the read: only if it is still so were the
+    /// bytes read the content, and not blocks being freed after a failure.
+    pub fn is_available(&self, range: ByteRange) -> bool {
+        let state = self.state.lock();
+        let (first, end) = self.chunks_of(range, state.local.len());
+        !self.failed.load(Ordering::SeqCst) && state.local[first..end].iter().all(|local| *local)
+    }
+
+    /// The chunks that `range` touches, as a range of indices cut to `chunks`.
+    fn chunks_of(&self, range: ByteRange, chunks: usize) -> (usize, usize) {
+        let end = (range.end().div_ceil(self.chunk_size) as usize).min(chunks);
+        (((range.offset / self.chunk_size) as usize).min(end), end)
+    }
+
+    async fn until_cancelled(&self) {
+        self.wait(|_| self.cancelled.load(Ordering::SeqCst).then_some(Ok(()))).await.unwrap_or(());
+    }
+
+    fn finish(&self, outcome: EngineResult<()>) {
+        self.state.lock().outcome = Some(outcome);
+        self.moved.notify_waiters();
+    }
+
+    /// Waits until the recall has ended.
+    pub async fn finished(&self) -> EngineResult<()> {
+        self.wait(|state| state.outcome.clone()).await
+    }
+
+    /// Waits until `range` is local (or the recall has ended); its chunks are fetched before others.
+    pub async fn available(&self, range: ByteRange) -> EngineResult<()> {
+        {
+            let mut state = self.state.lock();
+            let (first, end) = self.chunks_of(range, state.local.len());
+            let wanted = first..end;
+            if state.pending.iter().any(|chunk| wanted.contains(chunk)) {
+                let (mut now, later): (VecDeque<_>, VecDeque<_>) =
+                    state.pending.drain(..).partition(|chunk| wanted.contains(chunk));
+                now.extend(later);
+                state.pending = now;
+            }
+        }
+        self.wait(|state| {
+            let (first, end) = self.chunks_of(range, state.local.len());
+            if state.local[first..end].iter().all(|local| *local) { Some(Ok(())) } else { state.outcome.clone() }
+        })
+        .await
+    }
+
+    async fn wait(&self, mut look: impl FnMut(&State) -> Option<EngineResult<()>>) -> EngineResult<()> {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if let Some(result) = look(&self.state.lock()) {
+                return result;
+            }
+            moved.await;
+        }
+    }
+
+    fn next_chunk(&self) -> Option<usize> {
+        self.state.lock().pending.pop_front()
+    }
+
+    fn chunk_is_local(&self, chunk: usize, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.state.lock().local[chunk] = true;
+        self.moved.notify_waiters();
+    }
+}
+
+impl Engine {
+    /// Starts the recall of a file, or joins the one that runs. `None`: the content is local already.
+    pub async fn start_recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<Option<Arc<Recall>>> {
+        loop {
+            {
+                let mut inner = cell.lock();
+                if inner.machine.is_unknown() {
+                    self.reestablish(cell, &mut inner)?;
+                }
+                match inner.machine.apply(Event::RecallBegin) {
+                    Verdict::Already => return Ok(None),
+                    Verdict::Go => {
+                        let begun = self.begin_recall(cell, &mut inner);
+                        if begun.is_err() {
+                            inner.machine.apply(Event::RecallAbandoned);
+                            cell.changed.notify_waiters();
+                        }
+                        return begun.map(Some);
+                    }
+                    Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
+                    _ => {
+                        if let Some(recall) = inner.recall.clone().filter(|r| !r.cancelled.load(Ordering::SeqCst)) {
+                            return Ok(Some(recall));
+                        }
+                    }
+                }
+            }
+            // A release runs, or a cancelled recall cleans up: both are short.
+            cell.wait_until(|inner| {
+                matches!(
+                    inner.machine.activity(),
+                    crate::tier::Activity::None | crate::tier::Activity::Recalling { cancelled: false }
+                )
+            })
+            .await;
+        }
+    }
+
+    /// Brings a file's content back and waits for the end. `true`: it was away.
+    pub async fn recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
+        match self.start_recall(cell).await? {
+            None => Ok(false),
+            Some(recall) => recall.finished().await.map(|()| true),
+        }
+    }
+
+    fn begin_recall(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut super::Inner) -> EngineResult<Arc<Recall>> {
+        if self.lower.features().read_only {
+            return Err(EngineError::ReadOnly);
+        }
+        self.check_pair(&cell.node, &inner.record)?;
+        let object = inner.record.object.clone().expect("a remote claim has an object");
+        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
+        let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
+        inner.shown_mtime = Some(mtime);
+        let recall = Recall::new(&object);
+        inner.recall = Some(recall.clone());
+        let claim = inner.record.claim;
+        let (this, cell, shared) = (self.clone(), cell.clone(), recall.clone());
+        self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.runtime.spawn(async move {
+            let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
+            if let Err(error) = &outcome {
+                let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();
+                tracing::warn!(file = %cell.node.id, path = %path.display(), object = %object.key, "recall failed: {error}");
+            }
+            shared.finish(outcome);
+            this.totals.running.fetch_sub(1, Ordering::SeqCst);
+            this.announce_change(cell.node.id);
+        });
+        Ok(recall)
+    }
+
+    async fn run_recall(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        claim: Claim,
+        mtime: Timestamp,
+        recall: &Arc<Recall>,
+    ) -> EngineResult<()> {
+        let mut touched = None;
+        let result = self.fill(cell, object, claim, mtime, recall, &mut touched).await;
+        if result.is_err() {
+            recall.failed.store(true, Ordering::SeqCst);
+        }
+        match result {
+            Ok(()) => {
+                let saved = {
+                    let mut inner = cell.lock();
+                    self.commit_recall(cell, &mut inner)
+                };
+                cell.changed.notify_waiters();
+                if saved.is_ok() {
+                    self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
+                    self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
+                    self.spawn_forget_when_durable(cell.clone(), touched);
+                } else {
+                    recall.failed.store(true, Ordering::SeqCst);
+                    self.undo_recall(cell, mtime, touched).await;
+                }
+                saved
+            }
+            Err(error) => {
+                self.undo_recall(cell, mtime, touched).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn commit_recall(&self, cell: &Cell, inner: &mut super::Inner) -> EngineResult<()> {
+        let Verdict::Save(Claim::Dual) = inner.machine.apply(Event::RecallFetched) else {
+            return Err(EngineError::Cancelled);
+        };
+        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        let mut record = inner.record.clone();
+        record.claim = Claim::Dual;
+        let object = record.object.as_mut().expect("a remote claim has an object");
+        assert_eq!(attr.size, object.len, "a recall changed the size of {}", cell.node.id);
+        object.mtime = attr.mtime;
+        self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        inner.record = record;
+        inner.machine.apply(Event::Saved(Claim::Dual));
+        inner.recall = None;
+        inner.shown_mtime = None;
+        Ok(())
+    }
+
+    /// Frees what a failed recall has written, so that the stub is one again.
+    async fn undo_recall(self: &Arc<Self>, cell: &Arc<Cell>, mtime: Timestamp, touched: Option<IntentId>) {
+        if touched.is_some() {
+            let (lower, node) = (self.lower.clone(), cell.node);
+            let undone = blocking(move || {
+                let file =
+                    lower.open(&node, OpenFlags { read: true, write: true, no_atime: true, ..Default::default() })?;
+                file.punch_all()?;
+                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
+            })
+            .await;
+            match undone {
+                Ok(Ok(_)) => self.spawn_forget_when_durable(cell.clone(), touched),
+                // The note stays: the next start frees what is left.
+                Ok(Err(error)) => {
+                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}")
+                }
+                Err(error) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
+            }
+        }
+        let mut inner = cell.lock();
+        inner.recall = None;
+        inner.shown_mtime = None;
+        inner.machine.apply(Event::RecallAbandoned);
+        drop(inner);
+        cell.changed.notify_waiters();
+    }
+
+    /// Writes all chunks, restores the mtime, makes both durable. Sets `touched` once the lower file may be changed.
+    async fn fill(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        claim: Claim,
+        mtime: Timestamp,
+        recall: &Arc<Recall>,
+        touched: &mut Option<IntentId>,
+    ) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let space = self.lower.space().map_err(&failed)?;
+        let available = space.blocks_free * space.fragment_size;
+        if object.len > available {
+            return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
+        }
+        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
+            let why = "there is data in it that tierfs did not write";
+            return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
+        }
+        let note = Intent {
+            pair: object.pair.name.clone(),
+            key: object.key.clone(),
+            manifest: object.has_manifest(),
+            node: cell.node,
+            kind: IntentKind::Settle { mtime },
+        };
+        let journal = self.journal.clone();
+        let noted: Noted = async move { journal.add(note).await }.boxed().shared();
+        // Under way while the first chunks are fetched; none is written before it is there.
+        self.runtime.spawn(noted.clone());
+        let fetched = match self.chunk_hashes(cell, object).await {
+            Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
+            Err(error) => Err(error),
+        };
+        *touched = noted.await.ok();
+        fetched?;
+        let (lower, node) = (self.lower.clone(), cell.node);
+        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
+        self.barrier.wait(cell.node).await
+    }
+
+    /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
+    async fn fetch_all(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        recall: &Arc<Recall>,
+        file: &Arc<dyn LowerFile>,
+        hashes: &Arc<[ContentHash]>,
+        noted: &Noted,
+    ) -> EngineResult<()> {
+        let mut fetches = JoinSet::new();
+        loop {
+            while fetches.len() < self.limits.fetches_per_file {
+                let Some(chunk) = recall.next_chunk() else { break };
+                let (this, cell, object) = (self.clone(), cell.clone(), object.clone());
+                let (recall, file, hash, noted) = (recall.clone(), file.clone(), hashes[chunk], noted.clone());
+                fetches.spawn_on(
+                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hash, noted).await },
+                    &self.runtime,
+                );
+            }
+            let failure = match fetches.join_next().await {
+                None => return Ok(()),
+                Some(Ok(Ok(()))) if !recall.cancelled.load(Ordering::SeqCst) => continue,
+                Some(Ok(Ok(()))) => EngineError::Cancelled,
+                Some(Ok(Err(error))) => error,
+                Some(Err(_)) => EngineError::ShuttingDown,
+            };
+            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and
+            // written anew. Cancelled fetches end at once, writes end by themselves.
+            recall.cancel();
+            while fetches.join_next().await.is_some() {}
+            return Err(failure);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of one fetch, used once")]
+    async fn fetch_chunk(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        recall: &Arc<Recall>,
+        file: Arc<dyn LowerFile>,
+        chunk: usize,
+        hash: ContentHash,
+        noted: Noted,
+    ) -> EngineResult<()> {
+        let offset = chunk as u64 * u64::from(object.chunk_size);
+        let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        let _memory = self.memory_for(range.len).await?;
+        let target = self.target()?;
+        let file_id = cell.node.id;
+        for last in [false, true] {
+            let fetched = tokio::select! {
+                fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
+                () = recall.until_cancelled() => return Err(EngineError::Cancelled),
+            };
+            let body = match fetched {
+                Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
+                body => body.map_err(EngineError::remote(file_id))?,
+            };
+            noted.clone().await?;
+            let file = file.clone();
+            // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
+            let written = blocking(move || {
+                if body.len() as u64 != range.len || ContentHash::of(&body) != hash {
+                    return Ok(false);
+                }
+                // Punched space reads as zeros already: zeros stay holes, so sparse files stay sparse.
+                if body.iter().any(|byte| *byte != 0) {
+                    file.write_at(&body, range.offset)?;
+                }
+                Ok(true)
+            })
+            .await?
+            .map_err(EngineError::lower(file_id))?;
+            if written {
+                recall.chunk_is_local(chunk, range.len);
+                return Ok(());
+            }
+            tracing::warn!(file = %file_id, object = %object.key, offset, "a chunk does not match its hash");
+        }
+        Err(EngineError::Corrupt { file: file_id, object: object.key.to_string(), offset, len: range.len })
+    }
+
+    /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.
+    async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
+        if !object.has_manifest() {
+            return Ok(vec![object.root]);
+        }
+        let key = object.manifest_key();
+        let target = self.target()?;
+        let file = cell.node.id;
+        let corrupt = |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
+        for last in [false, true] {
+            let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
+            let range = ByteRange { offset: 0, len: info.len };
+            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
+                return Err(corrupt(info.len));
+            }
+            let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
+            match Manifest::decode(&body) {
+                Ok(manifest)
+                    if manifest.root() == object.root
+                        && manifest.len() == object.len
+                        && manifest.chunk_size() == object.chunk_size =>
+                {
+                    return Ok(manifest.chunks().to_vec());
+                }
+                Ok(_) => tracing::warn!(object = %key, "the manifest is not that of the record"),
+                Err(why) => tracing::warn!(object = %key, "the manifest does not decode: {why}"),
+            }
+            if last {
+                return Err(corrupt(info.len));
+            }
+        }
+        unreachable!("the loop returns in its second round")
+    }
+}
+
+fn has_local_data(file: &dyn LowerFile, len: u64) -> Result<bool, crate::ports::LowerError> {
+    match file.seek(0, SeekTo::Data) {
+        Ok(offset) => Ok(offset < len),
+        Err(error) if error.errno() == libc::ENXIO => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,242 @@
+//! Release: frees the local blocks of a dual file that nobody has open in any way.
+//!
+//! Order: object confirmed → kernel lease on the lower file (nobody else has it open or mapped) → record *releasing*, durable → punch,
+//! mtime back, durable → record *stub*. From *releasing* on the record outranks the bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::cell::{Cell, Inner, same_content};
+use super::error::{EngineError, EngineResult, Unfit};
+use super::{Engine, blocking};
+use crate::ports::{
+    Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime,
+};
+use crate::record::{Claim, ObjectRef};
+use crate::tier::{Event, Refusal, Verdict};
+
+/// A lower file held exclusively; dropping the lease lets other openers on.
+struct Exclusive {
+    file: Arc<dyn LowerFile>,
+    _lease: Option<Box<dyn Send + Sync>>,
+}
+
+impl Engine {
+    /// Frees a dual file's blocks. `note`: the upload's note when this follows an archive at once, whose answer has just confirmed
+    /// the object. `Ok(false)`: it was a stub already.
+    pub async fn release(self: &Arc<Self>, cell: &Arc<Cell>, note: Option<IntentId>) -> EngineResult<bool> {
+        self.totals.running.fetch_add(1, Ordering::SeqCst);
+        let mut note = note;
+        let result = self.free(cell, &mut note).await;
+        if let Err(error) = &result {
+            tracing::debug!(file = %cell.node.id, "not released: {error}");
+        }
+        // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it.
+        if cell.lock().record.claim != Claim::Releasing {
+            self.spawn_forget_when_durable(cell.clone(), note);
+        }
+        self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        if matches!(result, Ok(true)) {
+            self.totals.released_files.fetch_add(1, Ordering::Relaxed);
+            self.announce_change(cell.node.id);
+        }
+        result
+    }
+
+    async fn free(self: &Arc<Self>, cell: &Arc<Cell>, note: &mut Option<IntentId>) -> EngineResult<bool> {
+        self.check_running()?;
+        let features = self.lower.features();
+        if features.read_only {
+            return Err(EngineError::ReadOnly);
+        }
+        let (object, claim) = {
+            let inner = cell.lock();
+            match (&inner.record.object, inner.machine.claim()) {
+                (_, Claim::Stub) => return Ok(false),
+                (Some(object), claim) => (object.clone(), claim),
+                (None, _) => {
+                    return Err(EngineError::Refused { file: cell.node.id, why: Refusal::NotArchived });
+                }
+            }
+        };
+        if note.is_none() {
+            // Cheap refusals come before the request to the remote.
+            self.check_releasable(cell)?;
+            self.confirm_object(cell, &object).await?;
+            let mtime = object.mtime;
+            *note = Some(
+                self.journal
+                    .add(Intent {
+                        pair: object.pair.name.clone(),
+                        key: object.key.clone(),
+                        manifest: object.has_manifest(),
+                        node: cell.node,
+                        kind: IntentKind::Settle { mtime },
+                    })
+                    .await?,
+            );
+        }
+        let exclusive = {
+            let (this, cell) = (self.clone(), cell.clone());
+            let marked = blocking(move || {
+                let mut inner = cell.lock();
+                this.mark_releasing(&cell, &mut inner, claim)
+            });
+            marked.await??
+        };
+        let result = self.punch(cell, &object, exclusive).await;
+        cell.changed.notify_waiters();
+        result.map(|()| true)
+    }
+
+    fn check_releasable(&self, cell: &Cell) -> EngineResult<()> {
+        let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
+        let inner = cell.lock();
+        self.check_pair(&cell.node, &inner.record)?;
+        if inner.machine.handles() > 0 {
+            return refuse(Refusal::Open);
+        }
+        if inner.machine.pinned() {
+            return refuse(Refusal::Pinned);
+        }
+        Ok(())
+    }
+
+    /// The object is there, in full. Its content was verified when it was stored.
+    async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
+        let failed = EngineError::remote(cell.node.id);
+        let remote = &self.target()?.remote;
+        let missing = |detail: String| {
+            failed(RemoteError {
+                kind: RemoteErrorKind::NotFound,
+                operation: "confirm",
+                object: object.key.to_string(),
+                endpoint: object.pair.remote_share.clone(),
+                detail,
+            })
+        };
+        let info = remote.head(&object.key).await.map_err(&failed)?;
+        if info.len != object.len || info.etag != object.etag {
+            return Err(missing(format!(
+                "the object has {} bytes and ETag {}, the record says {} and {}: not released",
+                info.len, info.etag, object.len, object.etag
+            )));
+        }
+        if object.has_manifest() {
+            remote.head(&object.manifest_key()).await.map_err(&failed)?;
+        }
+        Ok(())
+    }
+
+    /// Under the cell's lock: everything that decides, and the mark. On success the activity is `Releasing`.
+    fn mark_releasing(&self, cell: &Cell, inner: &mut Inner, seen: Claim) -> EngineResult<Exclusive> {
+        let failed = EngineError::lower(cell.node.id);
+        let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
+        if inner.machine.is_unknown() {
+            self.reestablish(cell, inner)?;
+        }
+        if inner.record.claim != seen {
+            return refuse(Refusal::Changed);
+        }
+        self.check_pair(&cell.node, &inner.record)?;
+        let attr = self.lower.stat(&cell.node).map_err(&failed)?;
+        if attr.sealed || inner.record.flags.retained {
+            return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::Sealed });
+        }
+        match inner.machine.apply(Event::ReleaseBegin) {
+            Verdict::Save(Claim::Releasing) => {}
+            Verdict::Refuse(why) => return refuse(why),
+            other => unreachable!("{other:?} to the beginning of a release"),
+        }
+        let marked = self.hold_and_mark(cell, inner, seen, &attr);
+        if marked.is_err() {
+            inner.machine.apply(Event::ReleaseAbandoned);
+        }
+        marked
+    }
+
+    fn hold_and_mark(
+        &self,
+        cell: &Cell,
+        inner: &mut Inner,
+        seen: Claim,
+        before: &crate::ports::Attr,
+    ) -> EngineResult<Exclusive> {
+        let failed = EngineError::lower(cell.node.id);
+        let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
+        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        let file = match self.lower.open(&cell.node, flags) {
+            // It runs as a program.
+            Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),
+            opened => opened.map_err(&failed)?,
+        };
+        let lease = if self.lower.features().leases {
+            match file.try_exclusive().map_err(&failed)? {
+                Some(lease) => Some(lease),
+                None => return refuse(Refusal::Open),
+            }
+        } else {
+            None
+        };
+        // Looked at again now that nobody can write: below the mount, somebody may have.
+        let now = self.lower.stat(&cell.node).map_err(&failed)?;
+        if seen == Claim::Dual && !same_content(&now, &inner.record) {
+            tracing::warn!(file = %cell.node.id, "changed below the mount since it was archived: not released");
+            return refuse(Refusal::Changed);
+        }
+        debug_assert_eq!(before.ino, now.ino);
+        let mut record = inner.record.clone();
+        record.claim = Claim::Releasing;
+        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        inner.record = record;
+        inner.machine.apply(Event::Saved(Claim::Releasing));
+        inner.shown_mtime = inner.record.object.as_ref().map(|object| object.mtime);
+        Ok(Exclusive { file, _lease: lease })
+    }
+
+    async fn punch(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, exclusive: Exclusive) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        if let Err(error) = self.barrier.wait(cell.node).await {
+            // Nothing is freed: local bytes and object are both good, whichever record survives. Say dual again.
+            let mut inner = cell.lock();
+            inner.machine.apply(Event::SaveUnknown);
+            inner.machine.apply(Event::ReleaseAbandoned);
+            inner.record.claim = Claim::Dual;
+            inner.shown_mtime = None;
+            if let Err(again) = self.reestablish(cell, &mut inner) {
+                tracing::error!(file = %cell.node.id, "the record's state on disk is unknown: {again}");
+            }
+            return Err(error);
+        }
+        cell.lock().machine.apply(Event::ReleaseMarked);
+        let (lower, node, mtime) = (self.lower.clone(), cell.node, object.mtime);
+        let punched = blocking(move || {
+            exclusive.file.punch_all()?;
+            lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
+            Ok(exclusive)
+        })
+        .await?
+        .map_err(&failed);
+        let durable = match punched {
+            // The lease is held until the stub is complete.
+            Ok(exclusive) => self.barrier.wait(cell.node).await.map(|()| exclusive),
+            Err(error) => Err(error),
+        };
+        let mut inner = cell.lock();
+        inner.shown_mtime = None;
+        let saved = durable.and_then(|_exclusive| {
+            inner.machine.apply(Event::ReleasePunched);
+            let mut record = inner.record.clone();
+            record.claim = Claim::Stub;
+            self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+            inner.record = record;
+            inner.machine.apply(Event::Saved(Claim::Stub));
+            Ok(())
+        });
+        if saved.is_err() {
+            // The record says releasing, so the object is served: only space is lost until the next attempt.
+            inner.machine.apply(Event::ReleaseAbandoned);
+        }
+        saved
+    }
+}

@@ -1,0 +1,75 @@
+//! Shared durability: many files wait for one sync.
+//!
+//! Invariant: [`Barrier::wait`] returns `Ok` only after a sync that *began* after the call has succeeded.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::error::{EngineError, EngineResult};
+use crate::ports::Lower;
+use crate::types::Inode;
+
+/// Up to so many waiting files are synced one by one; more share a `syncfs`, which also writes what others left dirty.
+const SINGLE_SYNCS_MAX: usize = 3;
+
+type Waiter = (Inode, oneshot::Sender<EngineResult<()>>);
+
+/// Groups syncs of one share.
+pub struct Barrier {
+    lower: Arc<dyn Lower>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiter>,
+    running: bool,
+}
+
+impl Barrier {
+    pub fn new(lower: Arc<dyn Lower>) -> Arc<Self> {
+        Arc::new(Self { lower, state: Mutex::default() })
+    }
+
+    /// Waits until everything done to `node` before this call is on stable storage.
+    pub async fn wait(self: &Arc<Self>, node: Inode) -> EngineResult<()> {
+        let (done, result) = oneshot::channel();
+        let start = {
+            let mut state = self.state.lock();
+            state.waiting.push((node, done));
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            let this = self.clone();
+            tokio::task::spawn_blocking(move || this.run());
+        }
+        result.await.unwrap_or(Err(EngineError::ShuttingDown))
+    }
+
+    fn run(&self) {
+        loop {
+            let batch = {
+                let mut state = self.state.lock();
+                if state.waiting.is_empty() {
+                    state.running = false;
+                    return;
+                }
+                std::mem::take(&mut state.waiting)
+            };
+            if batch.len() <= SINGLE_SYNCS_MAX {
+                for (node, done) in batch {
+                    // A receiver that is gone was cancelled: nobody to tell.
+                    let _ = done.send(self.lower.sync_node(&node).map_err(EngineError::lower(node.id)));
+                }
+                continue;
+            }
+            let result = self.lower.sync_all().map_err(Arc::new);
+            for (node, done) in batch {
+                let result = result.clone().map_err(|source| EngineError::Lower { file: node.id, source });
+                let _ = done.send(result);
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `stat` and what changes it.
+
+use super::Fs;
+use super::error::FsResult;
+use super::wait::{Blocker, Try};
+use crate::engine::{Admission, EngineError};
+use crate::ports::{Attr, FileKind, SetAttr, SpaceInfo};
+use crate::tier::Event;
+use crate::types::Inode;
+
+impl Fs {
+    pub fn attr(&self, id: u64) -> FsResult<Attr> {
+        let node = self.node(id)?;
+        let attr = self.lower.stat(&node)?;
+        Ok(self.shown(&node, attr))
+    }
+
+    /// The attributes as users see them: tiering leaves no trace but the freed blocks.
+    pub(super) fn shown(&self, node: &Inode, mut attr: Attr) -> Attr {
+        if attr.kind != FileKind::Regular {
+            return attr;
+        }
+        // Archivers take a file without blocks for all holes, and skip its content.
+        if attr.size > 0 && attr.blocks == 0 {
+            attr.blocks = 1;
+        }
+        if let Some(cell) = self.engine.cells.live(node.id) {
+            if let Some(mtime) = cell.lock().shown_mtime {
+                attr.mtime = mtime;
+            }
+        }
+        attr
+    }
+
+    /// Changes attributes; a size change may have to wait for content.
+    pub fn try_set_attr(&self, id: u64, changes: &SetAttr) -> Try<Attr> {
+        match self.set_attr_inner(id, changes) {
+            Ok(attempt) => attempt,
+            Err(error) => Try::Done(Err(error)),
+        }
+    }
+
+    fn set_attr_inner(&self, id: u64, changes: &SetAttr) -> FsResult<Try<Attr>> {
+        self.check_writable()?;
+        let node = self.node(id)?;
+        let event = match changes {
+            SetAttr { size: Some(size), .. } => Event::Resize { to_zero: *size == 0 },
+            SetAttr { atime: None, mtime: None, .. } => {
+                let attr = self.lower.set_attr(&node, changes)?;
+                return Ok(Try::Done(Ok(self.shown(&node, attr))));
+            }
+            _ => Event::SetTimes,
+        };
+        if event == Event::SetTimes && self.lower.stat(&node)?.kind != FileKind::Regular {
+            return Ok(Try::Done(Ok(self.lower.set_attr(&node, changes)?)));
+        }
+        let cell = self.engine.cells.get(&node)?;
+        let mut inner = cell.lock();
+        match self.engine.admit(&cell, &mut inner, event)? {
+            Admission::Go => {}
+            other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),
+        }
+        let attr = self.lower.set_attr(&node, changes)?;
+        // The record follows the mtime, or the file would look changed below the mount.
+        let mut record = inner.record.clone();
+        if let Some(object) = record.object.as_mut().filter(|object| object.mtime != attr.mtime) {
+            object.mtime = attr.mtime;
+            self.lower.save_record(&node, &record.encode()).map_err(EngineError::lower(node.id))?;
+            inner.record = record;
+        }
+        drop(inner);
+        Ok(Try::Done(Ok(self.shown(&node, attr))))
+    }
+
+    pub fn space(&self) -> FsResult<SpaceInfo> {
+        Ok(self.lower.space()?)
+    }
+}

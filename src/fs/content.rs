@@ -1,0 +1,128 @@
+//! Reading and writing through the daemon, and directories.
+
+use std::sync::Arc;
+
+use super::Fs;
+use super::error::{FsError, FsResult};
+use super::open::OpenFile;
+use super::wait::{Blocker, Try};
+use crate::ports::{DirEntry, LowerDir, SeekTo};
+use crate::types::ByteRange;
+
+/// An open directory.
+pub struct OpenDir {
+    dir: Arc<dyn LowerDir>,
+}
+
+impl Fs {
+    /// Reads up to `len` bytes at `offset`; short only at the end of the file.
+    pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Try<Vec<u8>> {
+        match self.file(fh).and_then(|open| self.read_inner(&open, offset, len)) {
+            Ok(attempt) => attempt,
+            Err(error) => Try::Done(Err(error)),
+        }
+    }
+
+    fn read_inner(&self, open: &OpenFile, offset: u64, len: u32) -> FsResult<Try<Vec<u8>>> {
+        let file = self.reading_file(open)?;
+        // While this handle is open nothing is released: content that is local now stays so.
+        let (local, recall, size) = {
+            let inner = open.cell.lock();
+            let size = inner.record.object.as_ref().map_or(0, |object| object.len);
+            (inner.machine.is_local(), inner.recall.clone(), size)
+        };
+        let mut buffer = vec![0; len as usize];
+        if local {
+            let got = file.read_at(&mut buffer, offset)?;
+            buffer.truncate(got);
+            return Ok(Try::Done(Ok(buffer)));
+        }
+        let end = (offset + u64::from(len)).min(size);
+        if offset >= end {
+            return Ok(Try::Done(Ok(Vec::new())));
+        }
+        let range = ByteRange { offset, len: end - offset };
+        if let Some(recall) = recall.filter(|recall| recall.is_available(range)) {
+            buffer.truncate(range.len as usize);
+            let got = file.read_at(&mut buffer, offset)?;
+            // Only if the range is still there were these bytes the content.
+            if got == buffer.len() && recall.is_available(range) {
+                return Ok(Try::Done(Ok(buffer)));
+            }
+        }
+        Ok(Try::Blocked(Blocker::content(&open.cell, Some(range))))
+    }
+
+    /// Writes through the daemon: only handles opened for writing come here, and those are of resident files.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> FsResult<()> {
+        let open = self.file(fh)?;
+        if !open.write {
+            return Err(FsError::BadHandle);
+        }
+        Ok(self.writing_file(&open)?.write_at(data, offset)?)
+    }
+
+    pub fn sync(&self, fh: u64, data_only: bool) -> FsResult<()> {
+        let open = self.file(fh)?;
+        Ok(self.reading_file(&open)?.sync(data_only)?)
+    }
+
+    /// `fallocate(2)`.
+    pub fn allocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> FsResult<()> {
+        self.check_writable()?;
+        let open = self.file(fh)?;
+        Ok(self.writing_file(&open)?.allocate(mode, offset, len)?)
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`. A stub is all data up to its size: an archiver that skips holes must not skip it.
+    pub fn seek(&self, fh: u64, offset: u64, to: SeekTo) -> FsResult<u64> {
+        let open = self.file(fh)?;
+        let file = self.reading_file(&open)?;
+        let (local, size) = {
+            let inner = open.cell.lock();
+            (inner.machine.is_local(), inner.record.object.as_ref().map_or(0, |object| object.len))
+        };
+        if local {
+            return Ok(file.seek(offset, to)?);
+        }
+        match to {
+            _ if offset >= size => Err(crate::ports::LowerError::from_errno("lseek", libc::ENXIO).into()),
+            SeekTo::Data => Ok(offset),
+            SeekTo::Hole => Ok(size),
+        }
+    }
+
+    /// `copy_file_range(2)`: the source's content is recalled first.
+    pub fn try_copy(&self, from: u64, offset: u64, to: u64, to_offset: u64, len: u64) -> Try<usize> {
+        let attempt = || -> FsResult<Try<usize>> {
+            let (source, target) = (self.file(from)?, self.file(to)?);
+            if !source.cell.lock().machine.is_local() {
+                return Ok(Try::Blocked(Blocker::content(&source.cell, None)));
+            }
+            if !target.write {
+                return Err(FsError::BadHandle);
+            }
+            let (source, target) = (self.reading_file(&source)?, self.writing_file(&target)?);
+            Ok(Try::Done(Ok(source.copy_to(offset, &*target, to_offset, len)?)))
+        };
+        attempt().unwrap_or_else(|error| Try::Done(Err(error)))
+    }
+
+    pub fn open_dir(&self, id: u64) -> FsResult<u64> {
+        let dir = self.lower.open_dir(&self.node(id)?)?;
+        Ok(self.dirs.insert(OpenDir { dir }))
+    }
+
+    /// Entries from `offset` on; empty at the end.
+    pub fn read_dir(&self, fh: u64, offset: u64) -> FsResult<Vec<DirEntry>> {
+        Ok(self.dirs.get(fh)?.dir.read(offset as i64)?)
+    }
+
+    pub fn sync_dir(&self, fh: u64, data_only: bool) -> FsResult<()> {
+        Ok(self.dirs.get(fh)?.dir.sync(data_only)?)
+    }
+
+    pub fn release_dir(&self, fh: u64) -> FsResult<()> {
+        self.dirs.remove(fh).map(drop)
+    }
+}

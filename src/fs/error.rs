@@ -1,0 +1,32 @@
+//! What a file operation can answer besides success. Numbers for it exist only in the kernel adapter.
+
+use crate::engine::EngineError;
+use crate::ports::LowerError;
+
+/// A failed operation.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The share below refused: its errno is passed on as it is.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The inode is not known, or is gone.
+    #[error("stale inode")]
+    Stale,
+    #[error("no such handle")]
+    BadHandle,
+    #[error("no such attribute")]
+    NoAttribute,
+    /// The caller may not do this, whatever the file's permissions say.
+    #[error("not permitted")]
+    NotPermitted,
+    #[error("invalid argument: {0}")]
+    Invalid(&'static str),
+    #[error("a signal ended the wait")]
+    Interrupted,
+    #[error("the mount is read-only")]
+    ReadOnly,
+}
+
+pub type FsResult<T> = Result<T, FsError>;

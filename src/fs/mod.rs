@@ -1,0 +1,86 @@
+//! The filesystem in its own terms: inodes, handles, names, attributes, administrative xattrs.
+//!
+//! It knows no kernel protocol and no remote: what must wait for a transfer is handed back as [`Try::Blocked`], so that no thread that
+//! serves the kernel ever waits for the network.
+
+mod attributes;
+mod content;
+mod error;
+mod handles;
+mod namespace;
+mod nodes;
+mod open;
+mod wait;
+mod xattrs;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use content::OpenDir;
+pub use error::{FsError, FsResult};
+pub use namespace::Entry;
+pub use nodes::ROOT;
+pub use open::{Opened, Register, Service};
+pub use wait::{Blocker, Try};
+
+use crate::engine::Engine;
+use crate::ports::Lower;
+use crate::types::Inode;
+use handles::Handles;
+use nodes::Nodes;
+use open::OpenFile;
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct FsOptions {
+    pub read_only: bool,
+    /// Let the kernel read and write resident files itself.
+    pub passthrough: bool,
+    /// Stubs up to so many bytes are recalled when they are opened for reading, and then pass through; larger ones when read.
+    pub recall_at_open_max: u64,
+    /// Where the control socket is, for root to find it through the mount.
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None }
+    }
+}
+
+/// A mounted share.
+pub struct Fs {
+    lower: Arc<dyn Lower>,
+    pub engine: Arc<Engine>,
+    nodes: Nodes,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    options: FsOptions,
+}
+
+impl Fs {
+    /// `epoch` differs between two runs of the daemon (a process id will do).
+    pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, options: FsOptions, epoch: u32) -> Arc<Self> {
+        Arc::new(Self {
+            nodes: Nodes::new(lower.root()),
+            lower,
+            engine,
+            files: Handles::new(epoch),
+            dirs: Handles::new(epoch),
+            options,
+        })
+    }
+
+    fn node(&self, id: u64) -> FsResult<Inode> {
+        self.nodes.get(id)
+    }
+
+    /// The node id under which the kernel knows a lower inode number.
+    pub fn node_id(&self, ino: u64) -> u64 {
+        if ino == self.lower.root().id.ino { ROOT } else { ino }
+    }
+
+    fn check_writable(&self) -> FsResult<()> {
+        if self.options.read_only { Err(FsError::ReadOnly) } else { Ok(()) }
+    }
+}

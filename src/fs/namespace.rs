@@ -1,0 +1,115 @@
+//! Names: lookup, creation, removal, renaming. Directories never meet tiering; only the last name of a file does.
+
+use std::ffi::{OsStr, OsString};
+
+use super::Fs;
+use super::error::{FsError, FsResult};
+use crate::engine::load_record;
+use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
+use crate::record::Record;
+use crate::types::Inode;
+
+/// What a lookup tells the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub id: u64,
+    /// Tells a reused inode number from the one before.
+    pub generation: u64,
+    pub attr: Attr,
+}
+
+/// A removal that leaves objects behind: their deletion is to be noted before it.
+pub struct Removal {
+    pub node: Inode,
+    pub record: Record,
+}
+
+impl Fs {
+    pub(super) fn entry(&self, node: &Inode, attr: Attr) -> Entry {
+        Entry { id: self.nodes.id_of(node), generation: node.id.birth, attr: self.shown(node, attr) }
+    }
+
+    /// Finds a name. The kernel must later forget the entry once.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> FsResult<Entry> {
+        let dir = self.node(parent)?;
+        let (node, attr) = self.lower.lookup(&dir, name)?;
+        self.nodes.remember(&node);
+        Ok(self.entry(&node, attr))
+    }
+
+    pub fn forget(&self, id: u64, lookups: u64) {
+        self.nodes.forget(id, lookups);
+    }
+
+    pub fn make(&self, parent: u64, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller) -> FsResult<Entry> {
+        self.check_writable()?;
+        let dir = self.node(parent)?;
+        let (node, attr) = self.lower.make(&dir, name, what, mode, who)?;
+        self.nodes.remember(&node);
+        Ok(self.entry(&node, attr))
+    }
+
+    pub fn read_link(&self, id: u64) -> FsResult<OsString> {
+        Ok(self.lower.read_link(&self.node(id)?)?)
+    }
+
+    pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> FsResult<Entry> {
+        self.check_writable()?;
+        let (node, dir) = (self.node(id)?, self.node(parent)?);
+        let attr = self.lower.link(&node, &dir, name)?;
+        self.nodes.remember(&node);
+        Ok(self.entry(&node, attr))
+    }
+
+    /// What removing `name` would leave behind remotely; `None`: nothing.
+    pub fn removal(&self, parent: u64, name: &OsStr) -> FsResult<Option<Removal>> {
+        self.check_writable()?;
+        let dir = self.node(parent)?;
+        let (node, attr) = match self.lower.lookup(&dir, name) {
+            Err(error) if error.errno() == libc::ENOENT => return Ok(None),
+            found => found?,
+        };
+        if attr.kind != FileKind::Regular || attr.nlink > 1 {
+            return Ok(None);
+        }
+        let live = self.engine.cells.live(node.id).map(|cell| cell.lock().record.clone());
+        let record = match live {
+            Some(record) => record,
+            None => match load_record(&*self.lower, &node) {
+                Ok(record) => record,
+                Err(error) => {
+                    // A file with a damaged record can be removed; what it named is left for the collector.
+                    tracing::warn!(file = %node.id, "removed with its record unread: {error}");
+                    return Ok(None);
+                }
+            },
+        };
+        Ok((record.object.is_some() || record.superseded.is_some()).then_some(Removal { node, record }))
+    }
+
+    /// Notes, durably, the deletions a removal leaves.
+    pub async fn note_removal(&self, removal: Removal) -> FsResult<()> {
+        Ok(self.engine.note_removal(removal.node, removal.record).await?)
+    }
+
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> FsResult<()> {
+        self.check_writable()?;
+        Ok(self.lower.unlink(&self.node(parent)?, name)?)
+    }
+
+    pub fn remove_dir(&self, parent: u64, name: &OsStr) -> FsResult<()> {
+        self.check_writable()?;
+        Ok(self.lower.remove_dir(&self.node(parent)?, name)?)
+    }
+
+    pub fn rename(&self, parent: u64, name: &OsStr, to_parent: u64, to: &OsStr, mode: RenameMode) -> FsResult<()> {
+        self.check_writable()?;
+        let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
+        Ok(self.lower.rename(&dir, name, &to_dir, to, mode)?)
+    }
+
+    /// Whether an error says that the name is not there (the kernel may then remember that).
+    pub fn is_absent(error: &FsError) -> bool {
+        matches!(error, FsError::Lower(error) if LowerError::errno(error) == libc::ENOENT)
+    }
+}

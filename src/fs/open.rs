@@ -1,0 +1,303 @@
+//! Opening and closing files: who serves the handle, and what must be stored before it may write.
+//!
+//! Invariant: all handles of an inode are served the same way (the kernel answers EIO otherwise), decided under the cell's lock; all
+//! that pass through share one backing.
+
+use std::any::Any;
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
+
+use super::Fs;
+use super::error::{FsError, FsResult};
+use super::namespace::Entry;
+use super::wait::{Blocker, Try};
+use crate::engine::{Admission, Cell, Inner};
+use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
+use crate::record::Claim;
+use crate::tier::{Event, IoMode};
+use crate::types::{ByteRange, Inode};
+
+/// What the kernel keeps for a lower file it may use itself; opaque here.
+pub type Backing = Arc<dyn Any + Send + Sync>;
+
+/// Hands a lower file to the kernel for passthrough.
+pub trait Register {
+    fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing>;
+}
+
+/// Who serves a handle.
+#[derive(Clone)]
+pub enum Service {
+    /// The kernel, from this backing.
+    Kernel(Backing),
+    /// This daemon, through the page cache.
+    Daemon,
+}
+
+/// A successful open.
+pub struct Opened {
+    pub fh: u64,
+    pub service: Service,
+}
+
+/// An open file.
+pub(super) struct OpenFile {
+    pub cell: Arc<Cell>,
+    pub write: bool,
+    /// The daemon's descriptor of this handle; made on first need where the kernel serves.
+    file: OnceLock<Arc<dyn LowerFile>>,
+}
+
+/// How a handle accesses content.
+#[derive(Clone, Copy)]
+struct Access {
+    write: bool,
+    truncate: bool,
+}
+
+impl Fs {
+    /// Opens a file for `flags` as given to open(2). Permissions have been checked by the kernel.
+    pub fn try_open(&self, id: u64, flags: OpenFlags, register: &dyn Register) -> Try<Opened> {
+        match self.open_inner(id, flags, register) {
+            Ok(attempt) => attempt,
+            Err(error) => Try::Done(Err(error)),
+        }
+    }
+
+    fn open_inner(&self, id: u64, flags: OpenFlags, register: &dyn Register) -> FsResult<Try<Opened>> {
+        if flags.write || flags.truncate {
+            self.check_writable()?;
+        }
+        let node = self.node(id)?;
+        let cell = self.engine.cells.get(&node)?;
+        let access = Access { write: flags.write, truncate: flags.truncate };
+        let mut inner = cell.lock();
+        if let Some(range) = self.recalls_at_open(&inner).filter(|_| !flags.write && !flags.truncate) {
+            drop(inner);
+            return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
+        }
+        match self.admit_open(&cell, &mut inner, access, flags, None, register)? {
+            Ok(opened) => Ok(Try::Done(Ok(opened))),
+            Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
+        }
+    }
+
+    /// What must come back before an open for reading is answered: all of a small stub that nobody reads through the daemon yet.
+    /// Once it is there the open goes on: through the daemon, until the recall is durable too.
+    fn recalls_at_open(&self, inner: &Inner) -> Option<ByteRange> {
+        let len = inner.record.object.as_ref()?.len;
+        let all = ByteRange { offset: 0, len };
+        let small = inner.machine.mode() == IoMode::Idle
+            && matches!(inner.machine.claim(), Claim::Stub | Claim::Releasing)
+            && len <= self.options.recall_at_open_max;
+        (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
+    }
+
+    /// Counts the handle and finds who serves it. The inner `Err`: something must happen first.
+    fn admit_open(
+        &self,
+        cell: &Arc<Cell>,
+        inner: &mut Inner,
+        access: Access,
+        flags: OpenFlags,
+        created: Option<Arc<dyn LowerFile>>,
+        register: &dyn Register,
+    ) -> FsResult<Result<Opened, Admission>> {
+        let event = |passthrough| match access {
+            Access { truncate: true, .. } => Event::OpenTruncate { passthrough },
+            Access { write: true, .. } => Event::OpenWrite { passthrough },
+            _ => Event::OpenRead { passthrough },
+        };
+        let write = access.write || access.truncate;
+        match self.engine.admit(cell, inner, event(self.options.passthrough))? {
+            Admission::Go => {}
+            other => return Ok(Err(other)),
+        }
+        let opened = self.serve(cell, inner, access, flags, created, register);
+        if opened.is_err() {
+            inner.machine.apply(Event::Close { write });
+        }
+        opened.map(Ok)
+    }
+
+    fn serve(
+        &self,
+        cell: &Arc<Cell>,
+        inner: &mut Inner,
+        access: Access,
+        flags: OpenFlags,
+        created: Option<Arc<dyn LowerFile>>,
+        register: &dyn Register,
+    ) -> FsResult<Opened> {
+        if access.truncate && created.is_none() {
+            self.lower.set_attr(&cell.node, &SetAttr { size: Some(0), ..Default::default() })?;
+        }
+        let write = access.write || access.truncate;
+        let file = OnceLock::new();
+        let mut service = Service::Daemon;
+        match inner.machine.mode() {
+            IoMode::Pass(1) => match self.first_backing(cell, inner, created.clone(), register) {
+                Ok(backing) => service = Service::Kernel(backing),
+                Err(error) => {
+                    tracing::warn!(file = %cell.node.id, "no passthrough, the daemon serves it: {error}");
+                    inner.machine.apply(Event::Close { write });
+                    let again = if write {
+                        Event::OpenWrite { passthrough: false }
+                    } else {
+                        Event::OpenRead { passthrough: false }
+                    };
+                    inner.machine.apply(again);
+                }
+            },
+            IoMode::Pass(_) => {
+                service = Service::Kernel(inner.backing.clone().ok_or(FsError::BadHandle)?);
+            }
+            IoMode::Daemon(_) | IoMode::Idle => {}
+        }
+        if let Service::Daemon = service {
+            let lower = match created {
+                Some(file) => file,
+                None => self.lower.open(&cell.node, daemon_flags(flags, write))?,
+            };
+            let _ = file.set(lower);
+        }
+        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, file });
+        Ok(Opened { fh, service })
+    }
+
+    /// Registers the inode's one backing, of the first handle that passes through.
+    fn first_backing(
+        &self,
+        cell: &Cell,
+        inner: &mut Inner,
+        created: Option<Arc<dyn LowerFile>>,
+        register: &dyn Register,
+    ) -> FsResult<Backing> {
+        let file = match created {
+            Some(file) => file,
+            // For reading only: a backing open for writing would look like a writer to the kernel's leases.
+            None => self.lower.open(&cell.node, OpenFlags { read: true, ..Default::default() })?,
+        };
+        let fd = file.as_fd().ok_or(FsError::Invalid("this share has no descriptors"))?;
+        let backing = register
+            .register(fd)
+            .map_err(|source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source })?;
+        inner.backing = Some(backing.clone());
+        inner.backing_file = Some(file);
+        Ok(backing)
+    }
+
+    /// Creates and opens a file; opens it where the name exists already (unless exclusively). The kernel must later
+    /// forget the entry once.
+    pub fn try_create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+        who: &Caller,
+        register: &dyn Register,
+    ) -> Try<(Entry, Opened)> {
+        match self.create_inner(parent, name, mode, flags, who, register) {
+            Ok(attempt) => attempt,
+            Err(error) => Try::Done(Err(error)),
+        }
+    }
+
+    fn create_inner(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+        who: &Caller,
+        register: &dyn Register,
+    ) -> FsResult<Try<(Entry, Opened)>> {
+        self.check_writable()?;
+        let dir = self.node(parent)?;
+        // Exclusive below, always: an existing file may be a stub, and must be opened as one.
+        let below = OpenFlags {
+            exclusive: true,
+            truncate: false,
+            read: true,
+            write: true,
+            sync: flags.sync,
+            ..Default::default()
+        };
+        match self.lower.create(&dir, name, mode, below, who) {
+            Ok((node, attr, file)) => {
+                let opened = self.open_created(&node, flags, file, register)?;
+                self.nodes.remember(&node);
+                Ok(Try::Done(Ok((self.entry(&node, attr), opened))))
+            }
+            Err(error) if error.errno() == libc::EEXIST && !flags.exclusive => {
+                let entry = self.lookup(parent, name)?;
+                let attempt = self.try_open(entry.id, flags, register);
+                if !matches!(attempt, Try::Done(Ok(_))) {
+                    self.forget(entry.id, 1);
+                }
+                Ok(attempt.map(|opened| (entry, opened)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_created(
+        &self,
+        node: &Inode,
+        flags: OpenFlags,
+        file: Arc<dyn LowerFile>,
+        register: &dyn Register,
+    ) -> FsResult<Opened> {
+        let cell = self.engine.cells.get(node)?;
+        let access = Access { write: flags.write, truncate: false };
+        let mut inner = cell.lock();
+        self.admit_open(&cell, &mut inner, access, flags, Some(file), register)?
+            .map_err(|_| FsError::Invalid("a file just created is busy"))
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, fh: u64) -> FsResult<()> {
+        let file = self.files.remove(fh)?;
+        let mut inner = file.cell.lock();
+        inner.machine.apply(Event::Close { write: file.write });
+        if inner.machine.mode() == IoMode::Idle {
+            let dropped = (inner.backing.take(), inner.backing_file.take());
+            drop(inner);
+            // Closing reaches into the kernel: not under the lock. A new open registers anew meanwhile.
+            drop(dropped);
+        }
+        Ok(())
+    }
+
+    pub(super) fn file(&self, fh: u64) -> FsResult<Arc<OpenFile>> {
+        self.files.get(fh)
+    }
+
+    /// A descriptor good for reading, and for calls that the kernel allows on any.
+    pub(super) fn reading_file(&self, open: &OpenFile) -> FsResult<Arc<dyn LowerFile>> {
+        if let Some(file) = open.file.get() {
+            return Ok(file.clone());
+        }
+        if let Some(file) = open.cell.lock().backing_file.clone() {
+            return Ok(file);
+        }
+        self.writing_file(open)
+    }
+
+    /// A descriptor that can do all that the handle may do.
+    pub(super) fn writing_file(&self, open: &OpenFile) -> FsResult<Arc<dyn LowerFile>> {
+        if let Some(file) = open.file.get() {
+            return Ok(file.clone());
+        }
+        let file = self.lower.open(&open.cell.node, daemon_flags(OpenFlags::default(), open.write))?;
+        Ok(open.file.get_or_init(|| file).clone())
+    }
+}
+
+/// The daemon's own flags for a handle: always readable (a partial page is read before it is written). Append and direct
+/// I/O stay with the kernel, which gives us offsets and sizes.
+fn daemon_flags(flags: OpenFlags, write: bool) -> OpenFlags {
+    OpenFlags { read: true, write, sync: flags.sync, ..Default::default() }
+}

@@ -1,0 +1,98 @@
+//! Waiting for a transfer: who waits for what, until when, and how a signal ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Fs;
+use super::error::{FsError, FsResult};
+use crate::engine::{Admission, Cell};
+use crate::tier::Activity;
+use crate::types::ByteRange;
+
+/// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
+const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
+
+/// An attempt that either ended or must wait for a transfer and then be made again.
+pub enum Try<T> {
+    Done(FsResult<T>),
+    Blocked(Blocker),
+}
+
+impl<T> Try<T> {
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Try<U> {
+        match self {
+            Self::Done(result) => Try::Done(result.map(f)),
+            Self::Blocked(blocker) => Try::Blocked(blocker),
+        }
+    }
+}
+
+/// What an attempt waits for.
+pub struct Blocker {
+    cell: Arc<Cell>,
+    on: On,
+}
+
+enum On {
+    /// All content, or a range of it.
+    Content(Option<ByteRange>),
+    /// The end of a short step.
+    Step,
+}
+
+impl Blocker {
+    /// What an admission that is not `Go` waits for.
+    pub(super) fn admission(cell: &Arc<Cell>, admission: Admission) -> Self {
+        let on = if admission == Admission::Recall { On::Content(None) } else { On::Step };
+        Self { cell: cell.clone(), on }
+    }
+
+    pub(super) fn content(cell: &Arc<Cell>, range: Option<ByteRange>) -> Self {
+        Self { cell: cell.clone(), on: On::Content(range) }
+    }
+}
+
+impl Fs {
+    /// Waits until an attempt is worth making again, or its thread `pid` is being killed.
+    pub async fn unblock(&self, blocker: Blocker, pid: u32) -> FsResult<()> {
+        let waiting = async {
+            match blocker.on {
+                On::Step => {
+                    let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
+                    blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;
+                    Ok(())
+                }
+                On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
+                    None => Ok(()),
+                    Some(recall) => match range {
+                        Some(range) => recall.available(range).await,
+                        None => recall.finished().await,
+                    },
+                },
+            }
+        };
+        tokio::pin!(waiting);
+        loop {
+            match tokio::time::timeout(SIGNAL_PERIOD, &mut waiting).await {
+                Ok(result) => return Ok(result?),
+                Err(_) if is_signalled(pid) => return Err(FsError::Interrupted),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Whether a thread has a signal waiting that it does not block (`/proc/PID/status`, proc(5)). Such a thread sleeps in
+/// our request and can act on the signal only after our answer.
+fn is_signalled(pid: u32) -> bool {
+    if pid == 0 {
+        return false;
+    }
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let of = |name| mask(name).unwrap_or(0);
+    (of("SigPnd:") | of("ShdPnd:")) & !of("SigBlk:") & !of("SigIgn:") != 0
+}

@@ -1,0 +1,620 @@
+//! The kernel's requests, one method each: decode, call, reply.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
+use super::errno::errno;
+use crate::fs::{Entry, Fs, FsError, FsResult, Opened, Register, Service, Try};
+use crate::ports::{Attr, Caller, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
+
+/// What is asked of the kernel; each is used if it is there.
+const WANTED: [InitFlags; 14] = [
+    InitFlags::FUSE_PASSTHROUGH,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_BIG_WRITES,
+];
+const MAX_WRITE: u32 = 1 << 20;
+/// Requests the kernel may queue in the background; read-ahead of slow stubs takes these, so there must be plenty.
+const MAX_BACKGROUND: u16 = 128;
+
+/// Serves one session.
+pub struct Adapter {
+    fs: Arc<Fs>,
+    ttl: Duration,
+}
+
+/// Registers lower files with the kernel through the reply at hand.
+impl Register for ReplyOpen {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
+        Ok(Arc::new(self.open_backing(file)?))
+    }
+}
+
+impl Register for ReplyCreate {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
+        Ok(Arc::new(self.open_backing(file)?))
+    }
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
+}
+
+fn finish_empty(reply: ReplyEmpty, result: FsResult<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// The backing of a handle the kernel serves; `None`: the daemon does.
+fn backing(service: &Service) -> Option<&BackingId> {
+    match service {
+        Service::Kernel(backing) => backing.downcast_ref(),
+        Service::Daemon => None,
+    }
+}
+
+impl Adapter {
+    /// `ttl_s`: seconds the kernel may keep entries and attributes.
+    pub fn new(fs: Arc<Fs>, ttl_s: u64) -> Self {
+        Self { fs, ttl: Duration::from_secs(ttl_s) }
+    }
+
+    /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
+    fn attr_ttl(&self, attr: &Attr) -> Duration {
+        if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
+    }
+
+    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over.
+    fn drive<R: Send + Sync + 'static, T: 'static>(
+        &self,
+        pid: u32,
+        reply: R,
+        mut attempt: impl FnMut(&Fs, &R) -> Try<T> + Send + 'static,
+        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
+    ) {
+        let mut blocker = match attempt(&self.fs, &reply) {
+            Try::Done(result) => return finish(reply, result),
+            Try::Blocked(blocker) => blocker,
+        };
+        let fs = self.fs.clone();
+        self.fs.engine.runtime.spawn(async move {
+            loop {
+                if let Err(error) = fs.unblock(blocker, pid).await {
+                    return finish(reply, Err(error));
+                }
+                blocker = match attempt(&fs, &reply) {
+                    Try::Done(result) => return finish(reply, result),
+                    Try::Blocked(blocker) => blocker,
+                };
+            }
+        });
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.fs.engine.runtime.spawn(work);
+    }
+
+    fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
+        match result {
+            Ok(entry) => {
+                let attr = attr_to_kernel(entry.id, &entry.attr);
+                reply.entry_with_ttls(&self.attr_ttl(&entry.attr), &self.ttl, &attr, Generation(entry.generation));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn set(&self, request: &Request, id: INodeNo, changes: SetAttr, reply: ReplyAttr) {
+        let ttl = self.ttl;
+        self.drive(
+            request.pid(),
+            reply,
+            move |fs, _| fs.try_set_attr(id.0, &changes),
+            move |reply, result| match result {
+                Ok(attr) => {
+                    let special = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+                    reply.attr(if special { &Duration::ZERO } else { &ttl }, &attr_to_kernel(id.0, &attr));
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    /// Entries until the buffer is full; `add` says when it is.
+    fn list(&self, fh: FileHandle, mut offset: u64, mut add: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
+        loop {
+            let entries = self.fs.read_dir(fh.0, offset)?;
+            let Some(last) = entries.last() else { return Ok(()) };
+            offset = last.next_offset as u64;
+            if entries.iter().any(&mut add) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                tracing::info!("this kernel lacks {flag:?}");
+            }
+        }
+        // All four can only be refused for values out of the crate's range, and these are in it.
+        let _ = config.set_max_stack_depth(1);
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND * 3 / 4);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let result = self.fs.lookup(parent.0, name);
+        if result.as_ref().is_err_and(Fs::is_absent) {
+            // Node 0: the kernel may remember that there is nothing.
+            return reply.entry(&self.ttl, &NOTHING, Generation(0));
+        }
+        self.reply_entry(reply, result);
+    }
+
+    fn forget(&self, _request: &Request, id: INodeNo, lookups: u64) {
+        self.fs.forget(id.0, lookups);
+    }
+
+    fn getattr(&self, _request: &Request, id: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.fs.attr(id.0) {
+            Ok(attr) => reply.attr(&self.attr_ttl(&attr), &attr_to_kernel(id.0, &attr)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        id: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        self.set(request, id, changes, reply);
+    }
+
+    fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
+        match self.fs.read_link(id.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
+        let what = NewNode::Special(kind, device_from_kernel(rdev));
+        let made = self.fs.make(parent.0, name, what, mode & 0o7777, &caller(request, umask));
+        self.reply_entry(reply, made);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let made = self.fs.make(parent.0, name, NewNode::Directory, mode & 0o7777, &caller(request, umask));
+        self.reply_entry(reply, made);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let what = NewNode::Symlink(target.as_os_str());
+        let made = self.fs.make(parent.0, name, what, 0o777, &caller(request, 0));
+        self.reply_entry(reply, made);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removal = match self.fs.removal(parent.0, name) {
+            Ok(None) => return finish_empty(reply, self.fs.unlink(parent.0, name)),
+            Ok(Some(removal)) => removal,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let (fs, name) = (self.fs.clone(), name.to_owned());
+        self.spawn(async move {
+            let result = fs.note_removal(removal).await.and_then(|()| fs.unlink(parent.0, &name));
+            finish_empty(reply, result);
+        });
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        finish_empty(reply, self.fs.remove_dir(parent.0, name));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to_parent: INodeNo,
+        to: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            RenameFlags::RENAME_WHITEOUT => RenameMode::Whiteout,
+            flags if flags.is_empty() => RenameMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let replaced = match mode {
+            RenameMode::Replace | RenameMode::Whiteout => self.fs.removal(to_parent.0, to),
+            RenameMode::NoReplace | RenameMode::Exchange => Ok(None),
+        };
+        let removal = match replaced {
+            Ok(None) => {
+                return finish_empty(reply, self.fs.rename(parent.0, name, to_parent.0, to, mode));
+            }
+            Ok(Some(removal)) => removal,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let (fs, name, to) = (self.fs.clone(), name.to_owned(), to.to_owned());
+        self.spawn(async move {
+            let noted = fs.note_removal(removal).await;
+            finish_empty(reply, noted.and_then(|()| fs.rename(parent.0, &name, to_parent.0, &to, mode)));
+        });
+    }
+
+    fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry(reply, self.fs.link(id.0, parent.0, name));
+    }
+
+    fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let flags = open_flags(flags.0);
+        self.drive(
+            request.pid(),
+            reply,
+            move |fs, reply| fs.try_open(id.0, flags, reply),
+            |reply, result| match result {
+                Ok(Opened { fh, service }) => match backing(&service) {
+                    Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, id),
+                    None => reply.opened(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH),
+                },
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
+        let ttl = self.ttl;
+        self.drive(
+            request.pid(),
+            reply,
+            move |fs, reply| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, reply),
+            move |reply, result| match result {
+                Ok((entry, Opened { fh, service })) => {
+                    let (attr, generation) = (attr_to_kernel(entry.id, &entry.attr), Generation(entry.generation));
+                    let (fh, flags) = (FileHandle(fh), FopenFlags::FOPEN_NOFLUSH);
+                    match backing(&service) {
+                        Some(id) => reply.created_passthrough(&ttl, &attr, generation, fh, flags, id),
+                        None => reply.created(&ttl, &attr, generation, fh, flags),
+                    }
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _id: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.drive(
+            request.pid(),
+            reply,
+            move |fs, _| fs.try_read(fh.0, offset, size),
+            |reply, result| match result {
+                Ok(data) => reply.data(&data),
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(fh.0, offset, data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        finish_empty(reply, self.fs.release(fh.0));
+    }
+
+    fn fsync(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        finish_empty(reply, self.fs.sync(fh.0, datasync));
+    }
+
+    fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.open_dir(id.0) {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.list(fh, offset, |entry| {
+            let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
+            reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, &entry.name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(&self, _request: &Request, id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let listed = self.list(fh, offset, |entry| {
+            let dots = entry.name == "." || entry.name == "..";
+            let next = entry.next_offset as u64;
+            if dots {
+                // The kernel shows these two, and remembers no inode for them.
+                let mut attr = NOTHING;
+                attr.kind = FileType::Directory;
+                attr.ino = INodeNo(self.fs.node_id(entry.ino));
+                return reply.add(attr.ino, next, &entry.name, &Duration::ZERO, &attr, Generation(0));
+            }
+            // A name that vanished since the directory was read is not listed.
+            let Ok(found) = self.fs.lookup(id.0, &entry.name) else { return false };
+            let attr = attr_to_kernel(found.id, &found.attr);
+            let (ino, generation) = (INodeNo(found.id), Generation(found.generation));
+            let full = reply.add(ino, next, &entry.name, &self.attr_ttl(&found.attr), &attr, generation);
+            if full {
+                // It was not told to the kernel, so the kernel will not forget it.
+                self.fs.forget(found.id, 1);
+            }
+            full
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        finish_empty(reply, self.fs.release_dir(fh.0));
+    }
+
+    fn fsyncdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        finish_empty(reply, self.fs.sync_dir(fh.0, datasync));
+    }
+
+    fn statfs(&self, _request: &Request, _id: INodeNo, reply: ReplyStatfs) {
+        match self.fs.space() {
+            Ok(space) => reply.statfs(
+                space.blocks,
+                space.blocks_free,
+                space.blocks_available,
+                space.files,
+                space.files_free,
+                space.block_size as u32,
+                space.name_len_max as u32,
+                space.fragment_size as u32,
+            ),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        id: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let command = match self.fs.set_xattr(id.0, name, value, flags, &caller(request, 0)) {
+            Ok(None) => return reply.ok(),
+            Ok(Some(command)) => command,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let fs = self.fs.clone();
+        self.spawn(async move { finish_empty(reply, fs.run_command(command).await) });
+    }
+
+    fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
+    }
+
+    fn listxattr(&self, _request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.fs.list_xattrs(id.0));
+    }
+
+    fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        finish_empty(reply, self.fs.remove_xattr(id.0, name));
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        finish_empty(reply, self.fs.allocate(fh.0, mode, offset, length));
+    }
+
+    fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let to = match whence {
+            libc::SEEK_DATA => SeekTo::Data,
+            libc::SEEK_HOLE => SeekTo::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match u64::try_from(offset).map_err(|_| FsError::Invalid("negative offset")) {
+            Err(error) => reply.error(errno(&error)),
+            Ok(offset) => match self.fs.seek(fh.0, offset, to) {
+                Ok(found) => reply.offset(found as i64),
+                Err(error) => reply.error(errno(&error)),
+            },
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        _id_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _id_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The answer has 32 bits.
+        let len = len.min(u64::from(u32::MAX) & !0xfff);
+        self.drive(
+            request.pid(),
+            reply,
+            move |fs, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
+            |reply, result| match result {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: FsResult<Vec<u8>>) {
+    match value {
+        Err(error) => reply.error(errno(&error)),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+/// Attributes of nothing: for names that are not there, and entries without an inode.
+const NOTHING: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};

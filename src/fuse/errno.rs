@@ -1,0 +1,61 @@
+//! The one place where errors become numbers.
+
+use fuser::Errno;
+
+use crate::engine::{EngineError, Unfit};
+use crate::fs::FsError;
+use crate::ports::RemoteErrorKind;
+use crate::tier::Refusal;
+
+/// The number a program sees. `docs/semantics.md` lists them for users.
+pub fn errno(error: &FsError) -> Errno {
+    Errno::from_i32(match error {
+        FsError::Lower(error) => error.errno(),
+        FsError::Engine(error) => engine_errno(error),
+        FsError::Stale => libc::ESTALE,
+        FsError::BadHandle => libc::EBADF,
+        FsError::NoAttribute => libc::ENODATA,
+        FsError::NotPermitted => libc::EPERM,
+        FsError::Invalid(_) => libc::EINVAL,
+        FsError::Interrupted => libc::EINTR,
+        FsError::ReadOnly => libc::EROFS,
+    })
+}
+
+fn engine_errno(error: &EngineError) -> i32 {
+    match error {
+        EngineError::Lower { source, .. } => source.errno(),
+        EngineError::Remote { source, .. } => match source.kind {
+            // It may pass: NFS-Ganesha turns this one into the protocol's "try again later".
+            RemoteErrorKind::Unreachable
+            | RemoteErrorKind::TimedOut
+            | RemoteErrorKind::SlowDown
+            | RemoteErrorKind::Server => libc::ETIMEDOUT,
+            // The pair is at fault, not the file: EACCES would send people to the file's permissions.
+            RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket => libc::EREMOTEIO,
+            RemoteErrorKind::NotFound
+            | RemoteErrorKind::Conflict
+            | RemoteErrorKind::Corrupt
+            | RemoteErrorKind::Archived
+            | RemoteErrorKind::Source
+            | RemoteErrorKind::Rejected => libc::EIO,
+        },
+        EngineError::Journal(_) => libc::EIO,
+        EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. } | EngineError::Corrupt { .. } => libc::EIO,
+        EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
+        EngineError::Refused { why, .. } => match why {
+            Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed => libc::EBUSY,
+            Refusal::Pinned => libc::EPERM,
+            Refusal::NotArchived | Refusal::NotLocal => libc::EINVAL,
+            Refusal::Unknown => libc::EIO,
+        },
+        EngineError::Unfit { why, .. } => match why {
+            Unfit::NotRegular | Unfit::Empty => libc::EINVAL,
+            Unfit::Sealed => libc::EPERM,
+        },
+        EngineError::NoSpace { .. } => libc::ENOSPC,
+        EngineError::ReadOnly => libc::EROFS,
+        EngineError::ShuttingDown => libc::ESHUTDOWN,
+        EngineError::Cancelled => libc::ECANCELED,
+    }
+}

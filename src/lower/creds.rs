@@ -1,0 +1,255 @@
+#![allow(unsafe_code, reason = "setfsuid, setfsgid and unshare(CLONE_FS) have no safe wrapper in rustix")]
+//! Acting as the requester, thread by thread.
+//!
+//! Invariant: when a guard of this module is dropped, on a panic too, the thread has the identity, groups, capabilities
+//! and umask it had before. A thread that cannot get back would go on as the wrong user, so the process aborts.
+//!
+//! All of these belong to the thread in Linux: the raw calls are used, which (unlike glibc's `setuid`) do not tell the
+//! other threads, and the umask is unshared from them. `SECBIT_NO_SETUID_FIXUP` keeps the kernel from touching the
+//! thread's capabilities when its filesystem uid changes: the kernel's FUSE client has already granted the permission, so
+//! the daemon keeps `CAP_DAC_OVERRIDE` while it creates a file that belongs to somebody else.
+
+use std::cell::Cell;
+
+use rustix::fs::Mode;
+use rustix::process::{getgroups, umask};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, Gid, UnshareFlags, capabilities, capabilities_secure_bits,
+    set_capabilities, set_capabilities_secure_bits, set_thread_groups, unshare_unsafe,
+};
+
+use super::Step;
+use crate::ports::{Caller, LowerError, LowerResult};
+
+/// What the kernel drops from a thread whose filesystem uid is not root (`CAP_FS_SET`), as far as it matters to opening.
+const FILE_CAPS: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
+    .union(CapabilitySet::MAC_OVERRIDE)
+    .union(CapabilitySet::MKNOD);
+
+/// Takes `CAP_FSETID` and `CAP_SYS_RESOURCE` out of the effective set of this thread and those it starts, so that the
+/// kernel clears setuid bits and enforces quotas on what the daemon writes for users. They stay permitted.
+///
+/// To be called once, before any other thread is started.
+pub fn drop_privileges() -> LowerResult<()> {
+    let mut sets = capabilities(None).step("capget")?;
+    sets.effective.remove(CapabilitySet::FSETID | CapabilitySet::SYS_RESOURCE);
+    set_capabilities(None, sets).step("capset")?;
+    keep_capabilities_on_setfsuid()
+}
+
+fn keep_capabilities_on_setfsuid() -> LowerResult<()> {
+    let bits = capabilities_secure_bits().step("prctl(PR_GET_SECUREBITS)")?;
+    if bits.contains(CapabilitiesSecureBits::NO_SETUID_FIXUP) {
+        return Ok(());
+    }
+    set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP).step("prctl(PR_SET_SECUREBITS)")
+}
+
+thread_local! {
+    /// The umask of this thread outside of any guard; `None` until the thread is prepared.
+    static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Gives this thread a umask of its own and keeps its capabilities across `setfsuid`. Done once a thread.
+fn prepare_thread() -> LowerResult<u32> {
+    if let Some(own) = OWN_UMASK.get() {
+        return Ok(own);
+    }
+    // SAFETY: only CLONE_FS (umask, root and working directory); the descriptor table stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }.step("unshare(CLONE_FS)")?;
+    keep_capabilities_on_setfsuid()?;
+    let own = umask(Mode::empty());
+    umask(own);
+    OWN_UMASK.set(Some(own.bits()));
+    Ok(own.bits())
+}
+
+/// How far the thread becomes the requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum As {
+    /// Owner and group of what is made; permission has been granted above and is not asked again.
+    Maker,
+    /// `Maker`, for a file made setgid and group-executable: the kernel looks at the maker's groups and `CAP_FSETID`.
+    MakerWithGroups,
+    /// With the requester's own groups and capabilities, so that the kernel checks permissions here.
+    Themselves,
+}
+
+/// While it lives, this thread acts on files as the requester.
+#[must_use]
+pub(super) struct ActingAs {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    umask: Option<u32>,
+    groups: Option<Vec<Gid>>,
+    caps: Option<CapabilitySets>,
+    /// Guards belong to the thread that made them.
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+impl ActingAs {
+    pub(super) fn new(who: &Caller, how: As) -> LowerResult<Self> {
+        let own_umask = prepare_thread()?;
+        let mut guard =
+            Self { uid: None, gid: None, umask: None, groups: None, caps: None, _here: std::marker::PhantomData };
+        // Whatever fails from here on, dropping `guard` undoes the steps taken.
+        let wanted = who.umask & 0o777;
+        if wanted != own_umask {
+            umask(Mode::from_raw_mode(wanted));
+            guard.umask = Some(own_umask);
+        }
+        if how != As::Maker {
+            let rights = Rights::of(who);
+            let own = capabilities(None).step("capget")?;
+            guard.groups = Some(getgroups().step("getgroups")?);
+            set_thread_groups(&rights.groups).step("setgroups")?;
+            let from_requester = match how {
+                As::Themselves => FILE_CAPS,
+                _ => CapabilitySet::FSETID,
+            };
+            let effective = (own.effective - from_requester) | (rights.effective & from_requester & own.permitted);
+            guard.caps = Some(own);
+            set_capabilities(None, CapabilitySets { effective, ..own }).step("capset")?;
+        }
+        guard.gid = switch(setfsgid, who.gid, "setfsgid")?;
+        guard.uid = switch(setfsuid, who.uid, "setfsuid")?;
+        Ok(guard)
+    }
+}
+
+impl Drop for ActingAs {
+    fn drop(&mut self) {
+        let back = || -> LowerResult<()> {
+            if let Some(uid) = self.uid {
+                switch(setfsuid, uid, "setfsuid")?;
+            }
+            if let Some(gid) = self.gid {
+                switch(setfsgid, gid, "setfsgid")?;
+            }
+            if let Some(groups) = &self.groups {
+                set_thread_groups(groups).step("setgroups")?;
+            }
+            if let Some(caps) = self.caps {
+                set_capabilities(None, caps).step("capset")?;
+            }
+            Ok(())
+        };
+        if let Err(error) = back() {
+            die(&error);
+        }
+        if let Some(own) = self.umask {
+            umask(Mode::from_raw_mode(own));
+        }
+    }
+}
+
+/// Runs `call` with `CAP_FSETID` in this thread's effective set, if the daemon may have it.
+pub(super) fn with_fsetid<T>(call: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
+    struct Back(CapabilitySets);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            if let Err(error) = set_capabilities(None, self.0).step("capset") {
+                die(&error);
+            }
+        }
+    }
+    let own = capabilities(None).step("capget")?;
+    if own.effective.contains(CapabilitySet::FSETID) || !own.permitted.contains(CapabilitySet::FSETID) {
+        return call();
+    }
+    set_capabilities(None, CapabilitySets { effective: own.effective | CapabilitySet::FSETID, ..own })
+        .step("capset")?;
+    let _back = Back(own);
+    call()
+}
+
+fn die(error: &LowerError) -> ! {
+    tracing::error!(%error, "cannot return to the daemon's own identity; aborting rather than act as another user");
+    std::process::abort()
+}
+
+/// Changes an id by `set` and makes sure that it took; the former one if it was another.
+fn switch(set: fn(u32) -> u32, to: u32, op: &'static str) -> LowerResult<Option<u32>> {
+    let before = set(to);
+    if before == to {
+        return Ok(None);
+    }
+    // These calls report no errors. An impossible id changes nothing and tells the present one.
+    if set(u32::MAX) != to {
+        return Err(LowerError::from_errno(op, libc::EPERM));
+    }
+    Ok(Some(before))
+}
+
+fn setfsuid(uid: u32) -> u32 {
+    // SAFETY: takes and returns a number; changes this thread's credentials only.
+    unsafe { libc::setfsuid(uid) as u32 }
+}
+
+fn setfsgid(gid: u32) -> u32 {
+    // SAFETY: takes and returns a number; changes this thread's credentials only.
+    unsafe { libc::setfsgid(gid) as u32 }
+}
+
+/// What a requester may do beyond being its uid and gid.
+#[derive(Debug, PartialEq, Eq)]
+struct Rights {
+    groups: Vec<Gid>,
+    effective: CapabilitySet,
+}
+
+impl Rights {
+    /// Of the waiting thread `who.pid`. Unknown or somebody else by now: no groups, and capabilities for root only.
+    fn of(who: &Caller) -> Self {
+        let known = (who.pid != 0)
+            .then(|| std::fs::read_to_string(format!("/proc/{}/status", who.pid)).ok())
+            .flatten()
+            .and_then(|status| Self::parse(&status, who.uid));
+        known.unwrap_or_else(|| Self {
+            groups: Vec::new(),
+            effective: if who.uid == 0 { CapabilitySet::all() } else { CapabilitySet::empty() },
+        })
+    }
+
+    fn parse(status: &str, uid: u32) -> Option<Self> {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let fsuid: u32 = field("Uid:")?.split_whitespace().nth(3)?.parse().ok()?;
+        if fsuid != uid {
+            return None;
+        }
+        let groups = field("Groups:")?.split_whitespace().map(|gid| gid.parse().map(Gid::from_raw));
+        let effective = u64::from_str_radix(field("CapEff:")?.trim(), 16).ok()?;
+        Some(Self {
+            groups: groups.collect::<Result<_, _>>().ok()?,
+            effective: CapabilitySet::from_bits_retain(effective),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_are_those_of_the_right_user_only() {
+        let status =
+            "Name:\tsh\nUid:\t1\t1\t1\t1000\nGid:\t5\t5\t5\t5\nGroups:\t4 24 1000 \nCapEff:\t0000000000000010\n";
+        let rights = Rights::parse(status, 1000).expect("parses");
+        assert_eq!(rights.groups, [4, 24, 1000].map(Gid::from_raw));
+        assert_eq!(rights.effective, CapabilitySet::FSETID);
+        assert_eq!(Rights::parse(status, 1), None);
+        assert_eq!(Rights::parse("", 1), None);
+    }
+
+    #[test]
+    fn unknown_requesters_have_no_rights_unless_root() {
+        let who = |uid| Caller { uid, gid: 0, pid: 0, umask: 0 };
+        assert_eq!(Rights::of(&who(1000)), Rights { groups: vec![], effective: CapabilitySet::empty() });
+        assert!(Rights::of(&who(0)).effective.contains(CapabilitySet::DAC_OVERRIDE));
+    }
+}

@@ -1,0 +1,113 @@
+//! An open regular file of the share.
+//!
+//! Invariant: the descriptor closes when the last of the file and its lease guards is dropped.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, ftruncate, seek};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+
+use super::attr::stat_fd;
+use super::{Step, lease};
+use crate::ports::{Attr, LowerError, LowerFile, LowerResult, SeekTo};
+
+/// Punching goes beyond the end, to a multiple of this: a block that the end cuts would only be zeroed, not freed.
+const PUNCH_ALIGN_BYTES: u64 = 1 << 20;
+
+pub(super) struct OpenFile {
+    fd: Arc<OwnedFd>,
+    /// `O_DIRECT`: what follows a short read would be unaligned, so it is not asked for.
+    direct: bool,
+}
+
+impl OpenFile {
+    pub(super) fn new(fd: OwnedFd, direct: bool) -> Self {
+        Self { fd: Arc::new(fd), direct }
+    }
+}
+
+impl LowerFile for OpenFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> LowerResult<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let got = retry_on_intr(|| pread(&self.fd, &mut buf[done..], at)).step("pread")?;
+            done += got;
+            if got == 0 || self.direct {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
+                0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
+                put => done += put,
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> LowerResult<()> {
+        retry_on_intr(|| ftruncate(&self.fd, len)).step("ftruncate")
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()> {
+        let mode = FallocateFlags::from_bits_retain(mode as u32);
+        retry_on_intr(|| fallocate(&self.fd, mode, offset, len)).step("fallocate")
+    }
+
+    fn seek(&self, offset: u64, to: SeekTo) -> LowerResult<u64> {
+        // The descriptor's own position moves, but nothing reads by it.
+        let from = match to {
+            SeekTo::Data => SeekFrom::Data(offset),
+            SeekTo::Hole => SeekFrom::Hole(offset),
+        };
+        seek(&self.fd, from).step("lseek")
+    }
+
+    fn copy_to(&self, offset: u64, to: &dyn LowerFile, to_offset: u64, len: u64) -> LowerResult<usize> {
+        let target = to.as_fd().ok_or_else(|| LowerError::from_errno("copy_file_range", libc::EXDEV))?;
+        let (mut from, mut into) = (offset, to_offset);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len))
+            .step("copy_file_range")
+    }
+
+    fn sync(&self, data_only: bool) -> LowerResult<()> {
+        if data_only { fdatasync(&self.fd).step("fdatasync") } else { fsync(&self.fd).step("fsync") }
+    }
+
+    fn stat(&self) -> LowerResult<Attr> {
+        Ok(stat_fd(&self.fd)?.attr)
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(AsFd::as_fd(&*self.fd))
+    }
+
+    fn punch_all(&self) -> LowerResult<()> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punch = |len| retry_on_intr(|| fallocate(&self.fd, mode, 0, len));
+        let size = self.stat()?.size.max(1);
+        match punch(size.saturating_add(PUNCH_ALIGN_BYTES - 1) / PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES) {
+            // So near the largest size that rounding up passes it.
+            Err(Errno::FBIG | Errno::INVAL) => punch(size),
+            other => other,
+        }
+        .step("fallocate(PUNCH_HOLE)")
+    }
+
+    fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {
+        Ok(lease::try_exclusive(&self.fd)?.map(|guard| Box::new(guard) as Box<dyn Send + Sync>))
+    }
+
+    fn nobody_writes(&self) -> LowerResult<bool> {
+        lease::nobody_writes(&self.fd)
+    }
+}

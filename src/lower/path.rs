@@ -1,0 +1,58 @@
+//! Where an inode is just now, for people and for object names.
+//!
+//! Invariant: a path is only told after it was opened and led to the very inode it was asked for.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, readlink};
+use rustix::io::Errno;
+
+use super::Step;
+use super::attr::stat_fd;
+use super::fdcache::Node;
+use super::handle::{FdPath, handle_of};
+use super::share::Share;
+use crate::ports::LowerResult;
+
+/// Looks again this often when a rename came between.
+const ATTEMPTS: usize = 3;
+
+/// The path of `node` below the root of `share`; `None` if it has none, or the kernel does not know it: an inode that was
+/// found by its handle has no name until somebody looks it up again.
+pub(super) fn path_of(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
+    if node.inode.id == share.root_node().inode.id {
+        return Ok(Some(PathBuf::new()));
+    }
+    for _ in 0..ATTEMPTS {
+        let Some(path) = told_by_kernel(share, node)? else { return Ok(None) };
+        if leads_to(share, &path, node)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+fn told_by_kernel(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
+    let link = |node: &Node| match readlink(FdPath::new(node.fd()).as_c_str(), Vec::new()) {
+        Ok(link) => Ok(Some(link.into_bytes())),
+        // Deeper than one page of path.
+        Err(Errno::NAMETOOLONG) => Ok(None),
+        Err(errno) => Err(errno).step("readlink(/proc/self/fd)"),
+    };
+    // A private mount's own root is "/"; otherwise the share's place in the namespace comes off.
+    let (Some(root), Some(full)) = (link(share.root_node())?, link(node)?) else { return Ok(None) };
+    let below = Path::new(OsStr::from_bytes(&full)).strip_prefix(OsStr::from_bytes(&root)).ok();
+    Ok(below.filter(|path| !path.as_os_str().is_empty()).map(Path::to_path_buf))
+}
+
+fn leads_to(share: &Share, path: &Path, node: &Node) -> LowerResult<bool> {
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat2(share.root_node().fd(), path, flags, Mode::empty(), resolve) {
+        Ok(fd) => Ok(stat_fd(&fd)?.id == node.inode.id && handle_of(&fd)? == node.inode.handle),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,63 @@
+//! Extended attributes, by way of `/proc/self/fd` because the `f*xattr` calls refuse `O_PATH` descriptors.
+//!
+//! Following that link reaches exactly the inode of the descriptor, symlinks included.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+use rustix::io::Errno;
+
+use super::Step;
+use super::creds::with_fsetid;
+use super::handle::FdPath;
+use crate::ports::{FileKind, LowerResult};
+
+/// The kernel's bound on a value and on a list (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const BYTES_MAX: usize = 64 * 1024;
+/// What nearly every value and list fits in.
+const BYTES_USUAL: usize = 1024;
+
+pub(super) fn get(fd: BorrowedFd<'_>, name: &OsStr) -> LowerResult<Vec<u8>> {
+    let path = FdPath::new(fd);
+    sized(|buffer| getxattr(path.as_c_str(), name, buffer)).step("getxattr")
+}
+
+pub(super) fn list(fd: BorrowedFd<'_>) -> LowerResult<Vec<OsString>> {
+    let path = FdPath::new(fd);
+    let names = sized(|buffer| listxattr(path.as_c_str(), buffer)).step("listxattr")?;
+    Ok(names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| OsStr::from_bytes(name).into())
+        .collect())
+}
+
+pub(super) fn set(fd: BorrowedFd<'_>, kind: FileKind, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()> {
+    let path = FdPath::new(fd);
+    let call = || setxattr(path.as_c_str(), name, value, XattrFlags::from_bits_retain(flags as u32)).step("setxattr");
+    // An ACL change strips setgid unless the caller is in the group or has CAP_FSETID. On a directory the bit is no
+    // privilege, and losing it would change who owns what is made there; on a file the kernel's caution stays.
+    if kind == FileKind::Directory && name == "system.posix_acl_access" { with_fsetid(call) } else { call() }
+}
+
+pub(super) fn remove(fd: BorrowedFd<'_>, name: &OsStr) -> LowerResult<()> {
+    removexattr(FdPath::new(fd).as_c_str(), name).step("removexattr")
+}
+
+/// Calls with a small buffer, and once more with the largest that can be needed.
+fn sized(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut small = [0; BYTES_USUAL];
+    match call(&mut small) {
+        Ok(len) => Ok(small[..len].to_vec()),
+        Err(Errno::RANGE) => {
+            let mut large = vec![0; BYTES_MAX];
+            let len = call(&mut large)?;
+            large.truncate(len);
+            large.shrink_to_fit();
+            Ok(large)
+        }
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,116 @@
+//! What tests of several files share: real filesystems on loop devices.
+//!
+//! Mounts are made in a mount namespace of the test thread's own, so they vanish with the test however it ends.
+
+#![allow(unsafe_code, reason = "unshare(CLONE_NEWNS) has no safe wrapper")]
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod lower_contract;
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// Whether tests that mount can run. Without root they are skipped with a word, but in CI (`CI=true`) that is a failure.
+pub fn can_mount() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "this test needs root: it mounts loop devices");
+    eprintln!("SKIPPED: this test needs root, because it mounts loop devices");
+    false
+}
+
+/// Runs a command to its end; panics with all it said unless it succeeds.
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {args:?}: {}\n{text}", output.status);
+    text
+}
+
+/// Moves this thread (and what it starts from now on) into a mount namespace of its own. Once a thread.
+pub fn private_mounts() {
+    thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
+    if !DONE.replace(true) {
+        // SAFETY: no file descriptors are unshared.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("unshare(CLONE_NEWNS)");
+        run("mount", &["--make-rprivate", "/"]);
+    }
+}
+
+/// A fresh filesystem in a sparse file, mounted by a loop device; gone when dropped.
+pub struct LoopFs {
+    dir: TempDir,
+    mounted: Cell<bool>,
+    options: String,
+}
+
+impl LoopFs {
+    /// `kind` is "ext4", "xfs" or "btrfs"; `size` in bytes (XFS takes no less than 300 MiB).
+    pub fn new(kind: &str, size: u64) -> Self {
+        Self::with(kind, size, &[], "")
+    }
+
+    /// With further arguments for `mkfs` and mount options (comma-separated).
+    pub fn with(kind: &str, size: u64, mkfs: &[&str], options: &str) -> Self {
+        private_mounts();
+        let dir = tempfile::Builder::new().prefix("tierfs-loop-").tempdir().expect("temporary directory");
+        let image = dir.path().join("image");
+        std::fs::File::create(&image).and_then(|file| file.set_len(size)).expect("sparse image");
+        // Small ext4 images would get blocks of 1 KiB, in which a record and an ACL do not fit together.
+        let mut args = if kind == "ext4" { vec!["-q", "-F", "-b", "4096"] } else { vec!["-q", "-f"] };
+        args.extend(mkfs);
+        let image = image.to_str().expect("temporary paths are UTF-8");
+        args.push(image);
+        run(&format!("mkfs.{kind}"), &args);
+        std::fs::create_dir(dir.path().join("mnt")).expect("mount point");
+        let options = if options.is_empty() { "loop".to_owned() } else { format!("loop,{options}") };
+        let fs = Self { dir, mounted: Cell::new(false), options };
+        fs.mount();
+        fs
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A directory beside the filesystem, on the machine's own.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn mount(&self) {
+        let (image, path) = (self.dir.path().join("image"), self.path());
+        let args = ["-o", &self.options, image.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
+        // Others may take the loop device that was free a moment ago.
+        for _ in 0..20 {
+            if Command::new("mount").args(args).output().is_ok_and(|output| output.status.success()) {
+                self.mounted.set(true);
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        run("mount", &args);
+        self.mounted.set(true);
+    }
+
+    pub fn unmount(&self) {
+        run("umount", &[self.path().to_str().expect("UTF-8")]);
+        self.mounted.set(false);
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        if self.mounted.get() {
+            let path = self.path();
+            if !Command::new("umount").arg(&path).status().is_ok_and(|status| status.success()) {
+                let _ = Command::new("umount").arg("-l").arg(&path).status();
+            }
+        }
+    }
+}
