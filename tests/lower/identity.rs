@@ -92,8 +92,8 @@ impl Requester {
             .expect("setpriv (package util-linux)");
         let requester = Self(child);
         let path = format!("/proc/{}/status", requester.0.id());
-        // The ids change when setpriv has started the program.
-        while !std::fs::read_to_string(&path).expect("runs").contains("\nUid:\t1000\t1000") {
+        // setpriv has changed everything once it has become the program.
+        while !std::fs::read_to_string(&path).expect("runs").starts_with("Name:\tsleep\n") {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         requester

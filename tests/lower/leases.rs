@@ -30,15 +30,15 @@ pub fn another_process_counts(env: Env) {
     let path = env.fs.path().join("file");
     // Redirections of a shell: a reader, then a writer, from beside the mount.
     for (redirection, writes) in [("<", false), (">>", true)] {
-        let script = format!("exec 3{redirection}'{}'; echo ready; sleep 60", path.display());
-        let mut child = Running(Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("sh"));
+        let script = format!("exec 3{redirection}'{}'; echo ready; read line", path.display());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = Running(shell.spawn().expect("sh"));
         let mut line = String::new();
         let output = child.0.stdout.take().expect("piped");
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("ready");
         assert!(open.try_exclusive().expect("lease").is_none(), "{redirection}");
         assert_eq!(open.nobody_writes().expect("lease"), !writes, "{redirection}");
-        // The shell's own child has the descriptor too.
-        let _ = Command::new("pkill").args(["-P", &child.0.id().to_string()]).status();
         drop(child);
         until(|| open.try_exclusive().expect("lease").is_some());
     }
