@@ -28,13 +28,13 @@ fn server_process() {
     });
 }
 
-struct Victim {
-    process: Child,
-    endpoint: String,
+pub struct Victim {
+    pub process: Child,
+    pub endpoint: String,
 }
 
 impl Victim {
-    fn start(dir: &std::path::Path) -> Self {
+    pub fn start(dir: &std::path::Path) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::server_process", "--ignored", "--nocapture"])
             .env(DIR_VARIABLE, dir)

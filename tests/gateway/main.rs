@@ -6,6 +6,7 @@ mod conditions;
 mod crash;
 mod faults;
 mod integrity;
+mod measure;
 mod multipart;
 mod objects;
 mod rig;
