@@ -12,7 +12,7 @@ use crate::common::run;
 use crate::rig::*;
 
 /// What must survive tiering: inode, size, mtime, mode, owner, links, ACL, a user attribute.
-fn kept(rig: &Rig, name: &str) -> impl PartialEq + std::fmt::Debug + use<> {
+fn kept(rig: &Rig, name: &str) -> (impl PartialEq + std::fmt::Debug + use<>, impl PartialEq + std::fmt::Debug + use<>) {
     let of = |path: &std::path::Path| {
         let m = fs::symlink_metadata(path).unwrap();
         let acl = xattr(path, "system.posix_acl_access");
@@ -46,7 +46,9 @@ fn round_trips(setup: Setup) {
                 rig.on(&["recall"], &[&name]);
             }
             rig.same(&name, &content);
-            assert_eq!(rig.state(&name), "dual");
+            assert_eq!(kept(&rig, &name).0, before.0, "{name}, while it comes back, round {round}");
+            // Content is served before all of it is recorded.
+            wait_for("the recall's end", || rig.state(&name) == "dual");
             assert_eq!(kept(&rig, &name), before, "{name}, back, round {round}");
             assert_same(&fs::read(rig.low(&name)).unwrap(), &content, "below");
         }
