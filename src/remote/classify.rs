@@ -123,6 +123,13 @@ impl Place<'_> {
                     "bucket {bucket} does not exist there: create it, or edit the pair (`tierfs pair edit {pair}`)"
                 ),
             ),
+            // Also "NotFound", which the SDK makes of a HEAD's empty 404, a bucket's as well as an object's.
+            (_, 404) if self.key.is_none() => (
+                Kind::NoSuchBucket,
+                format!(
+                    "bucket {bucket} does not exist there: create it, or edit the pair (`tierfs pair edit {pair}`)"
+                ),
+            ),
             ("NoSuchKey" | "NotFound" | "NoSuchVersion", _) => (Kind::NotFound, "no such object".to_owned()),
             ("InvalidObjectState", _) => {
                 (Kind::Archived, format!("the object is in an archive class and must be restored first ({said})"))
@@ -156,12 +163,6 @@ impl Place<'_> {
                     ),
                 )
             }
-            (_, 404) if self.key.is_none() => (
-                Kind::NoSuchBucket,
-                format!(
-                    "bucket {bucket} does not exist there: create it, or edit the pair (`tierfs pair edit {pair}`)"
-                ),
-            ),
             // A missing upload is not a missing object.
             ("NoSuchUpload", _) => (Kind::Rejected, format!("the upload was ended by somebody else ({said})")),
             (_, 404) => (Kind::NotFound, "no such object".to_owned()),
@@ -270,6 +271,7 @@ mod tests {
             assert!(!error.to_string().contains('\n'), "{error}");
         }
         assert_eq!(on_bucket.refused(404, "", "").kind, Kind::NoSuchBucket);
+        assert_eq!(on_bucket.refused(404, "NotFound", "").kind, Kind::NoSuchBucket);
         let text = on_bucket.refused(404, "NoSuchBucket", "").to_string();
         assert_eq!(
             text,
