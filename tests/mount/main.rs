@@ -7,9 +7,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bad_input;
+mod bad_remote;
 mod rig;
-
-
 
 mod migrate;
 mod recall;

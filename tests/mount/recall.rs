@@ -102,7 +102,10 @@ fn a_body_that_stays_damaged_is_never_served_and_the_stub_stays_one() {
         }
         wait_for("what was written to be freed", || rig.state(name) == "stub" && rig.allocated(name) <= 4096);
         let after = fs::metadata(rig.low(name)).unwrap();
-        assert_eq!((after.mtime(), after.mtime_nsec(), after.size()), (before.mtime(), before.mtime_nsec(), before.size()));
+        assert_eq!(
+            (after.mtime(), after.mtime_nsec(), after.size()),
+            (before.mtime(), before.mtime_nsec(), before.size())
+        );
         rig.faults.clear();
         rig.same(name, &content);
     }
@@ -145,7 +148,10 @@ fn a_hundred_pending_recalls_delay_nobody_else() {
     for n in 0..100 {
         rig.write(&format!("s{n}"), if n < 90 { 3000 } else { 20 * CHUNK });
     }
-    rig.on(&["migrate"], &(0..100).map(|n| format!("s{n}")).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
+    rig.on(
+        &["migrate"],
+        &(0..100).map(|n| format!("s{n}")).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>(),
+    );
     rig.fault(Effect::Hang, "GET");
     let gets = rig.gets();
     let readers = Readers((0..100).map(|n| cat(&rig, &format!("s{n}"))).collect());

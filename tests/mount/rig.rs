@@ -31,7 +31,7 @@ pub const NOBODY: u32 = 65_534;
 /// Where a record is kept below the mount.
 pub const RECORD: &str = "trusted.tierfs.record";
 const ACCESS_KEY: &str = "test";
-const SECRET_KEY: &str = "testsecret";
+pub const SECRET_KEY: &str = "testsecret";
 const BUCKET: &str = "cold";
 /// How long anything that happens by itself may take.
 pub const SOON: Duration = Duration::from_secs(15);
@@ -42,6 +42,8 @@ pub struct Setup {
     pub kind: &'static str,
     /// Bytes of the lower filesystem.
     pub size: u64,
+    /// Further arguments of mkfs.
+    pub mkfs: &'static [&'static str],
     /// Of `tierfs pair add`.
     pub retention: &'static str,
     /// Further arguments of `tierfs mount`.
@@ -55,7 +57,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let mount = Vec::new();
-        Self { kind: "ext4", size: 256 << 20, retention: "0s", mount, make_buckets: true, mounted: true }
+        Self { kind: "ext4", size: 256 << 20, mkfs: &[], retention: "0s", mount, make_buckets: true, mounted: true }
     }
 }
 
@@ -78,6 +80,8 @@ pub struct Rig {
     addr: SocketAddr,
     make_buckets: bool,
     mount_args: Vec<&'static str>,
+    /// The secret that children get.
+    pub secret: &'static str,
     /// The daemon, while there is one.
     pub daemon: Option<i32>,
 }
@@ -93,7 +97,7 @@ impl Rig {
             return None;
         }
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
-        let fs = LoopFs::new(setup.kind, setup.size);
+        let fs = LoopFs::with(setup.kind, setup.size, setup.mkfs, "");
         let dir = tempfile::Builder::new().prefix("tierfs-rig-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -109,6 +113,7 @@ impl Rig {
             addr: "127.0.0.1:0".parse().unwrap(),
             make_buckets: setup.make_buckets,
             mount_args: setup.mount,
+            secret: SECRET_KEY,
             daemon: None,
         };
         rig.start_server();
@@ -178,6 +183,24 @@ impl Rig {
         }
     }
 
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Takes an object out of the stopped endpoint's directory.
+    pub fn remove_object(&self, key: &str) {
+        let hash = blake3::hash(key.as_bytes()).to_hex()[..32].to_owned();
+        let dir = self.scratch("objects").join(BUCKET).join("objects").join(&hash[..2]);
+        let mut removed = 0;
+        for entry in fs::read_dir(&dir).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&hash) {
+                fs::remove_file(entry.path()).unwrap();
+                removed += 1;
+            }
+        }
+        assert!(removed > 0, "{key} is not in {}", dir.display());
+    }
+
     pub fn requests(&self) -> Requests {
         self.server.as_ref().expect("the endpoint runs").requests()
     }
@@ -244,7 +267,7 @@ impl Rig {
             .env("TIERFS_CONFIG_DIR", self.scratch("etc"))
             .env("TIERFS_STATE_DIR", self.scratch("state"))
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", self.secret)
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("HOME", self.dir.path())
             .env_remove("AWS_CA_BUNDLE")
