@@ -10,6 +10,7 @@ mod common;
 mod bad_input;
 mod bad_remote;
 mod rig;
+mod stubs;
 
 mod migrate;
 mod recall;
