@@ -74,7 +74,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     }
     let options = FsOptions {
         read_only,
-        passthrough: kernel_can_pass_through(),
+        // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
+        passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
         ..FsOptions::default()
     };

@@ -74,6 +74,11 @@ impl EngineError {
         matches!(self, Self::Refused { .. } | Self::Unfit { .. })
     }
 
+    /// Somebody has the file open, or had a moment ago.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Refused { why: Refusal::Open | Refusal::OpenForWriting, .. })
+    }
+
     /// Trying again later may help, with nobody changing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Remote { source, .. } if source.kind.is_transient())

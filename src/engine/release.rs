@@ -196,7 +196,7 @@ impl Engine {
 
     async fn punch(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, exclusive: Exclusive) -> EngineResult<()> {
         let failed = EngineError::lower(cell.node.id);
-        if let Err(error) = self.barrier.wait(cell.node).await {
+        if let Err(error) = self.barrier.wait_through(cell.node, Some(exclusive.file.clone())).await {
             // Nothing is freed: local bytes and object are both good, whichever record survives. Say dual again.
             let mut inner = cell.lock();
             inner.machine.apply(Event::SaveUnknown);
@@ -219,7 +219,9 @@ impl Engine {
         .map_err(&failed);
         let durable = match punched {
             // The lease is held until the stub is complete.
-            Ok(exclusive) => self.barrier.wait(cell.node).await.map(|()| exclusive),
+            Ok(exclusive) => {
+                self.barrier.wait_through(cell.node, Some(exclusive.file.clone())).await.map(|()| exclusive)
+            }
             Err(error) => Err(error),
         };
         let mut inner = cell.lock();

@@ -1,26 +1,24 @@
 //! The kernel's requests, one method each: decode, call, reply.
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
+use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::engine::Patience;
-use crate::fs::{Entry, Fs, FsError, FsResult, Opened, Register, Service, Try};
-use crate::ports::{Attr, Caller, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
+use crate::fs::{Entry, Fs, FsError, FsResult, Opened};
+use crate::ports::{Attr, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
 const WANTED: [InitFlags; 14] = [
@@ -45,40 +43,8 @@ const MAX_BACKGROUND: u16 = 128;
 
 /// Serves one session.
 pub struct Adapter {
-    fs: Arc<Fs>,
+    pub(super) fs: Arc<Fs>,
     ttl: Duration,
-}
-
-/// Registers lower files with the kernel through the reply at hand.
-impl Register for ReplyOpen {
-    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
-        Ok(Arc::new(self.open_backing(file)?))
-    }
-}
-
-impl Register for ReplyCreate {
-    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
-        Ok(Arc::new(self.open_backing(file)?))
-    }
-}
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn finish_empty(reply: ReplyEmpty, result: FsResult<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// The backing of a handle the kernel serves; `None`: the daemon does.
-fn backing(service: &Service) -> Option<&BackingId> {
-    match service {
-        Service::Kernel(backing) => backing.downcast_ref(),
-        Service::Daemon => None,
-    }
 }
 
 impl Adapter {
@@ -90,47 +56,6 @@ impl Adapter {
     /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
     fn attr_ttl(&self, attr: &Attr) -> Duration {
         if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
-    }
-
-    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over, on a thread that
-    /// may wait for the disk.
-    fn drive<R: Send + Sync + 'static, T: Send + 'static>(
-        &self,
-        pid: u32,
-        reply: R,
-        mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
-        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
-    ) {
-        let mut blocker = match attempt(&self.fs, &reply, Patience::None) {
-            Try::Done(result) => return finish(reply, result),
-            Try::Blocked(blocker) => blocker,
-        };
-        let fs = self.fs.clone();
-        let mut at_hand = (reply, attempt);
-        self.fs.engine.runtime.spawn(async move {
-            loop {
-                if let Err(error) = fs.unblock(blocker, pid).await {
-                    return finish(at_hand.0, Err(error));
-                }
-                let fs = fs.clone();
-                let attempted = tokio::task::spawn_blocking(move || {
-                    let (reply, mut attempt) = at_hand;
-                    let result = attempt(&fs, &reply, Patience::Disk);
-                    (result, (reply, attempt))
-                });
-                // A panic or the end of the runtime drops the reply, and that answers EIO.
-                let Ok((result, back)) = attempted.await else { return };
-                at_hand = back;
-                blocker = match result {
-                    Try::Done(result) => return finish(at_hand.0, result),
-                    Try::Blocked(blocker) => blocker,
-                };
-            }
-        });
-    }
-
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.fs.engine.runtime.spawn(work);
     }
 
     fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
@@ -602,31 +527,3 @@ impl Filesystem for Adapter {
         );
     }
 }
-
-fn reply_xattr(reply: ReplyXattr, size: u32, value: FsResult<Vec<u8>>) {
-    match value {
-        Err(error) => reply.error(errno(&error)),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-    }
-}
-
-/// Attributes of nothing: for names that are not there, and entries without an inode.
-const NOTHING: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: SystemTime::UNIX_EPOCH,
-    mtime: SystemTime::UNIX_EPOCH,
-    ctime: SystemTime::UNIX_EPOCH,
-    crtime: SystemTime::UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};

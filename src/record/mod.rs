@@ -6,25 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::types::Claim;
 use crate::types::{ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
 
 const MAGIC: &[u8; 4] = b"TFS1";
 const VERSION: u8 = 1;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
-
-/// What a record claims of a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Claim {
-    /// All content is local; nothing remote is claimed.
-    Resident,
-    /// Local content and the object are equal.
-    Dual,
-    /// The object holds the content; local blocks are being freed and must not be served.
-    Releasing,
-    /// The object holds the content; local blocks are freed.
-    Stub,
-}
 
 /// Administrator's wishes that travel with the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

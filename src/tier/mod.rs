@@ -7,7 +7,7 @@
 //!   * a passthrough handle is open only on content that is wholly local, and nothing is released under any handle;
 //!   * at most one transfer runs.
 
-use crate::record::Claim;
+use crate::types::Claim;
 
 /// Who serves the reads and writes of an inode's open handles; one mode per inode at a time, as the kernel demands
 /// (a passthrough and a cached open of one inode exclude each other: EIO).
