@@ -30,6 +30,8 @@ use crate::types::{ContentHash, FileId, PairName};
 const WORKERS_MAX: usize = 4;
 /// Seconds the kernel may keep names and attributes: all access is through the mount.
 const TTL_S: u64 = 60;
+/// Threads for blocking local I/O at most. No work on them waits for other work on them.
+const BLOCKING_MAX: usize = 64;
 /// How long transfers may take to come to rest when the mount goes away.
 const REST_WITHIN: Duration = Duration::from_secs(30);
 /// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
@@ -43,6 +45,7 @@ fn runtime() -> Result<Runtime, CliError> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, WORKERS_MAX))
+        .max_blocking_threads(BLOCKING_MAX)
         .enable_all()
         .build()
         .map_err(|error| failed(format!("cannot start the runtime: {error}")))
