@@ -42,8 +42,6 @@ pub struct Setup {
     pub kind: &'static str,
     /// Bytes of the lower filesystem.
     pub size: u64,
-    /// Further arguments of mkfs.
-    pub mkfs: &'static [&'static str],
     /// Of `tierfs pair add`.
     pub retention: &'static str,
     /// Further arguments of `tierfs mount`.
@@ -57,7 +55,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let mount = Vec::new();
-        Self { kind: "ext4", size: 256 << 20, mkfs: &[], retention: "0s", mount, make_buckets: true, mounted: true }
+        Self { kind: "ext4", size: 256 << 20, retention: "0s", mount, make_buckets: true, mounted: true }
     }
 }
 
@@ -97,7 +95,7 @@ impl Rig {
             return None;
         }
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
-        let fs = LoopFs::with(setup.kind, setup.size, setup.mkfs, "");
+        let fs = LoopFs::new(setup.kind, setup.size);
         let dir = tempfile::Builder::new().prefix("tierfs-rig-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
