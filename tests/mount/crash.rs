@@ -48,9 +48,13 @@ fn check(rig: &Rig, files: &BTreeMap<String, Vec<u8>>, round: &str) {
         }
     }
     let names: Vec<&str> = files.keys().map(String::as_str).collect();
-    rig.settled(&names);
+    rig.settled_after_crash(&names);
     for (name, content) in files {
         rig.same(name, content);
+    }
+    // Reads are served before the recall is recorded.
+    for name in files.keys() {
+        wait_for("the recall's end", || rig.state(name) != "stub");
     }
 }
 
@@ -151,7 +155,7 @@ fn killed_while_files_are_written_it_loses_nothing_that_was_synced() {
             }
         }
         let left: Vec<&str> = names.iter().map(String::as_str).filter(|name| rig.low(name).exists()).collect();
-        rig.settled(&left);
+        rig.settled_after_crash(&left);
     }
 }
 
