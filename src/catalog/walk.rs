@@ -62,6 +62,16 @@ fn enter(lower: &dyn Lower, node: Inode, path: PathBuf) -> LowerResult<Level> {
     Ok(Level { dir: lower.open_dir(&node)?, node, path, offset: 0, ahead: Vec::new().into_iter() })
 }
 
+/// Runs a walk on a thread of its own. Not on the runtime's: a walk waits for those who take what it finds, and they
+/// need threads of the pool. `None`: it panicked, or no thread could be had.
+pub async fn on_own_thread<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    // A receiver that is gone does not care for the result.
+    let thread = std::thread::Builder::new().name("walk".into()).spawn(move || drop(done.send(walk())));
+    thread.ok()?;
+    result.await.ok()
+}
+
 /// Visits every regular file at and below `start`, until `visit` says stop.
 pub fn walk(lower: &dyn Lower, start: Found, visit: &mut dyn FnMut(Step) -> Next) {
     let mut seen_links = HashSet::<FileId>::new();

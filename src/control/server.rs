@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::protocol::{
     Failure, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
-use crate::catalog::walk::{Found, Next, Step, resolve, walk};
+use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::ports::{FileKind, Lower};
 
@@ -209,9 +209,9 @@ impl Server {
         recursive: bool,
         replies: Replies,
         mut visit: impl FnMut(Found) -> Next + Send + 'static,
-    ) -> tokio::task::JoinHandle<Summary> {
+    ) -> tokio::task::JoinHandle<Option<Summary>> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || {
+        tokio::spawn(on_own_thread(move || {
             let mut summary = Summary::default();
             let fail = |path: &Path, reason: String, skipped: bool, summary: &mut Summary| {
                 *(if skipped { &mut summary.skipped } else { &mut summary.failed }) += 1;
@@ -256,7 +256,7 @@ impl Server {
                 }
             }
             summary
-        })
+        }))
     }
 
     async fn job(self: &Arc<Self>, kind: JobKind, paths: Vec<WirePath>, recursive: bool, replies: &Replies) -> Reply {
@@ -318,11 +318,11 @@ impl Server {
         }
         let ended = running.await;
         match walking.await {
-            Ok(walked) => {
+            Ok(Some(walked)) => {
                 summary.failed += walked.failed;
                 summary.skipped += walked.skipped;
             }
-            Err(error) => return Reply::Error { message: format!("the walk over the share failed: {error}") },
+            _ => return Reply::Error { message: "the walk over the share failed: see the daemon's log".into() },
         }
         match ended {
             Ok(Ok(())) => {}
@@ -354,8 +354,8 @@ impl Server {
             if files && out.blocking_send(Reply::File(status)).is_err() { Next::Stop } else { Next::Continue }
         });
         let walked = match walking.await {
-            Ok(walked) => walked,
-            Err(error) => return Reply::Error { message: format!("the walk over the share failed: {error}") },
+            Ok(Some(walked)) => walked,
+            _ => return Reply::Error { message: "the walk over the share failed: see the daemon's log".into() },
         };
         let mut summary = totals.lock().clone();
         summary.failed = walked.failed;
