@@ -7,10 +7,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod rig;
+
 mod bad_input;
 mod bad_remote;
-mod rig;
-mod stubs;
-
+mod crash;
+mod io_modes;
 mod migrate;
+mod namespace;
+mod policy;
 mod recall;
+mod stubs;

@@ -20,8 +20,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tierfs::gateway::faults::{Effect, Faults, Rule};
 use tierfs::gateway::{Credentials, Options, Requests, Server};
 use tierfs::ports::Remote;
-use tierfs::record::Record;
+use tierfs::record::{Record, manifest_key};
 use tierfs::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use tierfs::types::ObjectKey;
 use tokio::runtime::Runtime;
 
 use crate::common::{LoopFs, can_mount};
@@ -42,8 +43,6 @@ pub struct Setup {
     pub kind: &'static str,
     /// Bytes of the lower filesystem.
     pub size: u64,
-    /// Further arguments of mkfs.
-    pub mkfs: &'static [&'static str],
     /// Of `tierfs pair add`.
     pub retention: &'static str,
     /// Further arguments of `tierfs mount`.
@@ -57,7 +56,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let mount = Vec::new();
-        Self { kind: "ext4", size: 256 << 20, mkfs: &[], retention: "0s", mount, make_buckets: true, mounted: true }
+        Self { kind: "ext4", size: 256 << 20, retention: "0s", mount, make_buckets: true, mounted: true }
     }
 }
 
@@ -97,7 +96,7 @@ impl Rig {
             return None;
         }
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
-        let fs = LoopFs::with(setup.kind, setup.size, setup.mkfs, "");
+        let fs = LoopFs::new(setup.kind, setup.size);
         let dir = tempfile::Builder::new().prefix("tierfs-rig-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -237,24 +236,49 @@ impl Rig {
         keys
     }
 
-    /// Waits until the endpoint holds exactly what the records of `names` (relative to the share) refer to.
+    /// Waits until the endpoint holds exactly what the records of `names` (relative to the share) claim.
     #[track_caller]
     pub fn settled(&self, names: &[&str]) {
-        let mut wanted = BTreeSet::new();
-        for object in names.iter().filter_map(|name| self.record(name)?.object) {
-            let short = |key: &str| key.trim_start_matches("pre/").to_owned();
-            wanted.insert(short(&object.key.0));
-            if object.has_manifest() {
-                wanted.insert(short(&object.manifest_key().0));
+        self.settles(names, false);
+    }
+
+    /// As [`Rig::settled`], after a crash: an object that was superseded then may stay as long as its file's record names it.
+    #[track_caller]
+    pub fn settled_after_crash(&self, names: &[&str]) {
+        self.settles(names, true);
+    }
+
+    #[track_caller]
+    fn settles(&self, names: &[&str], superseded_may_stay: bool) {
+        let (mut wanted, mut allowed) = (BTreeSet::new(), BTreeSet::new());
+        let add = |set: &mut BTreeSet<String>, key: &ObjectKey, manifest: bool| {
+            let short = |key: &ObjectKey| key.0.trim_start_matches("pre/").to_owned();
+            set.insert(short(key));
+            if manifest {
+                set.insert(short(&manifest_key(key)));
+            }
+        };
+        for record in names.iter().filter_map(|name| self.record(name)) {
+            if let Some(object) = record.object {
+                add(&mut wanted, &object.key, object.has_manifest());
+            }
+            if let Some(old) = record.superseded.filter(|_| superseded_may_stay) {
+                add(&mut allowed, &old.key, old.manifest);
             }
         }
-        let mut found = self.objects();
+        let mut strays: Vec<String> = Vec::new();
         let deadline = Instant::now() + SOON;
-        while found != wanted && Instant::now() < deadline {
+        while Instant::now() < deadline {
+            let found = self.objects();
+            strays = found.iter().filter(|key| !wanted.contains(*key) && !allowed.contains(*key)).cloned().collect();
+            let missing: Vec<_> = wanted.difference(&found).cloned().collect();
+            assert!(missing.is_empty(), "objects that records name are gone: {missing:?}");
+            if strays.is_empty() {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(50));
-            found = self.objects();
         }
-        assert_eq!(found, wanted, "objects at the endpoint (left) and those that records name (right)");
+        panic!("objects that nobody names stay: {strays:?}");
     }
 
     // The commands.
