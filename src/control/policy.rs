@@ -4,6 +4,7 @@
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -46,10 +47,12 @@ impl Policy {
 
 /// Carries out a policy on one mount.
 pub struct Runner {
-    pub lower: Arc<dyn Lower>,
-    pub engine: Arc<Engine>,
-    pub clock: Arc<dyn Clock>,
-    pub policy: Policy,
+    lower: Arc<dyn Lower>,
+    engine: Arc<Engine>,
+    clock: Arc<dyn Clock>,
+    policy: Policy,
+    /// Between the two marks, on the way down.
+    freeing: AtomicBool,
 }
 
 /// A file that may be released, ordered so that the warmest is on top of a heap.
@@ -81,6 +84,10 @@ impl Ord for Cold {
 }
 
 impl Runner {
+    pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, clock: Arc<dyn Clock>, policy: Policy) -> Self {
+        Self { lower, engine, clock, policy, freeing: AtomicBool::new(false) }
+    }
+
     /// Works until the runtime ends.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -99,8 +106,15 @@ impl Runner {
         if let Some(above) = self.policy.release_above_pct {
             let below = self.policy.release_below_pct.unwrap_or(above);
             match (self.used_above(above), self.used_above(below)) {
-                (Ok(over), Ok(excess)) if over > 0.0 => self.release_bytes(excess).await,
-                (Ok(_), Ok(_)) => {}
+                (Ok(over), Ok(excess)) => {
+                    // Begun above the high mark, it goes on to the low one, over as many passes as that takes: files become
+                    // releasable as they are archived.
+                    let freeing = excess > 0.0 && (over > 0.0 || self.freeing.load(Ordering::Relaxed));
+                    self.freeing.store(freeing, Ordering::Relaxed);
+                    if freeing {
+                        self.release_bytes(excess).await;
+                    }
+                }
                 (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot tell the share's free space: {error}"),
             }
         }
