@@ -116,6 +116,14 @@ impl Runner {
         Ok(if all > 0.0 { used * 100.0 / all } else { 0.0 })
     }
 
+    /// How many bytes must come free until `below` per cent are used.
+    fn bytes_above(&self, below: f64) -> f64 {
+        let Ok(space) = self.lower.space() else { return 0.0 };
+        let used = space.blocks.saturating_sub(space.blocks_free) as f64;
+        let all = used + space.blocks_available as f64;
+        (used - all * below / 100.0) * space.fragment_size as f64
+    }
+
     /// Walks the whole share on a thread of its own.
     async fn each_file(self: &Arc<Self>, mut visit: impl FnMut(Found) -> Next + Send + 'static) {
         let this = self.clone();
@@ -220,9 +228,16 @@ impl Runner {
         let engine = self.engine.clone();
         let job = tokio::spawn(async move { engine.run_job(JobKind::Release, taken, events).await });
         let stop = enough.clone();
+        // Many are released at once: those in hand must not free more than was asked for. What is refused or frees less than it
+        // seemed is made up for by the next pass.
+        let mut left = self.bytes_above(below);
         let feeding = tokio::spawn(async move {
             for cold in files {
-                if stop.load(Ordering::Relaxed) || candidates.send(cold.file.0).await.is_err() {
+                if left <= 0.0 || stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                left -= (cold.file.0.attr.blocks * 512) as f64;
+                if candidates.send(cold.file.0).await.is_err() {
                     break;
                 }
             }
