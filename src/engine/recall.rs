@@ -144,6 +144,15 @@ impl Recall {
     }
 }
 
+/// A stub whose size is not its object's was cut or extended by somebody below the mount.
+fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
+    EngineError::ChangedBelow {
+        file: cell.node.id,
+        object: object.key.to_string(),
+        why: "its size is not that of its object",
+    }
+}
+
 impl Engine {
     /// Starts the recall of a file, or joins the one that runs. `None`: the content is local already.
     pub async fn start_recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<Option<Arc<Recall>>> {
@@ -197,6 +206,9 @@ impl Engine {
         self.check_pair(&cell.node, &inner.record)?;
         let object = inner.record.object.clone().expect("a remote claim has an object");
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        if attr.size != object.len {
+            return Err(changed_size(cell, &object));
+        }
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
         let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
         inner.shown_mtime = Some(mtime);
@@ -264,7 +276,10 @@ impl Engine {
         let mut record = inner.record.clone();
         record.claim = Claim::Dual;
         let object = record.object.as_mut().expect("a remote claim has an object");
-        assert_eq!(attr.size, object.len, "a recall changed the size of {}", cell.node.id);
+        // Writing chunks never goes beyond the object's length, so this was somebody else.
+        if attr.size != object.len {
+            return Err(changed_size(cell, object));
+        }
         object.mtime = attr.mtime;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
         inner.record = record;

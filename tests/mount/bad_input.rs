@@ -255,7 +255,7 @@ fn a_stub_overwritten_below_the_mount_is_damaged_and_keeps_its_object() {
     for name in ["data", "size"] {
         assert_eq!(errno(fs::read(rig.mnt(name))), Some(libc::EIO), "{name}");
     }
-    assert_eq!(rig.state("size"), "damaged");
+    wait_for("the daemon to look afresh", || rig.state("size") == "damaged");
     assert_eq!(rig.objects(), objects);
     let mut start = [0; 17];
     File::open(rig.low("data")).unwrap().read_exact(&mut start).unwrap();
