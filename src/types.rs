@@ -88,6 +88,19 @@ impl fmt::Display for Generation {
     }
 }
 
+/// What a record claims of a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Claim {
+    /// All content is local; nothing remote is claimed.
+    Resident,
+    /// Local content and the object are equal.
+    Dual,
+    /// The object holds the content; local blocks are being freed and must not be served.
+    Releasing,
+    /// The object holds the content; local blocks are freed.
+    Stub,
+}
+
 /// The full key of a remote object, prefix included, without the bucket. 1 to 1,024 bytes of UTF-8 (S3's limit).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectKey(pub String);
@@ -229,7 +242,6 @@ pub enum FileState {
     Damaged,
 }
 
-
 impl FileState {
     /// The word in output and in `user.tierfs.state`.
     pub fn as_str(self) -> &'static str {
@@ -248,4 +260,3 @@ impl fmt::Display for FileState {
         f.pad(self.as_str())
     }
 }
-

@@ -1,6 +1,6 @@
 //! Where the parts are put together: the mount's daemon, the embedded endpoint, and what `pair` needs of either.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
 use crate::pair::{ClaimCheck, Pair, PairResult};
-use crate::ports::{Capabilities, Clock, Lower, LowerError, Remote, SystemClock};
+use crate::ports::{Capabilities, Clock, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
-use crate::types::{ContentHash, PairName};
+use crate::types::{ContentHash, FileId, PairName};
 
 /// Async workers; blocking work has threads of its own.
 const WORKERS: usize = 4;
@@ -58,6 +58,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let runtime = runtime()?;
     let state = ShareState::open(args)?;
     let journal = Arc::new(SqliteJournal::open(&state.journal).map_err(failed)?);
+    runtime.block_on(state.bind(args, lower.root().id, &*journal))?;
     let remote = match &args.pair {
         Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
         None => None,
@@ -73,7 +74,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     }
     let options = FsOptions {
         read_only,
-        passthrough: kernel_can_pass_through(),
+        // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
+        passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
         ..FsOptions::default()
     };
@@ -155,6 +157,8 @@ fn open_share(args: &MountArgs) -> Result<Share, CliError> {
 
 /// Where a share's state is kept, by the share's path.
 struct ShareState {
+    /// Tells which filesystem the journal is about.
+    identity: PathBuf,
     journal: PathBuf,
     socket: PathBuf,
 }
@@ -169,7 +173,39 @@ impl ShareState {
         made.and_then(|()| std::fs::write(dir.join("share"), args.share.as_os_str().as_bytes())).map_err(|error| {
             failed(format!("cannot keep state in {}: {error}; --state-dir names another place", dir.display()))
         })?;
-        Ok(Self { journal: dir.join("journal.sqlite"), socket: dir.join("control").join("socket") })
+        Ok(Self {
+            identity: dir.join("identity"),
+            journal: dir.join("journal.sqlite"),
+            socket: dir.join("control").join("socket"),
+        })
+    }
+
+    /// Makes sure that the journal is about this very directory. On another one (the share's filesystem is not mounted, or was made
+    /// anew) its inodes are not found, and objects would be deleted that the right share still needs.
+    async fn bind(&self, args: &MountArgs, root: FileId, journal: &dyn Journal) -> Result<(), CliError> {
+        let cannot = |error: io::Error| failed(format!("{}: {error}", self.identity.display()));
+        match std::fs::read_to_string(&self.identity) {
+            Ok(known) if known == root.to_string() => return Ok(()),
+            Ok(_) => {
+                let (transfers, deletions) = journal.counts().await.map_err(failed)?;
+                if transfers + deletions > 0 {
+                    return Err(failed(format!(
+                        "{} is not the directory it was: {} notes about another one are in {}. Mount the share's filesystem there first; if \
+                         the share was made anew or restored elsewhere, move that file away",
+                        args.share.display(),
+                        transfers + deletions,
+                        self.journal.display()
+                    )));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(cannot(error)),
+        }
+        // Durable before the first note is.
+        let mut file = std::fs::File::create(&self.identity).map_err(cannot)?;
+        file.write_all(root.to_string().as_bytes()).and_then(|()| file.sync_all()).map_err(cannot)?;
+        let dir = self.identity.parent().unwrap_or(Path::new("/"));
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(cannot)
     }
 }
 

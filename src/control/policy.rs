@@ -160,7 +160,11 @@ impl Runner {
         let this = self.clone();
         self.each_file(move |found| {
             let age = now.nanos_since(found.attr.mtime);
-            if found.attr.size == 0 || found.attr.sealed || age < after.as_nanos() as i128 || !this.is(&found, Claim::Resident) {
+            if found.attr.size == 0
+                || found.attr.sealed
+                || age < after.as_nanos() as i128
+                || !this.is(&found, Claim::Resident)
+            {
                 return Next::Continue;
             }
             let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };

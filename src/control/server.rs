@@ -259,13 +259,7 @@ impl Server {
         })
     }
 
-    async fn job(
-        self: &Arc<Self>,
-        kind: JobKind,
-        paths: Vec<WirePath>,
-        recursive: bool,
-        replies: &Replies,
-    ) -> Reply {
+    async fn job(self: &Arc<Self>, kind: JobKind, paths: Vec<WirePath>, recursive: bool, replies: &Replies) -> Reply {
         let begun = Instant::now();
         let counts = Arc::new(Counts::default());
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
@@ -342,13 +336,7 @@ impl Server {
         Reply::Done(summary)
     }
 
-    async fn status(
-        self: &Arc<Self>,
-        paths: Vec<WirePath>,
-        recursive: bool,
-        files: bool,
-        replies: &Replies,
-    ) -> Reply {
+    async fn status(self: &Arc<Self>, paths: Vec<WirePath>, recursive: bool, files: bool, replies: &Replies) -> Reply {
         let begun = Instant::now();
         let totals = Arc::new(parking_lot::Mutex::new(Summary::default()));
         let (this, counted, out) = (self.clone(), totals.clone(), replies.clone());
@@ -363,10 +351,7 @@ impl Server {
                 total.bytes += status.size;
                 total.local += status.local;
             }
-            match files.then(|| out.blocking_send(Reply::File(status))) {
-                Some(Err(_)) => Next::Stop,
-                _ => Next::Continue,
-            }
+            if files && out.blocking_send(Reply::File(status)).is_err() { Next::Stop } else { Next::Continue }
         });
         let walked = match walking.await {
             Ok(walked) => walked,

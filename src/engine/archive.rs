@@ -252,7 +252,8 @@ impl Engine {
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
         let kind = IntentKind::Delete { not_before };
-        let intent = Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
+        let intent =
+            Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
         self.journal.add(intent).await?;
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());

@@ -115,8 +115,12 @@ impl Cells {
             recall: None,
             shown_mtime: None,
         };
-        let cell =
-            Arc::new(Cell { node: *node, inner: Mutex::new(inner), changed: Notify::new(), table: Arc::downgrade(self) });
+        let cell = Arc::new(Cell {
+            node: *node,
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            table: Arc::downgrade(self),
+        });
         shard.insert(node.id, Arc::downgrade(&cell));
         Ok(cell)
     }
@@ -139,9 +143,7 @@ pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
     let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
     let Some(object) = &record.object else { return Ok(record) };
     let attr = lower.stat(node).map_err(EngineError::lower(node.id))?;
-    let changed_below = |why| {
-        Err(EngineError::ChangedBelow { file: node.id, object: object.key.to_string(), why })
-    };
+    let changed_below = |why| Err(EngineError::ChangedBelow { file: node.id, object: object.key.to_string(), why });
     match record.claim {
         Claim::Dual if !same_content(&attr, &record) => {
             tracing::warn!(file = %node.id, "changed below the mount since it was archived: resident again");
@@ -149,7 +151,9 @@ pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
         }
         // A truncation to zero is made durable before its record: a crash between leaves exactly this.
         Claim::Stub | Claim::Releasing if attr.size == 0 => demote(lower, node, record),
-        Claim::Stub | Claim::Releasing if attr.size != object.len => changed_below("its size is not that of its object"),
+        Claim::Stub | Claim::Releasing if attr.size != object.len => {
+            changed_below("its size is not that of its object")
+        }
         _ => Ok(record),
     }
 }

@@ -7,32 +7,33 @@ use crate::record::RecordError;
 use crate::tier::Refusal;
 use crate::types::{FileId, PairName};
 
-/// A transfer, or an access that needed one, failed. One line each: the file, the reason, the way out.
+/// A transfer, or an access that needed one, failed. One line each: the reason and the way out. Whoever prints it names the
+/// file by its path, which the engine does not know for sure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("file {file}: {source}")]
+    #[error("{source}")]
     Lower { file: FileId, source: Arc<LowerError> },
-    #[error("file {file}: {source}")]
+    #[error("{source}")]
     Remote { file: FileId, source: RemoteError },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(
-        "file {file}: its record is damaged: {why}. Nothing was changed; restore the xattr from a backup, or the file from its object"
+        "its record is damaged: {why}. Nothing was changed; restore the xattr from a backup, or the file from its object"
     )]
     BadRecord { file: FileId, why: RecordError },
-    #[error("file {file}: it was changed below the mount: {why}. Its object {object} is kept; nothing was changed")]
+    #[error("it was changed below the mount: {why}. Its object {object} is kept; nothing was changed")]
     ChangedBelow { file: FileId, object: String, why: &'static str },
     #[error(
-        "file {file}: its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
+        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
     )]
     ForeignPair { file: FileId, found: PairName, found_share: String, mounted: String },
-    #[error("file {file}: object {object} does not match its checksum at bytes {offset}+{len}, twice: not served")]
+    #[error("object {object} does not match its checksum at bytes {offset}+{len}, twice: not served")]
     Corrupt { file: FileId, object: String, offset: u64, len: u64 },
-    #[error("file {file}: {why}")]
+    #[error("{why}")]
     Refused { file: FileId, why: Refusal },
-    #[error("file {file}: {why}")]
+    #[error("{why}")]
     Unfit { file: FileId, why: Unfit },
-    #[error("file {file}: {len} bytes are to come back, but only {available} are free locally: release or remove other files")]
+    #[error("{len} bytes are to come back, but only {available} are free locally: release or remove other files")]
     NoSpace { file: FileId, len: u64, available: u64 },
     #[error("no pair is configured for this mount: `tierfs pair add` one and mount with `--pair NAME`")]
     NoPair,
@@ -71,6 +72,11 @@ impl EngineError {
     /// The file was left alone for a good cause; nothing failed.
     pub fn is_skip(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Unfit { .. })
+    }
+
+    /// Somebody has the file open, or had a moment ago.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Refused { why: Refusal::Open | Refusal::OpenForWriting, .. })
     }
 
     /// Trying again later may help, with nobody changing anything.

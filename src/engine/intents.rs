@@ -77,6 +77,7 @@ impl Engine {
             (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
             _ => object.mtime,
         };
+        let mut held = None;
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
             let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
             let file = self.lower.open(&node, flags).map_err(&failed)?;
@@ -87,10 +88,15 @@ impl Engine {
             } else {
                 file.punch_all().map_err(&failed)?;
             }
+            held = Some((file, lease));
         }
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
-        self.lower.sync_node(&node).map_err(&failed)?;
+        match &held {
+            Some((file, _lease)) => file.sync(false),
+            None => self.lower.sync_node(&node),
+        }
+        .map_err(&failed)?;
         if record.claim == Claim::Releasing {
             record.claim = Claim::Stub;
             self.lower.save_record(&node, &record.encode()).map_err(&failed)?;

@@ -9,13 +9,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::error::{EngineError, EngineResult, Unfit};
 use super::Engine;
+use super::error::{EngineError, EngineResult, Unfit};
 use crate::ports::{Attr, FileKind};
 use crate::types::Inode;
 
 /// Pauses between attempts of one file on transient failures (R14: one immediate retry, then back-off).
 const RETRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(3)];
+
+/// Pauses before a file in use is given up: close(2) returns before the kernel has told us, so what was written a moment ago may
+/// still look open.
+const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
 
 /// What to do with each file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +108,17 @@ impl Engine {
         if file.attr.kind != FileKind::Regular {
             return Err(EngineError::Unfit { file: file.node.id, why: Unfit::NotRegular });
         }
-        let mut pauses = RETRY_PAUSES.iter();
+        let (mut pauses, mut in_use) = (RETRY_PAUSES.iter(), IN_USE_PAUSES.iter());
         loop {
-            let error = match self.attempt(kind, file).await {
-                Err(error) if error.is_transient() => error,
+            let (error, pause) = match self.attempt(kind, file).await {
+                Err(error) if error.is_transient() => {
+                    tracing::info!(path = %file.path.display(), "tried again: {error}");
+                    (error, pauses.next())
+                }
+                Err(error) if error.is_in_use() => (error, in_use.next()),
                 ended => return ended,
             };
-            let Some(pause) = pauses.next() else { return Err(error) };
-            tracing::info!(file = %file.node.id, "tried again in {} ms: {error}", pause.as_millis());
+            let Some(pause) = pause else { return Err(error) };
             tokio::time::sleep(*pause).await;
         }
     }

@@ -210,15 +210,27 @@ impl Engine {
         Ok(())
     }
 
-    /// Feeds an access to the file's machine and does, at once, what it wants stored first. What cannot be done without waiting
-    /// for a transfer is told to the caller. Called with the cell's lock held by session threads: local I/O only.
-    pub fn admit(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut Inner, event: Event) -> EngineResult<Admission> {
+    /// Feeds an access to the file's machine and does what it wants stored first, if `patience` allows a sync. What cannot be
+    /// done without waiting for a transfer is told to the caller. Local I/O only, with the cell's lock held.
+    pub fn admit(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        inner: &mut Inner,
+        event: Event,
+        patience: Patience,
+    ) -> EngineResult<Admission> {
         loop {
             if inner.machine.is_unknown() {
+                if patience == Patience::None {
+                    return Ok(Admission::Sync);
+                }
                 self.reestablish(cell, inner)?;
             }
             match inner.machine.apply(event) {
                 Verdict::Go | Verdict::Already => return Ok(Admission::Go),
+                Verdict::Save(Claim::Resident) | Verdict::TruncateThenSave if patience == Patience::None => {
+                    return Ok(Admission::Sync);
+                }
                 Verdict::Save(Claim::Resident) => self.become_resident(cell, inner)?,
                 Verdict::TruncateThenSave => {
                     self.check_pair(&cell.node, &inner.record)?;
@@ -266,6 +278,14 @@ impl Engine {
     }
 }
 
+/// Whether the calling thread may wait for the disk. Those that read the kernel's requests may not: a few syncs
+/// would hold up everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    None,
+    Disk,
+}
+
 /// What an access may do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -274,6 +294,8 @@ pub enum Admission {
     Recall,
     /// A short step runs: wait on the cell, then ask again.
     Wait,
+    /// A record must be synced first: ask again with patience.
+    Sync,
 }
 
 /// Runs blocking local I/O off the async workers.

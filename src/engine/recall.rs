@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime};
+use crate::ports::{
+    Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
+};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
 use crate::tier::{Event, Verdict};
@@ -171,7 +173,10 @@ impl Engine {
             }
             // A release runs, or a cancelled recall cleans up: both are short.
             cell.wait_until(|inner| {
-                matches!(inner.machine.activity(), crate::tier::Activity::None | crate::tier::Activity::Recalling { cancelled: false })
+                matches!(
+                    inner.machine.activity(),
+                    crate::tier::Activity::None | crate::tier::Activity::Recalling { cancelled: false }
+                )
             })
             .await;
         }
@@ -203,7 +208,8 @@ impl Engine {
         self.runtime.spawn(async move {
             let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
             if let Err(error) = &outcome {
-                tracing::warn!(file = %cell.node.id, object = %object.key, "recall failed: {error}");
+                let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();
+                tracing::warn!(file = %cell.node.id, path = %path.display(), object = %object.key, "recall failed: {error}");
             }
             shared.finish(outcome);
             this.totals.running.fetch_sub(1, Ordering::SeqCst);
@@ -272,7 +278,8 @@ impl Engine {
         if touched.is_some() {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
-                let file = lower.open(&node, OpenFlags { read: true, write: true, no_atime: true, ..Default::default() })?;
+                let file =
+                    lower.open(&node, OpenFlags { read: true, write: true, no_atime: true, ..Default::default() })?;
                 file.punch_all()?;
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
             })
@@ -280,7 +287,9 @@ impl Engine {
             match undone {
                 Ok(Ok(_)) => self.spawn_forget_when_durable(cell.clone(), touched),
                 // The note stays: the next start frees what is left.
-                Ok(Err(error)) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
+                Ok(Err(error)) => {
+                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}")
+                }
                 Err(error) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
             }
         }
@@ -430,8 +439,7 @@ impl Engine {
         let key = object.manifest_key();
         let target = self.target()?;
         let file = cell.node.id;
-        let corrupt =
-            |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
+        let corrupt = |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
         for last in [false, true] {
             let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
             let range = ByteRange { offset: 0, len: info.len };

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime,
+};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -163,7 +165,11 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
-        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let file = match self.lower.open(&cell.node, flags) {
+            // It runs as a program.
+            Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),
+            opened => opened.map_err(&failed)?,
+        };
         let lease = if self.lower.features().leases {
             match file.try_exclusive().map_err(&failed)? {
                 Some(lease) => Some(lease),
@@ -190,7 +196,7 @@ impl Engine {
 
     async fn punch(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, exclusive: Exclusive) -> EngineResult<()> {
         let failed = EngineError::lower(cell.node.id);
-        if let Err(error) = self.barrier.wait(cell.node).await {
+        if let Err(error) = self.barrier.wait_through(cell.node, Some(exclusive.file.clone())).await {
             // Nothing is freed: local bytes and object are both good, whichever record survives. Say dual again.
             let mut inner = cell.lock();
             inner.machine.apply(Event::SaveUnknown);
@@ -213,7 +219,9 @@ impl Engine {
         .map_err(&failed);
         let durable = match punched {
             // The lease is held until the stub is complete.
-            Ok(exclusive) => self.barrier.wait(cell.node).await.map(|()| exclusive),
+            Ok(exclusive) => {
+                self.barrier.wait_through(cell.node, Some(exclusive.file.clone())).await.map(|()| exclusive)
+            }
             Err(error) => Err(error),
         };
         let mut inner = cell.lock();

@@ -40,8 +40,12 @@ impl HashingSource {
 impl ObjectSource for HashingSource {
     async fn read(&self, range: ByteRange) -> Result<Bytes, SourceError> {
         let chunk_size = u64::from(self.chunk_size);
-        if range.offset % chunk_size != 0 || (range.len % chunk_size != 0 && range.end() != self.len) {
-            return Err(SourceError(format!("a part of {}+{} does not consist of whole chunks", range.offset, range.len)));
+        let whole = range.len.is_multiple_of(chunk_size) || range.end() == self.len;
+        if !range.offset.is_multiple_of(chunk_size) || !whole {
+            return Err(SourceError(format!(
+                "a part of {}+{} does not consist of whole chunks",
+                range.offset, range.len
+            )));
         }
         let file = self.file.clone();
         let read = blocking(move || {

@@ -8,13 +8,17 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::error::{EngineError, EngineResult};
-use crate::ports::Lower;
+use crate::ports::{Lower, LowerFile};
 use crate::types::Inode;
 
 /// Up to so many waiting files are synced one by one; more share a `syncfs`, which also writes what others left dirty.
 const SINGLE_SYNCS_MAX: usize = 3;
 
-type Waiter = (Inode, oneshot::Sender<EngineResult<()>>);
+struct Waiter {
+    node: Inode,
+    file: Option<Arc<dyn LowerFile>>,
+    done: oneshot::Sender<EngineResult<()>>,
+}
 
 /// Groups syncs of one share.
 pub struct Barrier {
@@ -35,10 +39,15 @@ impl Barrier {
 
     /// Waits until everything done to `node` before this call is on stable storage.
     pub async fn wait(self: &Arc<Self>, node: Inode) -> EngineResult<()> {
+        self.wait_through(node, None).await
+    }
+
+    /// As [`Barrier::wait`], through a descriptor at hand. Needed while that holds a lease: a second descriptor would wait for it.
+    pub async fn wait_through(self: &Arc<Self>, node: Inode, file: Option<Arc<dyn LowerFile>>) -> EngineResult<()> {
         let (done, result) = oneshot::channel();
         let start = {
             let mut state = self.state.lock();
-            state.waiting.push((node, done));
+            state.waiting.push(Waiter { node, file, done });
             !std::mem::replace(&mut state.running, true)
         };
         if start {
@@ -59,14 +68,15 @@ impl Barrier {
                 std::mem::take(&mut state.waiting)
             };
             if batch.len() <= SINGLE_SYNCS_MAX {
-                for (node, done) in batch {
+                for Waiter { node, file, done } in batch {
+                    let synced = file.map_or_else(|| self.lower.sync_node(&node), |file| file.sync(false));
                     // A receiver that is gone was cancelled: nobody to tell.
-                    let _ = done.send(self.lower.sync_node(&node).map_err(EngineError::lower(node.id)));
+                    let _ = done.send(synced.map_err(EngineError::lower(node.id)));
                 }
                 continue;
             }
             let result = self.lower.sync_all().map_err(Arc::new);
-            for (node, done) in batch {
+            for Waiter { node, done, .. } in batch {
                 let result = result.clone().map_err(|source| EngineError::Lower { file: node.id, source });
                 let _ = done.send(result);
             }

@@ -3,7 +3,7 @@
 use super::Fs;
 use super::error::FsResult;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, EngineError};
+use crate::engine::{Admission, EngineError, Patience};
 use crate::ports::{Attr, FileKind, SetAttr, SpaceInfo};
 use crate::tier::Event;
 use crate::types::Inode;
@@ -24,23 +24,23 @@ impl Fs {
         if attr.size > 0 && attr.blocks == 0 {
             attr.blocks = 1;
         }
-        if let Some(cell) = self.engine.cells.live(node.id) {
-            if let Some(mtime) = cell.lock().shown_mtime {
-                attr.mtime = mtime;
-            }
+        if let Some(cell) = self.engine.cells.live(node.id)
+            && let Some(mtime) = cell.lock().shown_mtime
+        {
+            attr.mtime = mtime;
         }
         attr
     }
 
     /// Changes attributes; a size change may have to wait for content.
-    pub fn try_set_attr(&self, id: u64, changes: &SetAttr) -> Try<Attr> {
-        match self.set_attr_inner(id, changes) {
+    pub fn try_set_attr(&self, id: u64, changes: &SetAttr, patience: Patience) -> Try<Attr> {
+        match self.set_attr_inner(id, changes, patience) {
             Ok(attempt) => attempt,
             Err(error) => Try::Done(Err(error)),
         }
     }
 
-    fn set_attr_inner(&self, id: u64, changes: &SetAttr) -> FsResult<Try<Attr>> {
+    fn set_attr_inner(&self, id: u64, changes: &SetAttr, patience: Patience) -> FsResult<Try<Attr>> {
         self.check_writable()?;
         let node = self.node(id)?;
         let event = match changes {
@@ -56,7 +56,7 @@ impl Fs {
         }
         let cell = self.engine.cells.get(&node)?;
         let mut inner = cell.lock();
-        match self.engine.admit(&cell, &mut inner, event)? {
+        match self.engine.admit(&cell, &mut inner, event, patience)? {
             Admission::Go => {}
             other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),
         }

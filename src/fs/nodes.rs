@@ -71,13 +71,4 @@ impl Nodes {
             }
         }
     }
-
-    /// Inodes known now.
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }

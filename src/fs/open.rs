@@ -12,7 +12,7 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, Inner};
+use crate::engine::{Admission, Cell, Inner, Patience};
 use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -58,14 +58,20 @@ struct Access {
 
 impl Fs {
     /// Opens a file for `flags` as given to open(2). Permissions have been checked by the kernel.
-    pub fn try_open(&self, id: u64, flags: OpenFlags, register: &dyn Register) -> Try<Opened> {
-        match self.open_inner(id, flags, register) {
+    pub fn try_open(&self, id: u64, flags: OpenFlags, patience: Patience, register: &dyn Register) -> Try<Opened> {
+        match self.open_inner(id, flags, patience, register) {
             Ok(attempt) => attempt,
             Err(error) => Try::Done(Err(error)),
         }
     }
 
-    fn open_inner(&self, id: u64, flags: OpenFlags, register: &dyn Register) -> FsResult<Try<Opened>> {
+    fn open_inner(
+        &self,
+        id: u64,
+        flags: OpenFlags,
+        patience: Patience,
+        register: &dyn Register,
+    ) -> FsResult<Try<Opened>> {
         if flags.write || flags.truncate {
             self.check_writable()?;
         }
@@ -77,7 +83,7 @@ impl Fs {
             drop(inner);
             return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
         }
-        match self.admit_open(&cell, &mut inner, access, flags, None, register)? {
+        match self.admit_open(&cell, &mut inner, access, flags, None, patience, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
         }
@@ -95,6 +101,7 @@ impl Fs {
     }
 
     /// Counts the handle and finds who serves it. The inner `Err`: something must happen first.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one open, used once")]
     fn admit_open(
         &self,
         cell: &Arc<Cell>,
@@ -102,6 +109,7 @@ impl Fs {
         access: Access,
         flags: OpenFlags,
         created: Option<Arc<dyn LowerFile>>,
+        patience: Patience,
         register: &dyn Register,
     ) -> FsResult<Result<Opened, Admission>> {
         let event = |passthrough| match access {
@@ -110,7 +118,7 @@ impl Fs {
             _ => Event::OpenRead { passthrough },
         };
         let write = access.write || access.truncate;
-        match self.engine.admit(cell, inner, event(self.options.passthrough))? {
+        match self.engine.admit(cell, inner, event(self.options.passthrough), patience)? {
             Admission::Go => {}
             other => return Ok(Err(other)),
         }
@@ -190,6 +198,7 @@ impl Fs {
 
     /// Creates and opens a file; opens it where the name exists already (unless exclusively). The kernel must later
     /// forget the entry once.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one request, used once")]
     pub fn try_create(
         &self,
         parent: u64,
@@ -197,14 +206,16 @@ impl Fs {
         mode: u32,
         flags: OpenFlags,
         who: &Caller,
+        patience: Patience,
         register: &dyn Register,
     ) -> Try<(Entry, Opened)> {
-        match self.create_inner(parent, name, mode, flags, who, register) {
+        match self.create_inner(parent, name, mode, flags, who, patience, register) {
             Ok(attempt) => attempt,
             Err(error) => Try::Done(Err(error)),
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the facts of one request, used once")]
     fn create_inner(
         &self,
         parent: u64,
@@ -212,12 +223,20 @@ impl Fs {
         mode: u32,
         flags: OpenFlags,
         who: &Caller,
+        patience: Patience,
         register: &dyn Register,
     ) -> FsResult<Try<(Entry, Opened)>> {
         self.check_writable()?;
         let dir = self.node(parent)?;
         // Exclusive below, always: an existing file may be a stub, and must be opened as one.
-        let below = OpenFlags { exclusive: true, truncate: false, read: true, write: true, sync: flags.sync, ..Default::default() };
+        let below = OpenFlags {
+            exclusive: true,
+            truncate: false,
+            read: true,
+            write: true,
+            sync: flags.sync,
+            ..Default::default()
+        };
         match self.lower.create(&dir, name, mode, below, who) {
             Ok((node, attr, file)) => {
                 let opened = self.open_created(&node, flags, file, register)?;
@@ -226,7 +245,7 @@ impl Fs {
             }
             Err(error) if error.errno() == libc::EEXIST && !flags.exclusive => {
                 let entry = self.lookup(parent, name)?;
-                let attempt = self.try_open(entry.id, flags, register);
+                let attempt = self.try_open(entry.id, flags, patience, register);
                 if !matches!(attempt, Try::Done(Ok(_))) {
                     self.forget(entry.id, 1);
                 }
@@ -246,7 +265,7 @@ impl Fs {
         let cell = self.engine.cells.get(node)?;
         let access = Access { write: flags.write, truncate: false };
         let mut inner = cell.lock();
-        self.admit_open(&cell, &mut inner, access, flags, Some(file), register)?
+        self.admit_open(&cell, &mut inner, access, flags, Some(file), Patience::None, register)?
             .map_err(|_| FsError::Invalid("a file just created is busy"))
     }
 

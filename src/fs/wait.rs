@@ -38,12 +38,18 @@ enum On {
     Content(Option<ByteRange>),
     /// The end of a short step.
     Step,
+    /// A thread that may wait for the disk: each attempt after the first has one.
+    Disk,
 }
 
 impl Blocker {
     /// What an admission that is not `Go` waits for.
     pub(super) fn admission(cell: &Arc<Cell>, admission: Admission) -> Self {
-        let on = if admission == Admission::Recall { On::Content(None) } else { On::Step };
+        let on = match admission {
+            Admission::Recall => On::Content(None),
+            Admission::Sync => On::Disk,
+            Admission::Wait | Admission::Go => On::Step,
+        };
         Self { cell: cell.clone(), on }
     }
 
@@ -57,6 +63,7 @@ impl Fs {
     pub async fn unblock(&self, blocker: Blocker, pid: u32) -> FsResult<()> {
         let waiting = async {
             match blocker.on {
+                On::Disk => Ok(()),
                 On::Step => {
                     let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
                     blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;

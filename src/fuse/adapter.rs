@@ -1,25 +1,24 @@
 //! The kernel's requests, one method each: decode, call, reply.
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
+use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Entry, Fs, FsError, FsResult, Opened, Register, Service, Try};
-use crate::ports::{Attr, Caller, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
+use crate::fs::{Entry, Fs, FsError, FsResult, Opened};
+use crate::ports::{Attr, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
 const WANTED: [InitFlags; 14] = [
@@ -44,40 +43,8 @@ const MAX_BACKGROUND: u16 = 128;
 
 /// Serves one session.
 pub struct Adapter {
-    fs: Arc<Fs>,
+    pub(super) fs: Arc<Fs>,
     ttl: Duration,
-}
-
-/// Registers lower files with the kernel through the reply at hand.
-impl Register for ReplyOpen {
-    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
-        Ok(Arc::new(self.open_backing(file)?))
-    }
-}
-
-impl Register for ReplyCreate {
-    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
-        Ok(Arc::new(self.open_backing(file)?))
-    }
-}
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn finish_empty(reply: ReplyEmpty, result: FsResult<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// The backing of a handle the kernel serves; `None`: the daemon does.
-fn backing(service: &Service) -> Option<&BackingId> {
-    match service {
-        Service::Kernel(backing) => backing.downcast_ref(),
-        Service::Daemon => None,
-    }
 }
 
 impl Adapter {
@@ -89,36 +56,6 @@ impl Adapter {
     /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
     fn attr_ttl(&self, attr: &Attr) -> Duration {
         if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
-    }
-
-    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over.
-    fn drive<R: Send + Sync + 'static, T: 'static>(
-        &self,
-        pid: u32,
-        reply: R,
-        mut attempt: impl FnMut(&Fs, &R) -> Try<T> + Send + 'static,
-        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
-    ) {
-        let mut blocker = match attempt(&self.fs, &reply) {
-            Try::Done(result) => return finish(reply, result),
-            Try::Blocked(blocker) => blocker,
-        };
-        let fs = self.fs.clone();
-        self.fs.engine.runtime.spawn(async move {
-            loop {
-                if let Err(error) = fs.unblock(blocker, pid).await {
-                    return finish(reply, Err(error));
-                }
-                blocker = match attempt(&fs, &reply) {
-                    Try::Done(result) => return finish(reply, result),
-                    Try::Blocked(blocker) => blocker,
-                };
-            }
-        });
-    }
-
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.fs.engine.runtime.spawn(work);
     }
 
     fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
@@ -136,7 +73,7 @@ impl Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_set_attr(id.0, &changes),
+            move |fs, _, patience| fs.try_set_attr(id.0, &changes, patience),
             move |reply, result| match result {
                 Ok(attr) => {
                     let special = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
@@ -319,7 +256,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, reply| fs.try_open(id.0, flags, reply),
+            move |fs, reply, patience| fs.try_open(id.0, flags, patience, reply),
             |reply, result| match result {
                 Ok(Opened { fh, service }) => match backing(&service) {
                     Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, id),
@@ -345,7 +282,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, reply| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, reply),
+            move |fs, reply, patience| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, patience, reply),
             move |reply, result| match result {
                 Ok((entry, Opened { fh, service })) => {
                     let (attr, generation) = (attr_to_kernel(entry.id, &entry.attr), Generation(entry.generation));
@@ -374,7 +311,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_read(fh.0, offset, size),
+            move |fs, _, _| fs.try_read(fh.0, offset, size),
             |reply, result| match result {
                 Ok(data) => reply.data(&data),
                 Err(error) => reply.error(errno(&error)),
@@ -582,7 +519,7 @@ impl Filesystem for Adapter {
         self.drive(
             request.pid(),
             reply,
-            move |fs, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
+            move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
             |reply, result| match result {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(&error)),
@@ -590,31 +527,3 @@ impl Filesystem for Adapter {
         );
     }
 }
-
-fn reply_xattr(reply: ReplyXattr, size: u32, value: FsResult<Vec<u8>>) {
-    match value {
-        Err(error) => reply.error(errno(&error)),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-    }
-}
-
-/// Attributes of nothing: for names that are not there, and entries without an inode.
-const NOTHING: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: SystemTime::UNIX_EPOCH,
-    mtime: SystemTime::UNIX_EPOCH,
-    ctime: SystemTime::UNIX_EPOCH,
-    crtime: SystemTime::UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};

@@ -2,7 +2,8 @@
 
 mod adapter;
 mod convert;
+mod drive;
 mod errno;
 mod session;
 
-pub use session::{Mount, MountOptions, MountError, kernel_can_pass_through};
+pub use session::{Mount, MountError, MountOptions, kernel_can_pass_through};

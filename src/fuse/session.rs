@@ -65,10 +65,8 @@ impl Mount {
     pub fn new(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?;
         let device = OwnedFd::from(device);
-        let data = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-            device.as_raw_fd()
-        );
+        let data =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
         let data = std::ffi::CString::new(data).expect("the options hold no NUL");
         rustix::mount::mount(&options.source, mountpoint, "fuse.tierfs", options.flags, Some(data.as_c_str()))
             .map_err(|error| MountError::Mount { mountpoint: mountpoint.into(), source: error.into() })?;

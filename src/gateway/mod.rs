@@ -135,14 +135,11 @@ impl Server {
             if credentials.access_key.is_empty() {
                 return Err(Error::EmptyKey);
             }
-            builder.set_auth(OneKey { secret: SecretKey::from(credentials.secret_key), access: credentials.access_key });
+            builder
+                .set_auth(OneKey { secret: SecretKey::from(credentials.secret_key), access: credentials.access_key });
         }
-        let handler = listen::Handler {
-            service: builder.build(),
-            counters: counters.clone(),
-            faults: options.faults,
-            open,
-        };
+        let handler =
+            listen::Handler { service: builder.build(), counters: counters.clone(), faults: options.faults, open };
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(listen::run(listener, Arc::new(handler), stopped));
         Ok(Self { addr, counters, stop, task })

@@ -88,8 +88,10 @@ fn without_signature(uri: &Uri) -> Option<Uri> {
     if !query.split('&').any(|pair| matches!(name(pair).as_str(), "x-amz-signature" | "signature")) {
         return None;
     }
-    let kept: Vec<&str> = query.split('&').filter(|pair| !SIGNATURE_PARAMETERS.contains(&name(pair).as_str())).collect();
-    let path_and_query = if kept.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), kept.join("&")) };
+    let kept: Vec<&str> =
+        query.split('&').filter(|pair| !SIGNATURE_PARAMETERS.contains(&name(pair).as_str())).collect();
+    let path_and_query =
+        if kept.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), kept.join("&")) };
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(path_and_query.parse().ok()?);
     Uri::from_parts(parts).ok()
@@ -286,7 +288,9 @@ mod tests {
         let signature = "a".repeat(64);
         let cases = [
             "5\r\nhello\r\n6\r\n world\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n".to_owned(),
-            format!("b;chunk-signature={signature}\r\nhello world\r\n0;chunk-signature={signature}\r\nx-amz-checksum-crc32:AAAA\n\r\n"),
+            format!(
+                "b;chunk-signature={signature}\r\nhello world\r\n0;chunk-signature={signature}\r\nx-amz-checksum-crc32:AAAA\n\r\n"
+            ),
             "B\r\nhello world\r\n0\r\nx-amz-checksum-crc32: AAAA".to_owned(),
         ];
         for wire in &cases {
@@ -301,7 +305,16 @@ mod tests {
 
     #[test]
     fn broken_framing_is_an_error() {
-        for wire in ["", "5\r\nhel", "5\r\nhello", "5\r\nhello\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "zz\r\n", "-1\r\n", "0\r\nnocolon\r\n\r\n"] {
+        for wire in [
+            "",
+            "5\r\nhel",
+            "5\r\nhello",
+            "5\r\nhello\r\n",
+            "5\r\nhelloX\r\n0\r\n\r\n",
+            "zz\r\n",
+            "-1\r\n",
+            "0\r\nnocolon\r\n\r\n",
+        ] {
             for piece in 1..=wire.len().max(1) {
                 assert!(decode(wire, piece).is_err(), "{wire:?}");
             }

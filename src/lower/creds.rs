@@ -34,7 +34,8 @@ const FILE_CAPS: CapabilitySet = CapabilitySet::CHOWN
 /// Takes `CAP_FSETID` and `CAP_SYS_RESOURCE` out of the effective set of this thread and those it starts, so that the
 /// kernel clears setuid bits and enforces quotas on what the daemon writes for users. They stay permitted.
 ///
-/// To be called once, before any other thread is started.
+/// To be called once, before any other thread is started. Programs that this process starts inherit
+/// `SECBIT_NO_SETUID_FIXUP`: none of them may rely on `setuid` without `exec` to lose its capabilities.
 pub fn drop_privileges() -> LowerResult<()> {
     let mut sets = capabilities(None).step("capget")?;
     sets.effective.remove(CapabilitySet::FSETID | CapabilitySet::SYS_RESOURCE);
@@ -244,6 +245,32 @@ mod tests {
         assert_eq!(rights.effective, CapabilitySet::FSETID);
         assert_eq!(Rights::parse(status, 1), None);
         assert_eq!(Rights::parse("", 1), None);
+    }
+
+    #[test]
+    fn a_panic_restores_the_thread() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "this test needs root");
+            return eprintln!("SKIPPED: this test needs root");
+        }
+        let now = || {
+            (setfsuid(u32::MAX), setfsgid(u32::MAX), capabilities(None).expect("capget"), getgroups().expect("groups"))
+        };
+        keep_capabilities_on_setfsuid().expect("securebits");
+        let before = now();
+        let who = Caller { uid: 1000, gid: 2000, pid: 0, umask: 0o077 };
+        for how in [As::Maker, As::MakerWithGroups, As::Themselves] {
+            let panicked = std::panic::catch_unwind(|| {
+                let _as_requester = ActingAs::new(&who, how).expect("act");
+                assert_eq!((setfsuid(u32::MAX), setfsgid(u32::MAX)), (1000, 2000));
+                assert_eq!(umask(Mode::from_raw_mode(0o077)).bits(), 0o077);
+                panic!("on purpose");
+            });
+            assert_eq!(*panicked.expect_err("panics").downcast::<&str>().expect("text"), "on purpose");
+            assert_eq!(now(), before);
+            let own = OWN_UMASK.get().expect("prepared");
+            assert_eq!(umask(Mode::from_raw_mode(own)).bits(), own);
+        }
     }
 
     #[test]

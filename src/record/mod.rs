@@ -6,25 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::types::Claim;
 use crate::types::{ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
 
 const MAGIC: &[u8; 4] = b"TFS1";
 const VERSION: u8 = 1;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
-
-/// What a record claims of a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Claim {
-    /// All content is local; nothing remote is claimed.
-    Resident,
-    /// Local content and the object are equal.
-    Dual,
-    /// The object holds the content; local blocks are being freed and must not be served.
-    Releasing,
-    /// The object holds the content; local blocks are freed.
-    Stub,
-}
 
 /// Administrator's wishes that travel with the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -135,18 +123,23 @@ pub enum RecordError {
 impl Record {
     /// What a file without a record is.
     pub fn unclaimed() -> Self {
-        Self { claim: Claim::Resident, generation: Generation(0), epoch: 0, flags: Flags::default(), object: None, superseded: None }
+        Self {
+            claim: Claim::Resident,
+            generation: Generation(0),
+            epoch: 0,
+            flags: Flags::default(),
+            object: None,
+            superseded: None,
+        }
     }
 
     /// The record of changed content: resident, of `generation`, with the old object marked as superseded.
     /// An object that is superseded already must have its intent first.
     pub fn into_resident(self, generation: Generation) -> Self {
         let superseded = match (self.object, self.superseded) {
-            (Some(object), None) => Some(Superseded {
-                pair: object.pair.name.clone(),
-                manifest: object.has_manifest(),
-                key: object.key,
-            }),
+            (Some(object), None) => {
+                Some(Superseded { pair: object.pair.name.clone(), manifest: object.has_manifest(), key: object.key })
+            }
             (None, superseded) => superseded,
             (Some(_), Some(_)) => unreachable!("check() refuses a record with both"),
         };

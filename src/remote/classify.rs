@@ -14,6 +14,9 @@ use super::config::RemoteConfig;
 /// Longest text of a store or a library quoted in an error, in characters.
 const QUOTE_MAX: usize = 200;
 
+/// Names the request that completes an upload of many parts.
+pub(super) const COMPLETE: &str = "complete upload of";
+
 /// What an error names.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -44,6 +47,9 @@ impl Place<'_> {
             SdkError::ServiceError(refusal) => {
                 let status = refusal.raw().status().as_u16();
                 let code = refusal.err().code().unwrap_or_default();
+                if code.is_empty() && (200..300).contains(&status) {
+                    return self.unreadable(status, error);
+                }
                 let message = refusal.err().message().unwrap_or_default();
                 self.refused(status, code, message)
             }
@@ -71,43 +77,43 @@ impl Place<'_> {
     }
 
     pub(super) fn unreachable(&self, error: &(dyn Error + 'static)) -> RemoteError {
-        self.error(
-            RemoteErrorKind::Unreachable,
-            format!("cannot be reached ({}): check that the endpoint is up and its URL is right", innermost(error)),
-        )
+        let reason = innermost(error);
+        let way_out = if reason.contains("certificate") {
+            "make the system trust the authority that signed it, or name its file in SSL_CERT_FILE"
+        } else {
+            "check that the endpoint is up and its URL is right"
+        };
+        self.error(RemoteErrorKind::Unreachable, format!("cannot be reached ({reason}): {way_out}"))
     }
 
     fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
         let wanted = self.config.credentials.describe();
         let pair = &self.config.pair;
+        let way_out = format!("provide them, or name a file (`tierfs pair edit {pair}`)");
         match error {
             CredentialsError::ProviderTimedOut(_) => self.timed_out(&format!("no credentials from the {wanted}")),
-            CredentialsError::CredentialsNotLoaded(_) => self.error(
+            CredentialsError::CredentialsNotLoaded(_) => {
+                self.error(RemoteErrorKind::Denied, format!("no credentials found in the {wanted}; {way_out}"))
+            }
+            _ => self.error(
                 RemoteErrorKind::Denied,
-                format!(
-                    "no credentials found in the {wanted}; provide them, or name a file (`tierfs pair edit {pair}`)"
-                ),
+                format!("no usable credentials in the {wanted} ({}); {way_out}", innermost(error)),
             ),
-            _ => self
-                .error(RemoteErrorKind::Denied, format!("no usable credentials in the {wanted}: {}", innermost(error))),
         }
     }
 
     /// An answer the SDK could not make sense of: cut short, or of something that is not S3.
     fn unreadable(&self, status: u16, error: &(dyn Error + 'static)) -> RemoteError {
-        match status {
-            // `refused` words these by their status alone.
-            401 | 403 | 404 | 408 | 409 | 412 | 416 | 429 | 500.. => self.refused(status, "", ""),
-            // A multipart completion may say 200 first and fail then; a body cut short looks the same.
-            200..300 => self.error(
-                RemoteErrorKind::Server,
-                format!("its answer (status {status}) cannot be read ({}): is this an S3 endpoint?", innermost(error)),
-            ),
-            _ => self.error(
-                RemoteErrorKind::Rejected,
-                format!("answered with status {status} ({}): is this an S3 endpoint?", innermost(error)),
-            ),
+        if find::<hyper::Error>(error).is_some() {
+            return self.unreachable(error);
         }
+        if !(200..300).contains(&status) {
+            return self.refused(status, "", "");
+        }
+        // Only the completion of an upload may say 200 first and fail then: that is S3's way of a late 500.
+        let kind = if self.operation == COMPLETE { RemoteErrorKind::Server } else { RemoteErrorKind::Rejected };
+        let reason = innermost(error);
+        self.error(kind, format!("its answer (status {status}) cannot be read ({reason}): is this an S3 endpoint?"))
     }
 
     /// A refusal the store explained, by its code first and its status where there is none (HEAD has no body).
@@ -121,6 +127,14 @@ impl Place<'_> {
                 Kind::NoSuchBucket,
                 format!(
                     "bucket {bucket} does not exist there: create it, or edit the pair (`tierfs pair edit {pair}`)"
+                ),
+            ),
+            // The code of a HEAD is the SDK's own word for the status.
+            ("" | "NotFound", 404) if self.key.is_none() => (
+                Kind::NoSuchBucket,
+                format!(
+                    "bucket {bucket} does not exist there ({said}): create it, or check that the endpoint is the right \
+                     one and edit the pair (`tierfs pair edit {pair}`)"
                 ),
             ),
             ("NoSuchKey" | "NotFound" | "NoSuchVersion", _) => (Kind::NotFound, "no such object".to_owned()),
@@ -145,7 +159,8 @@ impl Place<'_> {
             ("RequestTimeout", _) | (_, 408 | 504) => (Kind::TimedOut, format!("the store waited too long ({said})")),
             ("SlowDown" | "SlowDownRead" | "SlowDownWrite" | "Throttling" | "ThrottlingException", _)
             | ("TooManyRequests" | "RequestLimitExceeded" | "BandwidthLimitExceeded" | "ServiceUnavailable", _)
-            | (_, 429) => (Kind::SlowDown, format!("the store asks to slow down ({said})")),
+            | (_, 429)
+            | ("", 503) => (Kind::SlowDown, format!("the store asks to slow down ({said})")),
             (_, 401 | 403)
             | ("AccessDenied" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken", _) => {
                 (
@@ -170,7 +185,8 @@ impl Place<'_> {
                 (Kind::Corrupt, format!("the object is shorter than it should be ({said})"))
             }
             (_, 501) => (Kind::Rejected, format!("the store cannot do this ({said})")),
-            (_, 500..) => (Kind::Server, format!("the store failed ({said})")),
+            // Also a late failure after a 200: see `unreadable`.
+            (_, 200..=299 | 500..) => (Kind::Server, format!("the store failed ({said})")),
             _ => (Kind::Rejected, format!("the store refused ({said})")),
         };
         self.error(kind, detail)
@@ -258,10 +274,12 @@ mod tests {
             (416, "InvalidRange", Kind::Corrupt),
             (429, "", Kind::SlowDown),
             (503, "SlowDown", Kind::SlowDown),
-            (503, "", Kind::Server),
+            (503, "", Kind::SlowDown),
+            (503, "NoLeader", Kind::Server),
             (500, "InternalError", Kind::Server),
             (502, "", Kind::Server),
             (504, "", Kind::TimedOut),
+            (200, "InternalError", Kind::Server),
             (501, "NotImplemented", Kind::Rejected),
             (400, "InvalidArgument", Kind::Rejected),
         ] {

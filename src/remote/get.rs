@@ -63,7 +63,7 @@ impl Shared {
             .range(format!("bytes={}-{}", wanted.offset, wanted.end() - 1))
             .set_if_match(partial.etag.as_deref().map(quoted));
         let answer = within(timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let mut answer = answer.map_err(|error| place.failed(&error))?;
         check_range(&place, &answer, wanted)?;
         let etag = answer.e_tag().map(unquoted);

@@ -16,7 +16,7 @@ use crate::ports::{ObjectSource, RemoteErrorKind, RemoteResult, Stored};
 use crate::types::{ByteRange, ObjectKey};
 
 use super::Shared;
-use super::classify::is_not_implemented;
+use super::classify::{COMPLETE, is_not_implemented};
 use super::deadline::{body, within};
 use super::endpoints::Endpoint;
 use super::objects::unquoted;
@@ -60,7 +60,8 @@ impl Drop for Upload {
 
 /// Bytes per part: the configured size, or more where 10,000 such parts do not suffice.
 fn part_len(len: u64, configured: u64) -> u64 {
-    configured.max(len.div_ceil(PARTS_MAX).next_multiple_of(MIB))
+    let least = len.div_ceil(PARTS_MAX);
+    if least <= configured { configured } else { least.next_multiple_of(MIB) }
 }
 
 impl Shared {
@@ -127,7 +128,7 @@ impl Shared {
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .set_metadata(user_metadata(metadata));
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let id = answer.upload_id.filter(|id| !id.is_empty());
         id.ok_or_else(|| place.error(RemoteErrorKind::Rejected, "the store began an upload without an id"))
@@ -225,7 +226,7 @@ impl Shared {
             .customize()
             .disable_payload_signing();
         let answer = within(&self.config.timeouts, expected.len, progress, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         confirm_checksum(&place, expected, answer.checksum_crc32())?;
         stored(&place, answer.e_tag(), None).map(|stored| stored.etag)
@@ -268,7 +269,7 @@ impl Shared {
         list: &CompletedMultipartUpload,
         expected: &Expected,
     ) -> RemoteResult<Stored> {
-        let place = self.place("complete upload of", Some(&upload.key), endpoint);
+        let place = self.place(COMPLETE, Some(&upload.key), endpoint);
         loop {
             let condition = self.condition();
             let conditional = condition.is_some();
@@ -282,7 +283,7 @@ impl Shared {
                 .multipart_upload(list.clone());
             // A store may copy the parts together now: it gets the time the whole length would take.
             let answer = within(&self.config.timeouts, expected.len, None, request.send()).await;
-            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
             match answer {
                 Ok(answer) => {
                     confirm_checksum(&place, expected, answer.checksum_crc32())?;
@@ -334,6 +335,7 @@ mod tests {
         assert_eq!(part_len(9 * MIB, 8 * MIB), 8 * MIB);
         assert_eq!(part_len(80_000 * MIB, 8 * MIB), 8 * MIB);
         assert_eq!(part_len(80_000 * MIB + 1, 8 * MIB), 9 * MIB);
+        assert_eq!(part_len(100 << 10, 64 << 10), 64 << 10);
         let huge = 50 << 40;
         assert!(huge / part_len(huge, 8 * MIB) <= PARTS_MAX);
     }

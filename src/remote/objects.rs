@@ -57,7 +57,7 @@ impl Shared {
         let request = endpoint.client.head_object().bucket(&self.config.bucket).key(&key.0);
         let request = request.checksum_mode(ChecksumMode::Enabled);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let error = match answer {
             Ok(answer) if answer.content_length.is_none_or(|len| len < 0) => {
                 return Err(place.error(RemoteErrorKind::Rejected, "the store does not tell the object's length"));
@@ -79,7 +79,7 @@ impl Shared {
         let place = self.place("head", None, endpoint);
         let request = endpoint.client.head_bucket().bucket(&self.config.bucket);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         answer.map(drop).map_err(|error| place.failed(&error))
     }
 
@@ -106,7 +106,7 @@ impl Shared {
         let place = self.place("delete", Some(key), endpoint);
         let request = endpoint.client.delete_object().bucket(&self.config.bucket).key(&key.0).set_version_id(version);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer.map_err(|error| place.failed(&error)) {
             Err(error) if error.kind != RemoteErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -140,7 +140,7 @@ impl Shared {
             .max_keys(keys_max)
             .encoding_type(EncodingType::Url);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let nonsense = || place.error(RemoteErrorKind::Rejected, "the store listed an object without key or length");
         let listed = answer.contents().iter().map(|object| {

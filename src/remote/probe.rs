@@ -100,7 +100,7 @@ impl Shared {
             .customize()
             .disable_payload_signing();
         let answer = within(&self.config.timeouts, content.len() as u64, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer {
             Ok(answer) => {
                 traces.versions[noted].1 = answer.version_id.filter(|version| version != "null");
@@ -110,7 +110,12 @@ impl Shared {
                 if conditional && is_not_implemented(&error) {
                     self.stop_conditions();
                 }
-                Err(place.failed(&error))
+                let error = place.failed(&error);
+                if error.kind.is_configuration() {
+                    // Nothing can have been stored, and its removal would only fail for the same reason.
+                    traces.versions.truncate(noted);
+                }
+                Err(error)
             }
         }
     }
@@ -120,7 +125,7 @@ impl Shared {
         let place = self.place("probe", None, endpoint);
         let request = endpoint.client.get_bucket_versioning().bucket(&self.config.bucket);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer {
             Ok(answer) => Ok(answer.status() == Some(&BucketVersioningStatus::Enabled)),
             Err(error) => match place.failed(&error) {

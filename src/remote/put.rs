@@ -107,7 +107,7 @@ impl Shared {
                 .customize()
                 .disable_payload_signing();
             let answer = within(&self.config.timeouts, expected.len, progress, request.send()).await;
-            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+            let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
             match answer {
                 Ok(answer) => {
                     confirm_checksum(&place, expected, answer.checksum_crc32())?;

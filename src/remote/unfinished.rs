@@ -31,8 +31,10 @@ type UploadIds = HashSet<String>;
 #[derive(Default)]
 struct Own {
     ids: UploadIds,
-    /// An upload may exist whose id is not known: the answer to its beginning was lost.
-    unknown: bool,
+    /// The answer to the beginning is not here yet; a caller who is dropped leaves it so.
+    beginning: bool,
+    /// An attempt to begin got no answer: an upload may exist whose id nobody knows.
+    lost: bool,
 }
 
 #[derive(Default)]
@@ -45,26 +47,26 @@ pub(super) struct Unfinished {
 impl Unfinished {
     /// An upload of the key is about to begin.
     pub(super) fn begin(&self, key: &ObjectKey) {
-        self.own.lock().entry(key.clone()).or_default().unknown = true;
+        self.own.lock().entry(key.clone()).or_default().beginning = true;
     }
 
-    /// It began, under this id, and no other answer was lost.
+    /// An attempt to begin it was in vain, or only its answer was lost.
+    pub(super) fn lost_answer(&self, key: &ObjectKey) {
+        self.own.lock().entry(key.clone()).or_default().lost = true;
+    }
+
+    /// It began, under this id.
     pub(super) fn begun(&self, key: &ObjectKey, id: &str) {
         let mut own = self.own.lock();
         let entry = own.entry(key.clone()).or_default();
-        entry.unknown = entry.ids.remove(LOST);
+        entry.beginning = false;
         entry.ids.insert(id.to_owned());
-    }
-
-    /// The answer to an attempt to begin was lost, and another attempt follows.
-    pub(super) fn lost_answer(&self, key: &ObjectKey) {
-        self.own.lock().entry(key.clone()).or_default().ids.insert(LOST.to_owned());
     }
 
     /// The store refused to begin it.
     pub(super) fn refused(&self, key: &ObjectKey) {
         let mut own = self.own.lock();
-        if own.get(key).is_some_and(|entry| entry.ids.is_empty()) {
+        if own.get(key).is_some_and(|entry| entry.ids.is_empty() && !entry.lost) {
             own.remove(key);
         }
     }
@@ -74,16 +76,13 @@ impl Unfinished {
         let mut own = self.own.lock();
         let Some(entry) = own.get_mut(key) else { return false };
         entry.ids.remove(id);
-        let left = entry.unknown || !entry.ids.is_empty();
+        let left = entry.beginning || entry.lost || !entry.ids.is_empty();
         if !left {
             own.remove(key);
         }
         left
     }
 }
-
-/// Stands among a key's ids for one that is not known, between two attempts to begin. No store gives an empty id.
-const LOST: &str = "";
 
 impl Shared {
     /// Ends all uploads of `key` that are known or may exist.
@@ -110,10 +109,9 @@ impl Shared {
     /// Ends the uploads of `key` that this process began.
     pub(super) async fn end_own_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
         let (mut ids, unknown) = match self.unfinished.own.lock().get(key) {
-            Some(own) => (own.ids.clone(), own.unknown || own.ids.contains(LOST)),
+            Some(own) => (own.ids.clone(), own.beginning || own.lost),
             None => return Ok(()),
         };
-        ids.remove(LOST);
         if unknown {
             ids.extend(self.list_uploads(&key.0).await?.remove(&key.0).into_iter().flatten());
         }
@@ -139,7 +137,7 @@ impl Shared {
         let place = self.place("end upload of", Some(key), endpoint);
         let request = endpoint.client.abort_multipart_upload().bucket(&self.config.bucket).key(&key.0);
         let answer = within(&self.config.timeouts, 0, None, request.upload_id(id).send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         match answer {
             Ok(_) => Ok(()),
             Err(error) if error.raw_response().is_some_and(|raw| raw.status().as_u16() == 404) => {
@@ -198,7 +196,7 @@ impl Shared {
             .set_upload_id_marker(id_marker)
             .encoding_type(EncodingType::Url);
         let answer = within(&self.config.timeouts, 0, None, request.send()).await;
-        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:?}", late.after)))?;
+        let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let encoding = answer.encoding_type();
         let uploads = answer.uploads().iter().filter_map(|upload| {

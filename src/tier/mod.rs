@@ -7,7 +7,7 @@
 //!   * a passthrough handle is open only on content that is wholly local, and nothing is released under any handle;
 //!   * at most one transfer runs.
 
-use crate::record::Claim;
+use crate::types::Claim;
 
 /// Who serves the reads and writes of an inode's open handles; one mode per inode at a time, as the kernel demands
 /// (a passthrough and a cached open of one inode exclude each other: EIO).
@@ -25,33 +25,49 @@ pub enum IoMode {
 pub enum Activity {
     None,
     /// Content is being copied out. `disturbed`: it was or may have been changed since the copy began.
-    Archiving { disturbed: bool },
+    Archiving {
+        disturbed: bool,
+    },
     /// Blocks are being freed; openers wait.
     Releasing,
     /// Content is being copied in. `cancelled`: nobody needs it any more.
-    Recalling { cancelled: bool },
+    Recalling {
+        cancelled: bool,
+    },
 }
 
 /// What happens to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A handle for reading. `passthrough`: the kernel may be handed the lower file.
-    OpenRead { passthrough: bool },
+    OpenRead {
+        passthrough: bool,
+    },
     /// A handle for writing (or both), content kept.
-    OpenWrite { passthrough: bool },
+    OpenWrite {
+        passthrough: bool,
+    },
     /// A handle for writing that cuts the file to zero.
-    OpenTruncate { passthrough: bool },
+    OpenTruncate {
+        passthrough: bool,
+    },
     /// A handle was closed; `write`: it was one for writing.
-    Close { write: bool },
+    Close {
+        write: bool,
+    },
     /// Content is needed by a reader that the daemon serves.
     Read,
     /// Content changes without a handle of ours: truncation by path.
-    Resize { to_zero: bool },
+    Resize {
+        to_zero: bool,
+    },
     /// Times are set.
     SetTimes,
     ArchiveBegin,
     /// The copy is complete. `unchanged`: size, times and the kernel say nobody wrote since it began.
-    ArchiveCopied { unchanged: bool },
+    ArchiveCopied {
+        unchanged: bool,
+    },
     ArchiveAbandoned,
     ReleaseBegin,
     /// The releasing record is durable.
@@ -208,7 +224,9 @@ impl Machine {
             },
             Event::ArchiveBegin => self.archive_begin(),
             Event::ArchiveCopied { unchanged } => match self.activity {
-                Activity::Archiving { disturbed: false } if unchanged && self.writers == 0 => Verdict::Save(Claim::Dual),
+                Activity::Archiving { disturbed: false } if unchanged && self.writers == 0 => {
+                    Verdict::Save(Claim::Dual)
+                }
                 _ => Verdict::Refuse(Refusal::Changed),
             },
             Event::ReleaseBegin => self.release_begin(),

@@ -45,30 +45,22 @@ pub fn private_mounts() {
 pub struct LoopFs {
     dir: TempDir,
     mounted: Cell<bool>,
-    options: String,
 }
 
 impl LoopFs {
     /// `kind` is "ext4", "xfs" or "btrfs"; `size` in bytes (XFS takes no less than 300 MiB).
     pub fn new(kind: &str, size: u64) -> Self {
-        Self::with(kind, size, &[], "")
-    }
-
-    /// With further arguments for `mkfs` and mount options (comma-separated).
-    pub fn with(kind: &str, size: u64, mkfs: &[&str], options: &str) -> Self {
         private_mounts();
         let dir = tempfile::Builder::new().prefix("tierfs-loop-").tempdir().expect("temporary directory");
         let image = dir.path().join("image");
         std::fs::File::create(&image).and_then(|file| file.set_len(size)).expect("sparse image");
         // Small ext4 images would get blocks of 1 KiB, in which a record and an ACL do not fit together.
         let mut args = if kind == "ext4" { vec!["-q", "-F", "-b", "4096"] } else { vec!["-q", "-f"] };
-        args.extend(mkfs);
         let image = image.to_str().expect("temporary paths are UTF-8");
         args.push(image);
         run(&format!("mkfs.{kind}"), &args);
         std::fs::create_dir(dir.path().join("mnt")).expect("mount point");
-        let options = if options.is_empty() { "loop".to_owned() } else { format!("loop,{options}") };
-        let fs = Self { dir, mounted: Cell::new(false), options };
+        let fs = Self { dir, mounted: Cell::new(false) };
         fs.mount();
         fs
     }
@@ -84,18 +76,25 @@ impl LoopFs {
     }
 
     pub fn mount(&self) {
-        let (image, path) = (self.dir.path().join("image"), self.path());
-        let args = ["-o", &self.options, image.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
         // Others may take the loop device that was free a moment ago.
         for _ in 0..20 {
-            if Command::new("mount").args(args).output().is_ok_and(|output| output.status.success()) {
-                self.mounted.set(true);
+            if self.try_mount("") {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        run("mount", &args);
-        self.mounted.set(true);
+        panic!("cannot mount {}: see dmesg", self.dir.path().join("image").display());
+    }
+
+    /// Mounts with more options (each with a comma before it); false if the kernel refuses.
+    pub fn try_mount(&self, options: &str) -> bool {
+        let output = Command::new("mount")
+            .args(["-o", &format!("loop{options}")])
+            .args([self.dir.path().join("image"), self.path()])
+            .output()
+            .expect("mount");
+        self.mounted.set(output.status.success());
+        output.status.success()
     }
 
     pub fn unmount(&self) {

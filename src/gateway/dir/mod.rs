@@ -40,7 +40,9 @@ pub enum OpenError {
     NotADirectory(PathBuf),
     #[error("cannot write to {path}: {source}")]
     NotWritable { path: PathBuf, source: io::Error },
-    #[error("the filesystem of {path} does not keep user xattrs ({source}); use one that does, such as ext4, xfs or btrfs")]
+    #[error(
+        "the filesystem of {path} does not keep user xattrs ({source}); use one that does, such as ext4, xfs or btrfs"
+    )]
     NoXattrs { path: PathBuf, source: io::Error },
     #[error("{0} is being served by another process; stop that one or use another directory")]
     InUse(PathBuf),
@@ -304,8 +306,7 @@ fn set_tags(shared: &Shared, bucket: &str, key: &str, tags: Vec<(String, String)
     let staging = shared.layout.staging().join(format!("{:016x}", shared.next_version()));
     let stored = ObjectRecord { info, parts };
     record::replace(&head, &staging, &stored).map_err(|e| io_error("record", &head, e))?;
-    let tagged =
-        Object { info: Arc::new(stored.info), version: object.version, extents: object.extents.clone() };
+    let tagged = Object { info: Arc::new(stored.info), version: object.version, extents: object.extents.clone() };
     shared.index.write().bucket_mut(bucket)?.objects.insert(key.to_owned(), Arc::new(tagged));
     Ok(())
 }

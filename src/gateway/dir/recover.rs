@@ -44,7 +44,8 @@ pub fn claim(layout: &Layout) -> Result<File, OpenError> {
         }
     }
     let mut options = File::options();
-    let mut lock = options.read(true).write(true).create(true).truncate(false).open(layout.lock()).map_err(not_writable)?;
+    let mut lock =
+        options.read(true).write(true).create(true).truncate(false).open(layout.lock()).map_err(not_writable)?;
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(OpenError::InUse(root.to_owned()));
     }
@@ -75,8 +76,7 @@ pub fn load(layout: &Layout, trash: &Trash) -> Result<(Index, u64), OpenError> {
         if name.starts_with('.') || !layout.objects(&name).is_dir() || !layout.uploads(&name).is_dir() {
             continue;
         }
-        let (bucket, version) =
-            load_bucket(layout, &name, trash).map_err(|e| unreadable(&layout.bucket(&name), e))?;
+        let (bucket, version) = load_bucket(layout, &name, trash).map_err(|e| unreadable(&layout.bucket(&name), e))?;
         highest = highest.max(version);
         index.buckets.insert(name, bucket);
     }
@@ -111,7 +111,8 @@ fn load_bucket(layout: &Layout, name: &str, trash: &Trash) -> io::Result<(Bucket
         created: Timestamp { secs: since.as_secs() as i64, nanos: since.subsec_nanos() },
         ..Bucket::default()
     };
-    let fans: Vec<u8> = names(&layout.objects(name))?.iter().filter_map(|fan| u8::from_str_radix(fan, 16).ok()).collect();
+    let fans: Vec<u8> =
+        names(&layout.objects(name))?.iter().filter_map(|fan| u8::from_str_radix(fan, 16).ok()).collect();
     bucket.fans.extend(&fans);
     let next = parking_lot::Mutex::new(fans.into_iter());
     let read_fans = || -> io::Result<Vec<Fan>> {

@@ -129,7 +129,8 @@ fn check_tags(tags: Vec<(String, String)>) -> S3Result<Vec<(String, String)>> {
         return Err(s3_error!(InvalidTag, "an object can have at most {TAGS_MAX} tags"));
     }
     for (at, (key, value)) in tags.iter().enumerate() {
-        let fits = (1..=TAG_KEY_CHARS_MAX).contains(&key.chars().count()) && value.chars().count() <= TAG_VALUE_CHARS_MAX;
+        let fits =
+            (1..=TAG_KEY_CHARS_MAX).contains(&key.chars().count()) && value.chars().count() <= TAG_VALUE_CHARS_MAX;
         if !fits || tags[..at].iter().any(|(other, _)| other == key) {
             return Err(s3_error!(InvalidTag, "the tag {key:?} is not valid"));
         }

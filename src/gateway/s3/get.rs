@@ -273,7 +273,8 @@ pub async fn head_object(protocol: &Protocol, req: S3Request<HeadObjectInput>) -
         input.if_modified_since.as_ref(),
     )?;
     let part = span(&info, input.range, input.part_number)?;
-    let sums = if part.is_none() && input.checksum_mode.is_some() { checksums(&info.checksum) } else { Checksum::default() };
+    let sums =
+        if part.is_none() && input.checksum_mode.is_some() { checksums(&info.checksum) } else { Checksum::default() };
     let head = head(&info, part);
     Ok(HeadObjectOutput {
         parts_count: input.part_number.and(head.parts_count),

@@ -16,7 +16,7 @@ pub enum StoreError {
     BucketExists(String),
     #[error("bucket is not empty: {0}")]
     BucketNotEmpty(String),
-    #[error("no such object: {0}")]
+    #[error("no such object: {0:?}")]
     NoSuchKey(String),
     #[error("no such upload: {0}")]
     NoSuchUpload(String),

@@ -1,0 +1,118 @@
+//! How requests are carried through: attempts, replies, registration of lower files.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyXattr, Request};
+
+use super::adapter::Adapter;
+use super::errno::errno;
+use crate::engine::Patience;
+use crate::fs::{Fs, FsResult, Register, Service, Try};
+use crate::ports::Caller;
+
+/// Registers lower files with the kernel through the reply at hand.
+impl Register for ReplyOpen {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
+        Ok(Arc::new(self.open_backing(file)?))
+    }
+}
+
+impl Register for ReplyCreate {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Arc<dyn std::any::Any + Send + Sync>> {
+        Ok(Arc::new(self.open_backing(file)?))
+    }
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
+}
+
+pub(super) fn finish_empty(reply: ReplyEmpty, result: FsResult<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// The backing of a handle the kernel serves; `None`: the daemon does.
+pub(super) fn backing(service: &Service) -> Option<&BackingId> {
+    match service {
+        Service::Kernel(backing) => backing.downcast_ref(),
+        Service::Daemon => None,
+    }
+}
+
+impl Adapter {
+    /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over, on a thread that
+    /// may wait for the disk.
+    pub(super) fn drive<R: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        pid: u32,
+        reply: R,
+        mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
+        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
+    ) {
+        let mut blocker = match attempt(&self.fs, &reply, Patience::None) {
+            Try::Done(result) => return finish(reply, result),
+            Try::Blocked(blocker) => blocker,
+        };
+        let fs = self.fs.clone();
+        let mut at_hand = (reply, attempt);
+        self.fs.engine.runtime.spawn(async move {
+            loop {
+                if let Err(error) = fs.unblock(blocker, pid).await {
+                    return finish(at_hand.0, Err(error));
+                }
+                let fs = fs.clone();
+                let attempted = tokio::task::spawn_blocking(move || {
+                    let (reply, mut attempt) = at_hand;
+                    let result = attempt(&fs, &reply, Patience::Disk);
+                    (result, (reply, attempt))
+                });
+                // A panic or the end of the runtime drops the reply, and that answers EIO.
+                let Ok((result, back)) = attempted.await else { return };
+                at_hand = back;
+                blocker = match result {
+                    Try::Done(result) => return finish(at_hand.0, result),
+                    Try::Blocked(blocker) => blocker,
+                };
+            }
+        });
+    }
+
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.fs.engine.runtime.spawn(work);
+    }
+}
+
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: FsResult<Vec<u8>>) {
+    match value {
+        Err(error) => reply.error(errno(&error)),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+/// Attributes of nothing: for names that are not there, and entries without an inode.
+pub(super) const NOTHING: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
