@@ -23,11 +23,10 @@ pub struct Row {
     pub target: Option<f64>,
 }
 
-/// Medians of CPU seconds: client and server.
+/// Medians of CPU seconds, client and endpoint, of tierfs, rclone, and rclone wide.
 pub struct CpuRow {
     pub name: String,
-    pub ours: [f64; 2],
-    pub theirs: [f64; 2],
+    pub tools: [Option<[f64; 2]>; 3],
 }
 
 pub struct Report {
@@ -139,7 +138,10 @@ impl Report {
     fn machine(&self) -> String {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = model.lines().find_map(|line| line.strip_prefix("model name")).map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
+        let model = model
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split(' ').next().unwrap_or_default();
@@ -162,7 +164,10 @@ impl Report {
             }
             let [base, ours] = head;
             // Writing into a string cannot fail.
-            let _ = write!(text, "\n### {title}\n\n{intro}\n\n| | unit | {base} | {ours} | ratio | target |\n|---|---|---|---|---|---|\n");
+            let _ = write!(
+                text,
+                "\n### {title}\n\n{intro}\n\n| | unit | {base} | {ours} | ratio | target |\n|---|---|---|---|---|---|\n"
+            );
             for row in rows {
                 let _ = writeln!(text, "{}", row.cells());
             }
@@ -180,9 +185,13 @@ impl Report {
             &self.transfers,
         );
         if !self.cpu.is_empty() {
-            text.push_str("\nCPU-seconds, medians (client + endpoint):\n\n| | rclone | tierfs |\n|---|---|---|\n");
-            for CpuRow { name, ours, theirs } in &self.cpu {
-                let _ = writeln!(text, "| {name} | {:.2} + {:.2} | {:.2} + {:.2} |", theirs[0], theirs[1], ours[0], ours[1]);
+            text.push_str("\nCPU-seconds, medians (client + endpoint):\n\n| | rclone | rclone wide | tierfs |\n|---|---|---|---|\n");
+            for CpuRow { name, tools } in &self.cpu {
+                let [ours, rclone, wide] = tools.map(|cpu| match cpu {
+                    Some([client, endpoint]) => format!("{client:.2} + {endpoint:.2}"),
+                    None => "–".to_owned(),
+                });
+                let _ = writeln!(text, "| {name} | {rclone} | {wide} | {ours} |");
             }
         }
         text
@@ -193,7 +202,7 @@ impl Report {
         let cpu: Vec<_> = self
             .cpu
             .iter()
-            .map(|row| json!({ "name": row.name, "tierfs_client_server_s": row.ours, "rclone_client_server_s": row.theirs }))
+            .map(|row| json!({ "name": row.name, "tierfs_rclone_wide_client_endpoint_s": row.tools }))
             .collect();
         json!({
             "machine": self.machine(), "rounds": self.rounds, "samples": self.samples,

@@ -112,7 +112,8 @@ impl Side {
                 }
             }
             Work::Create => {
-                let names: Vec<_> = (0..case.count).map(|n| self.directory.join(format!("{}-{n}", self.name))).collect();
+                let names: Vec<_> =
+                    (0..case.count).map(|n| self.directory.join(format!("{}-{n}", self.name))).collect();
                 began = Instant::now();
                 for name in &names {
                     File::create_new(name)?;

@@ -29,7 +29,7 @@ pub struct Sizes {
 }
 
 /// What one command took.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Cost {
     seconds: f64,
     /// What a sync of the share takes right afterwards, seconds.
@@ -47,6 +47,34 @@ struct Rig {
     config: PathBuf,
 }
 
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tool {
+    Tierfs,
+    /// With its defaults.
+    Rclone,
+    /// With about as many requests in flight as tierfs has.
+    RcloneWide,
+}
+
+const TOOLS: [Tool; 3] = [Tool::Tierfs, Tool::Rclone, Tool::RcloneWide];
+/// What [`Tool::RcloneWide`] is given.
+const WIDE: [&str; 10] = [
+    "--transfers",
+    "64",
+    "--checkers",
+    "64",
+    "--s3-upload-concurrency",
+    "8",
+    "--s3-chunk-size",
+    "8M",
+    "--multi-thread-streams",
+    "8",
+];
+
+/// What one step cost each tool, in the order of [`TOOLS`]; nothing where it was not measured.
+type Step = [Cost; TOOLS.len()];
+
 /// One set of files.
 struct Set {
     name: String,
@@ -56,6 +84,8 @@ struct Set {
     files: usize,
     bytes_each: u64,
     target: f64,
+    /// More requests in flight do not help rclone with one file.
+    tools: &'static [Tool],
 }
 
 fn credentials(command: &mut Command) {
@@ -84,8 +114,8 @@ impl Rig {
         command
     }
 
-    /// rclone with its defaults: the remote is told by the environment, no flags but where the configuration is not.
-    fn rclone(&self, arguments: &[&str]) -> Command {
+    /// rclone; the remote is told by the environment, the flag says that there is no configuration file.
+    fn rclone(&self, tool: Tool, arguments: &[&str]) -> Command {
         let mut command = rig::command("rclone");
         command
             .args(["--config", ""])
@@ -94,6 +124,7 @@ impl Rig {
             .env("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "bench")
             .env("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "bench-secret")
             .env("RCLONE_CONFIG_BENCH_ENDPOINT", &self.endpoint.url)
+            .args(if tool == Tool::RcloneWide { &WIDE[..] } else { &[] })
             .args(arguments);
         command
     }
@@ -149,7 +180,9 @@ pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
     let space = rustix::fs::statvfs(disk).map_err(said("statvfs"))?;
     if space.f_bavail * space.f_frsize < needed * 2 {
         let (disk, wanted) = (disk.display(), needed * 2 / MIB);
-        return Err(format!("{disk} has less than {wanted} MiB free: --disk names another place, --large-mib a smaller file"));
+        return Err(format!(
+            "{disk} has less than {wanted} MiB free: --disk names another place, --large-mib a smaller file"
+        ));
     }
     let scratch = rig::scratch(disk)?;
     let rig = Rig::new(scratch.path(), needed)?;
@@ -161,6 +194,7 @@ pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
             files: 1,
             bytes_each: sizes.large_mib * MIB,
             target: 1.0,
+            tools: &TOOLS[..2],
         },
         Set {
             name: format!("{} files of 64 KiB", sizes.small_files),
@@ -169,6 +203,7 @@ pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
             files: sizes.small_files,
             bytes_each: SMALL_BYTES,
             target: 2.0,
+            tools: &TOOLS,
         },
     ];
     for set in &sets {
@@ -177,102 +212,117 @@ pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The costs of one direction, all rounds that count.
-#[derive(Default)]
-struct Costs {
-    ours: Vec<Cost>,
-    theirs: Vec<Cost>,
-}
-
 fn measure_set(rig: &Rig, set: &Set, rounds: usize, report: &mut Report) -> Result<()> {
-    let (mut out, mut back) = (Costs::default(), Costs::default());
+    let (mut sent, mut returned) = (Vec::new(), Vec::new());
     // The first round warms up (bucket, connections, the endpoint's directories) and is thrown away.
     for round in 0..=rounds {
-        let (sent, returned) = measure_round(rig, set, round)?;
+        let (out, back) = measure_round(rig, set, round)?;
+        let seconds = |step: &Step| {
+            let each = set.tools.iter().map(|tool| format!("{:.2}", step[*tool as usize].seconds));
+            each.collect::<Vec<_>>().join(" / ")
+        };
         rig::progress(&format!(
-            "{}, {}: migrate {:.2} s, rclone up {:.2} s; recall {:.2} s, rclone down {:.2} s and {:.2} s to sync",
+            "{}, {}: out {} s; back {} s ({})",
             set.name,
             if round == 0 { "warming up".to_owned() } else { format!("round {round}") },
-            sent[0].seconds,
-            sent[1].seconds,
-            returned[0].seconds,
-            returned[1].seconds,
-            returned[1].sync_s,
+            seconds(&out),
+            seconds(&back),
+            set.tools.iter().map(|tool| format!("{tool:?}")).collect::<Vec<_>>().join(" / "),
         ));
         if round > 0 {
-            for (costs, [ours, theirs]) in [(&mut out, sent), (&mut back, returned)] {
-                costs.ours.push(ours);
-                costs.theirs.push(theirs);
-            }
+            sent.push(out);
+            returned.push(back);
         }
     }
-    let rates = |costs: &[Cost], synced: bool| {
-        let seconds = |cost: &Cost| cost.seconds + if synced { cost.sync_s } else { 0.0 };
-        costs.iter().map(|cost| set.amount / seconds(cost)).collect::<Vec<_>>()
-    };
-    for (name, costs, synced, target) in [
-        (format!("migrate {} / rclone copy", set.name), &out, false, Some(set.target)),
-        (format!("recall {} / rclone copy", set.name), &back, false, Some(set.target)),
-        (format!("recall {} / rclone copy, both with `sync`", set.name), &back, true, None),
+    for (verb, steps, synced, other) in [
+        ("migrate", &sent, false, Tool::Rclone),
+        ("migrate", &sent, false, Tool::RcloneWide),
+        ("recall", &returned, false, Tool::Rclone),
+        ("recall", &returned, true, Tool::Rclone),
+        ("recall", &returned, false, Tool::RcloneWide),
+        ("recall", &returned, true, Tool::RcloneWide),
     ] {
-        let (base, ours) = (rates(&costs.theirs, synced), rates(&costs.ours, synced));
-        let row = Row { name, unit: set.unit, base, ours, target };
+        if !set.tools.contains(&other) {
+            continue;
+        }
+        let rates = |tool: Tool| {
+            let seconds = |cost: Cost| cost.seconds + if synced { cost.sync_s } else { 0.0 };
+            steps.iter().map(|step| set.amount / seconds(step[tool as usize])).collect()
+        };
+        let plain = other == Tool::Rclone && !synced;
+        let row = Row {
+            name: format!(
+                "{verb} {}{}{}",
+                set.name,
+                if other == Tool::RcloneWide { ", rclone wide" } else { "" },
+                if synced { ", both and `sync`" } else { "" }
+            ),
+            unit: set.unit,
+            base: rates(other),
+            ours: rates(Tool::Tierfs),
+            target: plain.then_some(set.target),
+        };
         rig::progress(&row.line());
         report.transfers.push(row);
     }
-    for (what, costs) in [("migrate", &out), ("recall", &back)] {
-        let cpu = |costs: &[Cost]| {
-            let median_of = |part: fn(&Cost) -> f64| median(&costs.iter().map(part).collect::<Vec<_>>());
-            [median_of(|cost| cost.client_cpu_s), median_of(|cost| cost.server_cpu_s)]
+    for (verb, steps) in [("migrate", &sent), ("recall", &returned)] {
+        let cpu = |tool: Tool| {
+            let of = |part: fn(&Cost) -> f64| {
+                median(&steps.iter().map(|step| part(&step[tool as usize])).collect::<Vec<_>>())
+            };
+            [of(|cost| cost.client_cpu_s), of(|cost| cost.server_cpu_s)]
         };
-        let name = format!("{what} {}", set.name);
-        report.cpu.push(CpuRow { name, ours: cpu(&costs.ours), theirs: cpu(&costs.theirs) });
+        report.cpu.push(CpuRow {
+            name: format!("{verb} {}", set.name),
+            tools: TOOLS.map(|tool| set.tools.contains(&tool).then(|| cpu(tool))),
+        });
     }
     Ok(())
 }
 
-/// One round: what sending and bringing back cost tierfs and rclone.
-fn measure_round(rig: &Rig, set: &Set, round: usize) -> Result<([Cost; 2], [Cost; 2])> {
+/// One round: what sending and bringing back cost.
+fn measure_round(rig: &Rig, set: &Set, round: usize) -> Result<(Step, Step)> {
     let tag = format!("{}-{round}", set.files);
     let ours = rig.mount.path.join(format!("tierfs-{tag}"));
     let ours_below = rig.share.path.join(format!("tierfs-{tag}"));
     let theirs = rig.share.path.join(format!("rclone-{tag}"));
-    let returned = rig.share.path.join(format!("back-{tag}"));
-    let remote = format!("bench:bench/rclone/{tag}");
+    let remote = |tool: Tool| format!("bench:bench/{tool:?}/{tag}");
+    let returned = |tool: Tool| rig.share.path.join(format!("{tool:?}-back-{tag}"));
     make(&ours, set, round)?;
     make(&theirs, set, round)?;
     let digest = digest_of(&ours)?;
 
-    let sent = in_turn(round, &|tierfs| match tierfs {
-        true => rig.timed(&mut rig.tierfs(&["migrate", "-r"], &ours)),
-        false => rig.timed(rig.rclone(&["copy"]).arg(&theirs).arg(&remote)),
+    let sent = in_turn(set.tools, round, &|tool| match tool {
+        Tool::Tierfs => rig.timed(&mut rig.tierfs(&["migrate", "-r"], &ours)),
+        _ => rig.timed(rig.rclone(tool, &["copy"]).arg(&theirs).arg(remote(tool))),
     })?;
     check_stubs(&ours_below)?;
-    let came_back = in_turn(round, &|tierfs| match tierfs {
-        true => rig.timed(&mut rig.tierfs(&["recall", "-r"], &ours)),
-        false => rig.timed(rig.rclone(&["copy", &remote]).arg(&returned)),
+    fs::remove_dir_all(&theirs).map_err(said("cleaning up a round"))?;
+    let came_back = in_turn(set.tools, round, &|tool| match tool {
+        Tool::Tierfs => rig.timed(&mut rig.tierfs(&["recall", "-r"], &ours)),
+        _ => rig.timed(rig.rclone(tool, &["copy", &remote(tool)]).arg(returned(tool))),
     })?;
-    for copy in [&ours_below, &returned] {
+    for tool in set.tools {
+        let copy = if *tool == Tool::Tierfs { &ours_below } else { &returned(*tool) };
         if digest_of(copy)? != digest {
             return Err(format!("{}: what came back is not what was made", copy.display()));
         }
+        // Through the mount, so that the daemon knows.
+        let gone = if *tool == Tool::Tierfs { &ours } else { copy };
+        fs::remove_dir_all(gone).map_err(said("cleaning up a round"))?;
     }
-    for directory in [&ours, &theirs, &returned] {
-        fs::remove_dir_all(directory).map_err(said("cleaning up a round"))?;
-    }
-    rig::run(&mut rig.rclone(&["purge", "bench:bench"]))?;
+    rig::run(&mut rig.rclone(Tool::Rclone, &["purge", "bench:bench"]))?;
     Ok((sent, came_back))
 }
 
-/// Runs both; who goes first changes with the round. What tierfs took comes first in the result.
-fn in_turn(round: usize, measure: &dyn Fn(bool) -> Result<Cost>) -> Result<[Cost; 2]> {
-    if round % 2 == 0 {
-        let ours = measure(true)?;
-        Ok([ours, measure(false)?])
-    } else {
-        let theirs = measure(false)?;
-        Ok([measure(true)?, theirs])
+/// Measures every tool; who goes first changes with the round.
+fn in_turn(tools: &[Tool], round: usize, measure: &dyn Fn(Tool) -> Result<Cost>) -> Result<Step> {
+    let mut costs = [Cost::default(); TOOLS.len()];
+    for turn in 0..tools.len() {
+        let tool = tools[(round + turn) % tools.len()];
+        costs[tool as usize] = measure(tool)?;
     }
+    Ok(costs)
 }
 
 fn file_name(n: usize) -> String {
