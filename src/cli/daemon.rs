@@ -26,8 +26,8 @@ use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 use crate::types::{ContentHash, FileId, PairName};
 
-/// Async workers; blocking work has threads of its own.
-const WORKERS: usize = 4;
+/// Most async workers; one a core below that. Blocking work has threads of its own.
+const WORKERS_MAX: usize = 4;
 /// Seconds the kernel may keep names and attributes: all access is through the mount.
 const TTL_S: u64 = 60;
 /// How long transfers may take to come to rest when the mount goes away.
@@ -40,8 +40,9 @@ fn failed(what: impl std::fmt::Display) -> CliError {
 }
 
 fn runtime() -> Result<Runtime, CliError> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
     Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(cores.clamp(2, WORKERS_MAX))
         .enable_all()
         .build()
         .map_err(|error| failed(format!("cannot start the runtime: {error}")))

@@ -57,7 +57,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { transfers: 64, memory_mib: 256, fetches_per_file: 8 }
+        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8 }
     }
 }
 

@@ -228,6 +228,7 @@ impl Engine {
     ) -> EngineResult<()> {
         let mut touched = None;
         let result = self.fill(cell, object, claim, mtime, recall, &mut touched).await;
+        let result = result.map_err(|error| self.or_no_space(object, error));
         if result.is_err() {
             recall.failed.store(true, Ordering::SeqCst);
         }
@@ -271,6 +272,16 @@ impl Engine {
         inner.recall = None;
         inner.shown_mtime = None;
         Ok(())
+    }
+
+    /// A write that found the disk full is told like a recall that would not fit: filesystems keep some free blocks back.
+    fn or_no_space(&self, object: &ObjectRef, error: EngineError) -> EngineError {
+        match (error, self.lower.space()) {
+            (EngineError::Lower { file, source }, Ok(space)) if source.errno() == libc::ENOSPC => {
+                EngineError::NoSpace { file, len: object.len, available: space.blocks_available * space.fragment_size }
+            }
+            (error, _) => error,
+        }
     }
 
     /// Frees what a failed recall has written, so that the stub is one again.

@@ -3,6 +3,7 @@
 //! Invariant: [`Barrier::wait`] returns `Ok` only after a sync that *began* after the call has succeeded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -19,6 +20,10 @@ struct Waiter {
     file: Option<Arc<dyn LowerFile>>,
     done: oneshot::Sender<EngineResult<()>>,
 }
+
+/// When the last group was at least so large, many files are on their way: the next one waits a little for company.
+const COMPANY_MIN: usize = 4;
+const COMPANY_WAIT: Duration = Duration::from_millis(3);
 
 /// Groups syncs of one share.
 pub struct Barrier {
@@ -58,7 +63,11 @@ impl Barrier {
     }
 
     fn run(&self) {
+        let mut last = 0;
         loop {
+            if last >= COMPANY_MIN {
+                std::thread::sleep(COMPANY_WAIT);
+            }
             let batch = {
                 let mut state = self.state.lock();
                 if state.waiting.is_empty() {
@@ -67,6 +76,7 @@ impl Barrier {
                 }
                 std::mem::take(&mut state.waiting)
             };
+            last = batch.len();
             if batch.len() <= SINGLE_SYNCS_MAX {
                 for Waiter { node, file, done } in batch {
                     let synced = file.map_or_else(|| self.lower.sync_node(&node), |file| file.sync(false));

@@ -9,9 +9,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use s3s::StdError;
+
+/// How long a body that is to be cut may take to deliver what comes before the cut.
+const CUT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What happens to a request that a rule picks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +205,8 @@ struct Damaged<B> {
     passed: u64,
     /// Set when the body is cut, so that the connection goes down hard.
     reset: Option<Arc<AtomicBool>>,
+    /// Runs before a cut, so that what was let through arrives.
+    pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -209,13 +214,13 @@ struct Damaged<B> {
 struct Cut;
 
 /// `body` of a request, as `effect` has it; `reset` is told if the connection is to be reset.
-pub(super) fn damage_request(body: Incoming, effect: Effect, reset: Arc<AtomicBool>) -> s3s::Body {
+pub(super) fn damage_request(body: s3s::Body, effect: Effect, reset: Arc<AtomicBool>) -> s3s::Body {
     let damage = match effect {
         Effect::CutUpload { after } => Damage::Cut(after),
         Effect::CorruptUpload { at } => Damage::Flip(at),
-        _ => return s3s::Body::from(body),
+        _ => return body,
     };
-    s3s::Body::http_body_unsync(Damaged { inner: body, damage, passed: 0, reset: Some(reset) })
+    s3s::Body::http_body_unsync(Damaged { inner: body, damage, passed: 0, reset: Some(reset), pause: None })
 }
 
 /// `body` of an answer, as `effect` has it.
@@ -226,7 +231,7 @@ pub(super) fn damage_reply(body: s3s::Body, effect: Effect) -> s3s::Body {
         Effect::StallReply { after } => Damage::Stall(after),
         _ => return body,
     };
-    s3s::Body::http_body_unsync(Damaged { inner: body, damage, passed: 0, reset: None })
+    s3s::Body::http_body_unsync(Damaged { inner: body, damage, passed: 0, reset: None, pause: None })
 }
 
 impl<B> Body for Damaged<B>
@@ -247,6 +252,8 @@ where
                 // Nobody will wake this: only the end of the connection ends it.
                 return Poll::Pending;
             }
+            let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(CUT_PAUSE)));
+            std::task::ready!(pause.as_mut().poll(cx));
             if let Some(reset) = &self.reset {
                 reset.store(true, Ordering::Release);
             }

@@ -1,6 +1,6 @@
 //! The HTTP side: accepts connections, hands requests through the layers, ends in good order.
 //!
-//! A request passes: count → fault, if a test asked for one → signature off, if nobody checks it → `s3s` → the store.
+//! A request passes: count → fault, if a test asked for one → signature off, if nobody checks it → checksum of XML → `s3s` → the store.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use super::counters::Counters;
 use super::faults::{self, Effect, Faults};
-use super::unsigned;
+use super::{drain, s3, unsigned};
 
 /// Most connections at a time; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -137,12 +137,26 @@ async fn answer(
         }
         _ => {}
     }
-    let request = if handler.open {
-        unsigned::strip(request, |body| damaged(body, effect, &reset))
-    } else {
-        request.map(|body| damaged(body, effect, &reset))
+    let (parts, body) = request.into_parts();
+    let (body, rest) = drain::lend(body, &parts.headers);
+    let body = match effect {
+        Some(effect) => faults::damage_request(body, effect, reset.clone()),
+        None => body,
     };
-    let answered = handler.service.call(request).await.map_err(s3s::StdError::from);
+    let mut request = Request::from_parts(parts, body);
+    if handler.open {
+        request = unsigned::strip(request);
+    }
+    let answered = match s3::integrity::check(request).await {
+        Ok(request) => handler.service.call(request).await.map_err(s3s::StdError::from),
+        Err(refused) => refused.to_http_response().map_err(s3s::StdError::from),
+    };
+    if let (Ok(answer), Some(rest)) = (&answered, rest)
+        && !answer.status().is_success()
+        && !reset.load(Ordering::Acquire)
+    {
+        rest.drain().await;
+    }
     match effect {
         Some(Effect::LostReply) => {
             reset.store(true, Ordering::Release);
@@ -151,13 +165,6 @@ async fn answer(
         Some(Effect::CutUpload { .. }) if reset.load(Ordering::Acquire) => Err(CutConnection.into()),
         Some(effect) => Ok(answered?.map(|body| faults::damage_reply(body, effect))),
         None => answered,
-    }
-}
-
-fn damaged(body: Incoming, effect: Option<Effect>, reset: &Arc<AtomicBool>) -> s3s::Body {
-    match effect {
-        Some(effect) => faults::damage_request(body, effect, reset.clone()),
-        None => s3s::Body::from(body),
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod counters;
 mod dir;
+mod drain;
 pub mod faults;
 mod listen;
 mod s3;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue};
 use hyper::http::Extensions;
 use hyper::{HeaderMap, Request, Uri};
@@ -52,10 +52,9 @@ impl Unsigned {
     }
 }
 
-/// Takes the signature off `request`, and the chunk framing off its body; `open` makes the body readable.
-pub fn strip(request: Request<Incoming>, open: impl FnOnce(Incoming) -> s3s::Body) -> Request<s3s::Body> {
+/// Takes the signature off `request`, and the chunk framing off its body.
+pub fn strip(request: Request<s3s::Body>) -> Request<s3s::Body> {
     let (mut parts, body) = request.into_parts();
-    let body = open(body);
     parts.headers.remove(AUTHORIZATION);
     if let Some(uri) = without_signature(&parts.uri) {
         parts.uri = uri;

@@ -65,8 +65,8 @@ pub struct RemoveJob {
 }
 
 pub enum Job {
-    Object(ObjectJob),
-    Part(PartJob),
+    Object(Box<ObjectJob>),
+    Part(Box<PartJob>),
     Remove(RemoveJob),
     /// Runs alone, with nothing else in flight.
     Solo(Box<dyn FnOnce(&Shared) + Send>),
@@ -163,8 +163,8 @@ fn refuse(job: Job, error: StoreError) {
 
 /// A job that has passed step 3, and what is left to do for it.
 enum Done {
-    Object { job: ObjectJob, version: u64, replaced: Option<Arc<Object>> },
-    Part { job: PartJob, dir: PathBuf, replaced: Option<u64> },
+    Object { job: Box<ObjectJob>, version: u64, replaced: Option<Arc<Object>> },
+    Part { job: Box<PartJob>, dir: PathBuf, replaced: Option<u64> },
     Remove { job: RemoveJob },
 }
 
@@ -290,9 +290,9 @@ fn poison(shared: &Shared, what: &'static str, error: &io::Error, jobs: Vec<Job>
 
 fn name_object(
     shared: &Shared,
-    mut job: ObjectJob,
+    mut job: Box<ObjectJob>,
     dirs: &mut BTreeSet<PathBuf>,
-) -> Result<Done, (ObjectJob, StoreError)> {
+) -> Result<Done, (Box<ObjectJob>, StoreError)> {
     let version = shared.next_version();
     match publish_head(shared, &job.bucket, &job.record.info.key, version, &mut job.staged, dirs) {
         Ok(()) => {
@@ -330,7 +330,11 @@ pub fn publish_head(
     Ok(())
 }
 
-fn name_part(shared: &Shared, mut job: PartJob, dirs: &mut BTreeSet<PathBuf>) -> Result<Done, (PartJob, StoreError)> {
+fn name_part(
+    shared: &Shared,
+    mut job: Box<PartJob>,
+    dirs: &mut BTreeSet<PathBuf>,
+) -> Result<Done, (Box<PartJob>, StoreError)> {
     let dir = shared.layout.upload(&job.bucket, &job.upload);
     let path = dir.join(part_name(job.info.number, job.info.version));
     if let Err(e) = job.staged.publish(&path) {

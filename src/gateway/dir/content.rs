@@ -49,14 +49,16 @@ impl Drop for Block {
     }
 }
 
+/// The file read last: index of the part (0 for the head).
+type OpenFile = (usize, Arc<File>);
+
 /// A reader of one version of an object.
 pub struct DirContent {
     shared: Arc<Shared>,
     object: Arc<Object>,
     /// The object's own file; unused if the bytes are in parts.
     head: PathBuf,
-    /// The file read last: index of the part (0 for the head).
-    open: Arc<Mutex<Option<(usize, Arc<File>)>>>,
+    open: Arc<Mutex<Option<OpenFile>>>,
 }
 
 impl DirContent {

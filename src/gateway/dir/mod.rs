@@ -236,6 +236,10 @@ impl Store for DirStore {
         uploads::list(&self.shared, bucket, prefix)
     }
 
+    async fn upload(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<Arc<UploadInfo>> {
+        Ok(self.shared.index.read().upload(bucket, key, upload)?.info.clone())
+    }
+
     async fn parts(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<(Arc<UploadInfo>, Vec<PartInfo>)> {
         let index = self.shared.index.read();
         let upload = index.upload(bucket, key, upload)?;

@@ -157,7 +157,8 @@ impl Upload for DirUpload {
                 let (staged, record) = sync_if_large(staged, record).await?;
                 let (reply, answer) = oneshot::channel();
                 let condition = seal.condition;
-                shared.submit(Job::Object(ObjectJob { bucket: self.bucket, record, staged, condition, reply }))?;
+                let job = ObjectJob { bucket: self.bucket, record, staged, condition, reply };
+                shared.submit(Job::Object(Box::new(job)))?;
                 answer.await.map_err(|_| StoreError::Closed)?
             }
             Target::Part { key, upload, number } => {
@@ -171,7 +172,8 @@ impl Upload for DirUpload {
                 };
                 staged = sync_if_large(staged, info.clone()).await?.0;
                 let (reply, answer) = oneshot::channel();
-                shared.submit(Job::Part(PartJob { bucket: self.bucket, key, upload, info, staged, reply }))?;
+                let job = PartJob { bucket: self.bucket, key, upload, info, staged, reply };
+                shared.submit(Job::Part(Box::new(job)))?;
                 answer.await.map_err(|_| StoreError::Closed)?
             }
         }

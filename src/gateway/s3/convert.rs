@@ -22,6 +22,13 @@ pub fn url_encode(text: &str) -> String {
     utf8_percent_encode(text, URL_ENCODED).to_string()
 }
 
+/// `text` if XML 1.0 can carry it. Where an answer only repeats what the client knows, leaving it out is better than an
+/// answer that no parser accepts.
+pub fn xml_text(text: String) -> Option<String> {
+    let fits = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
+    text.chars().all(fits).then_some(text)
+}
+
 /// The S3 error for `error`. What is no fault of the client's goes to the log in full.
 pub fn error(error: StoreError) -> S3Error {
     let message = error.to_string();

@@ -3,6 +3,7 @@
 pub(super) mod convert;
 mod digest;
 mod get;
+pub(super) mod integrity;
 mod list;
 mod multipart;
 mod put;
@@ -147,9 +148,9 @@ impl S3 for Protocol {
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         for (key, removed) in futures::future::join_all(removals).await {
             match removed.map_err(convert::error) {
-                Ok(()) => deleted.push(DeletedObject { key: Some(key), ..DeletedObject::default() }),
+                Ok(()) => deleted.push(DeletedObject { key: convert::xml_text(key), ..DeletedObject::default() }),
                 Err(e) => errors.push(Error {
-                    key: Some(key),
+                    key: convert::xml_text(key),
                     code: Some(e.code().as_str().to_owned()),
                     message: e.message().map(str::to_owned),
                     version_id: None,

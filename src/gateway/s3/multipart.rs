@@ -60,7 +60,7 @@ pub async fn create(
     let id = protocol.store.create_upload(&input.bucket, new).await.map_err(convert::error)?;
     Ok(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: convert::xml_text(input.key),
         upload_id: Some(id.0),
         checksum_algorithm: input.checksum_algorithm,
         checksum_type: kind,
@@ -149,7 +149,7 @@ pub async fn complete(
     Ok(CompleteMultipartUploadOutput {
         location: Some(format!("/{}/{}", input.bucket, convert::url_encode(&input.key))),
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: convert::xml_text(input.key),
         e_tag: Some(convert::etag(&info.etag)),
         checksum_crc32: sums.checksum_crc32,
         checksum_crc32c: sums.checksum_crc32c,
@@ -223,7 +223,7 @@ pub async fn list_parts(protocol: &Protocol, req: S3Request<ListPartsInput>) -> 
     let named = upload.new.checksum;
     Ok(ListPartsOutput {
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: convert::xml_text(input.key),
         upload_id: Some(input.upload_id),
         max_parts: Some(limit as i32),
         part_number_marker: input.part_number_marker,

@@ -183,7 +183,7 @@ pub fn part_number(number: i32) -> S3Result<u16> {
 
 /// The algorithm all parts of an upload have their checksum in.
 async fn part_algorithm(protocol: &Protocol, bucket: &str, key: &str, upload: &UploadId) -> S3Result<Algorithm> {
-    let (info, _) = protocol.store.parts(bucket, key, upload).await.map_err(convert::error)?;
+    let info = protocol.store.upload(bucket, key, upload).await.map_err(convert::error)?;
     Ok(info.new.checksum.map_or(Algorithm::Crc64Nvme, |(algorithm, _)| algorithm))
 }
 

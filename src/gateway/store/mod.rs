@@ -41,6 +41,7 @@ pub trait Store: Send + Sync + 'static {
     async fn create_upload(&self, bucket: &str, upload: NewUpload) -> StoreResult<UploadId>;
     /// Open uploads whose key begins with `prefix`, in order of key, then id.
     async fn uploads(&self, bucket: &str, prefix: &str) -> StoreResult<Vec<Arc<UploadInfo>>>;
+    async fn upload(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<Arc<UploadInfo>>;
     /// An open upload and its parts, in order of number.
     async fn parts(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<(Arc<UploadInfo>, Vec<PartInfo>)>;
     /// Makes the object out of `parts` (numbers in ascending order, as [`Store::parts`] gave them), without copying

@@ -1,0 +1,16 @@
+//! The whole product at work: the real binary, a kernel mount over a loop-mounted ext4 or XFS, and the embedded endpoint in this
+//! process, where faults can be put in and requests are counted.
+//!
+//! One crate, so that it links once; a module a subject. Each test has a filesystem, an endpoint, a pair and a mount of its own, all
+//! gone with it. Needs root and /dev/fuse.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod bad_remote;
+mod rig;
+mod stubs;
+
+mod migrate;
+mod recall;
