@@ -123,3 +123,40 @@ async fn measure_throughput() {
         .await;
     }
 }
+
+/// How long a start takes with many objects, and how fast the store is without HTTP.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "figures"]
+async fn measure_start() {
+    use std::sync::Arc;
+    use tierfs::gateway::DirStore;
+    use tierfs::gateway::store::{ListQuery, Seal, Store, Target};
+    const OBJECTS: usize = 100_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(DirStore::open(dir.path()).unwrap());
+    store.create_bucket(BUCKET).await.unwrap();
+    let start = Instant::now();
+    let writers = (0..100).map(|writer| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for at in 0..OBJECTS / 100 {
+                let target = Target::Object { key: format!("some/directory/{writer}/object-{at}") };
+                let upload = store.stage(BUCKET, target).await.unwrap();
+                upload.publish(Seal { etag: "0-1".into(), ..Seal::default() }).await.unwrap();
+            }
+        })
+    });
+    join_all(writers).await;
+    println!("{:.0} empty objects/s into the store", OBJECTS as f64 / start.elapsed().as_secs_f64());
+    let Ok(store) = Arc::try_unwrap(store) else { panic!("still shared") };
+    drop(store);
+    for _ in 0..3 {
+        let start = Instant::now();
+        let store = DirStore::open(dir.path()).unwrap();
+        println!("start with {OBJECTS} objects: {:.2} s", start.elapsed().as_secs_f64());
+        let query = ListQuery { limit: 1000, delimiter: Some("/".into()), prefix: "some/".into(), after: None };
+        let start = Instant::now();
+        assert_eq!(store.list(BUCKET, &query).await.unwrap().entries.len(), 1);
+        println!("a listing that steps over all of them: {:?}", start.elapsed());
+    }
+}

@@ -77,6 +77,7 @@ impl Content for DirContent {
                 .ok_or_else(|| StoreError::Corrupt(format!("{}: no extent at {offset}", self.object.info.key)))?,
         };
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(len_max).min(BLOCK_BYTES);
+        let own = self.object.extents.is_none();
         let (open, pool) = (self.open.clone(), self.shared.buffers.clone());
         super::blocking(move || {
             let cached = open.lock().as_ref().filter(|(open_at, _)| *open_at == at).map(|(_, file)| file.clone());
@@ -84,7 +85,8 @@ impl Content for DirContent {
                 Some(file) => file,
                 None => {
                     let file = Arc::new(File::open(&path).map_err(|e| match e.kind() {
-                        io::ErrorKind::NotFound => StoreError::Gone,
+                        // The object was replaced; part files, on the other hand, wait for their readers.
+                        io::ErrorKind::NotFound if own => StoreError::Gone,
                         _ => io_error("open", &path, e),
                     })?);
                     *open.lock() = Some((at, file.clone()));

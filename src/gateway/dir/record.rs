@@ -175,8 +175,25 @@ mod tests {
     /// The bytes of version 1, written once: a change of field order or type must fail here and take a new version.
     #[test]
     fn golden_v1() {
-        let hex: String = encode(&sample()).unwrap().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, include_str!("golden/object_v1.hex").trim());
+        let object = sample();
+        let part = PartInfo {
+            number: 10_000,
+            size: 5 << 20,
+            etag: "0f-1".into(),
+            modified: Timestamp { secs: -1, nanos: 999_999_999 },
+            checksum: object.info.checksum.clone(),
+            version: 1 << 50,
+        };
+        let new = NewUpload {
+            key: object.info.key.clone(),
+            attributes: object.info.attributes.clone(),
+            tags: object.info.tags.clone(),
+            checksum: Some((Algorithm::Sha256, true)),
+        };
+        let upload = UploadRecord { new, initiated: Timestamp { secs: 5, nanos: 0 } };
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let written = [encode(&object).unwrap(), encode(&part).unwrap(), encode(&upload).unwrap()].map(hex).join("\n");
+        assert_eq!(written, include_str!("golden/records_v1.hex").trim());
     }
 
     #[test]
