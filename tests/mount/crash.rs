@@ -146,11 +146,11 @@ fn killed_while_files_are_written_it_loses_nothing_that_was_synced() {
         rig.crash();
         let (done, cut) = writer.join().unwrap();
         rig.mount();
-        for n in 0..names.len() {
+        for (n, name) in names.iter().enumerate() {
             match done.get(&n) {
-                Some(Some(content)) => rig.same(&names[n], content),
-                Some(None) => assert!(!rig.low(&names[n]).exists(), "round {round}: {n} was removed"),
-                None if n > cut => rig.same(&names[n], &noise(&names[n], 2 * CHUNK)),
+                Some(Some(content)) => rig.same(name, content),
+                Some(None) => assert!(!rig.low(name).exists(), "round {round}: {n} was removed"),
+                None if n > cut => rig.same(name, &noise(name, 2 * CHUNK)),
                 None => {}
             }
         }
