@@ -25,9 +25,9 @@ test: ## Install what is missing, check format and lints, run all tests
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
 
-bench: ## Measure against the lower filesystem and rclone
+bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
 	@scripts/install-deps.sh bench
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench compare -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 fmt: ## Format the source
 	$(CARGO) fmt

@@ -111,7 +111,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
             release_below_pct: args.policy.release.map(|(_, below)| below),
         };
         if !policy.is_idle() {
-            let runner = Runner { lower, engine: engine.clone(), clock, policy };
+            let runner = Runner::new(lower, engine.clone(), clock, policy);
             runtime.spawn(Arc::new(runner).run());
         }
     }

@@ -211,14 +211,11 @@ fn progress_text(all: &Progress, elapsed: Duration) -> String {
 
 fn summary_line(done: &str, total: &Summary) -> String {
     let plural = |n: u64| if n == 1 { "file" } else { "files" };
-    let mut text = format!(
-        "{done} {} {}, {} in {:.1} s ({})",
-        total.files,
-        plural(total.files),
-        format_size(total.bytes),
-        total.seconds,
-        format_rate(total.bytes, total.seconds)
-    );
+    let mut text = format!("{done} {} {}, {}", total.files, plural(total.files), format_size(total.bytes));
+    // Pinning and releasing move nothing, so a rate would say nothing.
+    if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled") {
+        text.push_str(&format!(" in {:.1} s ({})", total.seconds, format_rate(total.bytes, total.seconds)));
+    }
     for (count, words) in [(total.unchanged, "already as asked"), (total.skipped, "skipped"), (total.failed, "failed")]
     {
         if count > 0 {
@@ -260,6 +257,7 @@ mod tests {
     fn summaries_name_only_what_happened() {
         let total = Summary { files: 1, bytes: 1 << 20, seconds: 0.5, skipped: 2, ..Summary::default() };
         assert_eq!(summary_line("migrated", &total), "migrated 1 file, 1.00 MiB in 0.5 s (2.1 MB/s); 2 skipped");
+        assert_eq!(summary_line("pinned", &total), "pinned 1 file, 1.00 MiB; 2 skipped");
     }
 
     #[test]

@@ -47,10 +47,12 @@ impl Policy {
 
 /// Carries out a policy on one mount.
 pub struct Runner {
-    pub lower: Arc<dyn Lower>,
-    pub engine: Arc<Engine>,
-    pub clock: Arc<dyn Clock>,
-    pub policy: Policy,
+    lower: Arc<dyn Lower>,
+    engine: Arc<Engine>,
+    clock: Arc<dyn Clock>,
+    policy: Policy,
+    /// Between the two marks, on the way down.
+    freeing: AtomicBool,
 }
 
 /// A file that may be released, ordered so that the warmest is on top of a heap.
@@ -82,6 +84,10 @@ impl Ord for Cold {
 }
 
 impl Runner {
+    pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, clock: Arc<dyn Clock>, policy: Policy) -> Self {
+        Self { lower, engine, clock, policy, freeing: AtomicBool::new(false) }
+    }
+
     /// Works until the runtime ends.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -99,29 +105,28 @@ impl Runner {
         }
         if let Some(above) = self.policy.release_above_pct {
             let below = self.policy.release_below_pct.unwrap_or(above);
-            match self.used_pct() {
-                Ok(used) if used > f64::from(above) => self.release_until(f64::from(below)).await,
-                Ok(_) => {}
-                Err(error) => tracing::warn!("cannot tell the share's free space: {error}"),
+            match (self.used_above(above), self.used_above(below)) {
+                (Ok(over), Ok(excess)) => {
+                    // Begun above the high mark, it goes on to the low one, over as many passes as that takes: files become
+                    // releasable as they are archived.
+                    let freeing = excess > 0.0 && (over > 0.0 || self.freeing.load(Ordering::Relaxed));
+                    self.freeing.store(freeing, Ordering::Relaxed);
+                    if freeing {
+                        self.release_bytes(excess).await;
+                    }
+                }
+                (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot tell the share's free space: {error}"),
             }
         }
         true
     }
 
-    /// Used space in per cent, as df(1) reckons it.
-    fn used_pct(&self) -> LowerResult<f64> {
+    /// How much more is used than `pct` per cent of the space, in bytes, as df(1) reckons it; negative below that.
+    fn used_above(&self, pct: u8) -> LowerResult<f64> {
         let space = self.lower.space()?;
         let used = space.blocks.saturating_sub(space.blocks_free) as f64;
         let all = used + space.blocks_available as f64;
-        Ok(if all > 0.0 { used * 100.0 / all } else { 0.0 })
-    }
-
-    /// How many bytes must come free until `below` per cent are used.
-    fn bytes_above(&self, below: f64) -> f64 {
-        let Ok(space) = self.lower.space() else { return 0.0 };
-        let used = space.blocks.saturating_sub(space.blocks_free) as f64;
-        let all = used + space.blocks_available as f64;
-        (used - all * below / 100.0) * space.fragment_size as f64
+        Ok((used - all * f64::from(pct) / 100.0) * space.fragment_size as f64)
     }
 
     /// Walks the whole share on a thread of its own.
@@ -204,7 +209,9 @@ impl Runner {
         }
     }
 
-    async fn release_until(self: &Arc<Self>, below: f64) {
+    /// Releases the coldest files that together occupy `excess` bytes, and no more: many are released at once, and those in
+    /// hand could not be called back. What turns out not to be releasable is made up for by the next pass.
+    async fn release_bytes(self: &Arc<Self>, excess: f64) {
         let coldest = Arc::new(parking_lot::Mutex::new(BinaryHeap::<Cold>::new()));
         let (this, heap) = (self.clone(), coldest.clone());
         self.each_file(move |found| {
@@ -222,21 +229,17 @@ impl Runner {
         })
         .await;
         let files = std::mem::take(&mut *coldest.lock()).into_sorted_vec();
-        let enough = Arc::new(AtomicBool::new(false));
         let (candidates, taken) = mpsc::channel(16);
         let (events, mut ended) = mpsc::channel(256);
         let engine = self.engine.clone();
         let job = tokio::spawn(async move { engine.run_job(JobKind::Release, taken, events).await });
-        let stop = enough.clone();
-        // Many are released at once: those in hand must not free more than was asked for. What is refused or frees less than it
-        // seemed is made up for by the next pass.
-        let mut left = self.bytes_above(below);
         let feeding = tokio::spawn(async move {
+            let mut planned = 0.0;
             for cold in files {
-                if left <= 0.0 || stop.load(Ordering::Relaxed) {
+                if planned >= excess {
                     break;
                 }
-                left -= (cold.file.0.attr.blocks * 512) as f64;
+                planned += cold.file.0.attr.blocks as f64 * 512.0;
                 if candidates.send(cold.file.0).await.is_err() {
                     break;
                 }
@@ -245,9 +248,6 @@ impl Runner {
         let mut released = 0u64;
         while let Some(event) = ended.recv().await {
             released += u64::from(matches!(event.outcome, Outcome::Done));
-            if self.used_pct().is_ok_and(|used| used <= below) {
-                enough.store(true, Ordering::Relaxed);
-            }
         }
         // Both have ended: their channels are closed.
         let _ = feeding.await;

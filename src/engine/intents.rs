@@ -16,9 +16,12 @@ use crate::types::{Inode, Timestamp};
 /// Notes handled per look at the journal.
 const BATCH: usize = 256;
 /// How often the journal is asked for due deletions when nothing wakes the loop.
-const DELETIONS_PERIOD: Duration = Duration::from_secs(30);
-/// Waiting time after a deletion failed, doubled up to the period.
+const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
+/// When a removed file that is still open is looked at again, in seconds.
+const STILL_OPEN_PAUSE_S: i64 = 2;
+/// Waiting time after a deletion failed, doubled up to the maximum.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// What an inode says of an object.
 enum Reference {
@@ -123,7 +126,7 @@ impl Engine {
                     Err(error) => {
                         tracing::warn!("deletions are put off for {} s: {error}", back_off.as_secs());
                         let pause = back_off;
-                        back_off = (back_off * 2).min(DELETIONS_PERIOD);
+                        back_off = (back_off * 2).min(BACK_OFF_MAX);
                         // A burst of new work must not turn a failing endpoint into a tight loop.
                         tokio::time::sleep(pause).await;
                         continue;
@@ -150,7 +153,7 @@ impl Engine {
                 }
                 Reference::OpenUnlinked => {
                     let now = self.clock.now();
-                    let later = Timestamp { secs: now.secs + DELETIONS_PERIOD.as_secs() as i64, ..now };
+                    let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
                     self.journal.set_delete(id, later).await?;
                     continue;
                 }

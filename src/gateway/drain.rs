@@ -11,9 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::EXPECT;
 use parking_lot::Mutex;
 use s3s::StdError;
 
@@ -49,27 +47,27 @@ impl Body for Lent {
 pub struct Rest {
     body: Arc<Mutex<Incoming>>,
     touched: Arc<AtomicBool>,
-    /// The client waits for a go-ahead before it sends anything.
-    expects: bool,
 }
 
 /// Lends out `body`; the second half finishes it. `None` if there is nothing to finish.
-pub fn lend(body: Incoming, headers: &HeaderMap) -> (s3s::Body, Option<Rest>) {
+pub fn lend(body: Incoming) -> (s3s::Body, Option<Rest>) {
     if body.is_end_stream() {
         return (s3s::Body::from(body), None);
     }
     let body = Arc::new(Mutex::new(body));
     let touched = Arc::<AtomicBool>::default();
     let lent = Lent { body: body.clone(), touched: touched.clone() };
-    (s3s::Body::http_body_unsync(lent), Some(Rest { body, touched, expects: headers.contains_key(EXPECT) }))
+    (s3s::Body::http_body_unsync(lent), Some(Rest { body, touched }))
 }
 
 impl Rest {
-    /// Reads what is left, within limits. Does nothing for a client that was not yet told to send.
+    /// Nobody has begun to read: a client that waits for a go-ahead has not had it.
+    pub fn untouched(&self) -> bool {
+        !self.touched.load(Ordering::Relaxed)
+    }
+
+    /// Reads what is left, within limits.
     pub async fn drain(self) {
-        if self.expects && !self.touched.load(Ordering::Relaxed) {
-            return;
-        }
         let read = async {
             let mut left = DRAIN_BYTES_MAX;
             loop {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -138,7 +138,8 @@ async fn answer(
         _ => {}
     }
     let (parts, body) = request.into_parts();
-    let (body, rest) = drain::lend(body, &parts.headers);
+    let expects = parts.headers.contains_key(EXPECT);
+    let (body, rest) = drain::lend(body);
     let body = match effect {
         Some(effect) => faults::damage_request(body, effect, reset.clone()),
         None => body,
@@ -147,15 +148,21 @@ async fn answer(
     if handler.open {
         request = unsigned::strip(request);
     }
-    let answered = match s3::integrity::check(request).await {
+    let mut answered = match s3::integrity::check(request).await {
         Ok(request) => handler.service.call(request).await.map_err(s3s::StdError::from),
         Err(refused) => refused.to_http_response().map_err(s3s::StdError::from),
     };
-    if let (Ok(answer), Some(rest)) = (&answered, rest)
-        && !answer.status().is_success()
-        && !reset.load(Ordering::Acquire)
-    {
-        rest.drain().await;
+    if let Ok(answer) = &mut answered {
+        if expects && rest.as_ref().is_none_or(|rest| rest.untouched()) {
+            // An answer without a go-ahead first, even to an empty body, leaves botocore's connection in a state in which
+            // it misses the next answer and waits for a minute.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if let Some(rest) = rest
+            && !answer.status().is_success()
+            && !reset.load(Ordering::Acquire)
+        {
+            rest.drain().await;
+        }
     }
     match effect {
         Some(Effect::LostReply) => {
@@ -174,7 +181,7 @@ fn error_answer(status: StatusCode, code: &str) -> Response<s3s::Body> {
     );
     let mut answer = Response::new(s3s::Body::from(xml));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/xml"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     answer
 }
 

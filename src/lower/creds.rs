@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "setfsuid, setfsgid and unshare(CLONE_FS) have no safe wrapper in rustix")]
 //! Acting as the requester, thread by thread.
 //!
 //! Invariant: when a guard of this module is dropped, on a panic too, the thread has the identity, groups, capabilities
@@ -8,6 +7,8 @@
 //! other threads, and the umask is unshared from them. `SECBIT_NO_SETUID_FIXUP` keeps the kernel from touching the
 //! thread's capabilities when its filesystem uid changes: the kernel's FUSE client has already granted the permission, so
 //! the daemon keeps `CAP_DAC_OVERRIDE` while it creates a file that belongs to somebody else.
+
+#![allow(unsafe_code, reason = "setfsuid, setfsgid and unshare(CLONE_FS) have no safe wrapper in rustix")]
 
 use std::cell::Cell;
 

@@ -1,7 +1,8 @@
-#![allow(unsafe_code, reason = "file handles, fchmodat2 and truncate have no safe wrapper in rustix")]
 //! Kernel file handles, and what else must be asked of an `O_PATH` descriptor in a roundabout way.
 //!
 //! Invariant: a handle is taken from a descriptor, never from a name.
+
+#![allow(unsafe_code, reason = "file handles, fchmodat2 and truncate have no safe wrapper in rustix")]
 
 use std::ffi::CStr;
 use std::io::{self, Write as _};

@@ -1,7 +1,8 @@
-#![allow(unsafe_code, reason = "F_SETLEASE and signal dispositions have no safe wrapper in rustix")]
 //! Leases: what the kernel knows of everybody who has a file open or mapped.
 //!
 //! Invariant: a lease lasts no longer than its guard.
+
+#![allow(unsafe_code, reason = "F_SETLEASE and signal dispositions have no safe wrapper in rustix")]
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

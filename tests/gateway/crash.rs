@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tierfs::gateway::Server;
+use tierfs::gateway::{Credentials, Server};
 
 use crate::rig::{BUCKET, client, code, content, files, options};
 
 const DIR_VARIABLE: &str = "GATEWAY_CRASH_DIR";
+const KEYS_VARIABLE: &str = "GATEWAY_CRASH_KEYS";
 const ROUNDS: u64 = 6;
 const KEYS: u64 = 6;
 
@@ -20,9 +21,20 @@ const KEYS: u64 = 6;
 #[ignore = "run by a_killed_server_keeps_what_it_confirmed"]
 fn server_process() {
     let Some(dir) = std::env::var_os(DIR_VARIABLE) else { return };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let server = Server::start(dir.as_ref(), options(&Default::default())).await.unwrap();
+        let mut options = options(&Default::default());
+        // For trying other clients by hand: "access:secret".
+        if let Some((access, secret)) =
+            std::env::var(KEYS_VARIABLE).ok().as_deref().and_then(|keys| keys.split_once(':'))
+        {
+            options.credentials = Some(Credentials { access_key: access.into(), secret_key: secret.into() });
+        }
+        let server = Server::start(dir.as_ref(), options).await.unwrap();
         println!("listening {}", server.endpoint());
         std::future::pending::<()>().await;
     });

@@ -3,7 +3,7 @@
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode};
 use tierfs::gateway::faults::{Effect, Rule};
 
-use crate::rig::{BUCKET, Rig, code, content, http};
+use crate::rig::{BUCKET, Rig, code, content, exchange, http};
 
 #[tokio::test]
 async fn checksums_of_every_kind_are_verified_kept_and_given_back() {
@@ -124,5 +124,22 @@ async fn raw_requests_are_judged_by_what_arrives() {
     assert!(reply.starts_with("HTTP/1.1 412"), "{reply}");
     let reply = http(addr, "PUT /bucket/k?partNumber=1&uploadId=none", "", &vec![0; 8 << 20]).await;
     assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("NoSuchUpload"), "{reply}");
+    rig.server.shutdown().await;
+}
+
+/// `aws s3 sync` hung for a minute on the upload that followed an empty file on the same connection: botocore sends
+/// `Expect: 100-continue` with an empty body too, and an answer without a go-ahead confuses it about the next one.
+#[tokio::test]
+async fn an_answer_without_a_go_ahead_ends_the_connection() {
+    let rig = Rig::new().await;
+    let addr = rig.server.addr();
+    let expect = "Expect: 100-continue\r\n";
+    let reply = exchange(addr, "PUT /bucket/empty", expect, b"").await.to_lowercase();
+    assert!(reply.starts_with("http/1.1 200") && reply.contains("connection: close"), "{reply}");
+    let reply = exchange(addr, "PUT /bucket/k?partNumber=1&uploadId=none", expect, b"x").await.to_lowercase();
+    assert!(reply.starts_with("http/1.1 404") && reply.contains("connection: close"), "{reply}");
+    let reply = exchange(addr, "PUT /bucket/k", expect, b"x").await.to_lowercase();
+    assert!(reply.starts_with("http/1.1 100 continue\r\n\r\nhttp/1.1 200"), "{reply}");
+    assert!(!reply.contains("connection: close"), "{reply}");
     rig.server.shutdown().await;
 }

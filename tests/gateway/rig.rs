@@ -136,15 +136,22 @@ pub fn content(seed: u64, len: usize) -> Vec<u8> {
 
 /// Sends one request as it is and returns all of the answer.
 pub async fn http(addr: SocketAddr, line: &str, headers: &str, body: &[u8]) -> String {
+    exchange(addr, line, &format!("Connection: close\r\n{headers}"), body).await
+}
+
+/// The same on a connection that the client would keep; returns what has come when the server closes it or falls silent.
+pub async fn exchange(addr: SocketAddr, line: &str, headers: &str, body: &[u8]) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-    let head = format!(
-        "{line} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
-        body.len()
-    );
+    let head = format!("{line} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(body).await.unwrap();
     let mut reply = Vec::new();
-    stream.read_to_end(&mut reply).await.unwrap();
-    String::from_utf8_lossy(&reply).into_owned()
+    loop {
+        let read = tokio::time::timeout(std::time::Duration::from_secs(2), stream.read_buf(&mut reply)).await;
+        match read {
+            Ok(Ok(1..)) => {}
+            _ => return String::from_utf8_lossy(&reply).into_owned(),
+        }
+    }
 }

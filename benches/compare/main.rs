@@ -1,0 +1,128 @@
+//! `make bench`: tierfs against the lower filesystem and against rclone, in one run, side by side.
+//!
+//! Invariant: every ratio is of two measurements made right after each other on the same data, and every figure in the
+//! report comes from this run. Nothing is left behind: mounts live in a mount namespace of this process, files in
+//! temporary directories, daemons are children that are ended, also when a signal ends the run.
+
+mod report;
+mod resident;
+mod rig;
+mod transfers;
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::Parser;
+
+/// Set once the process has a mount namespace of its own.
+const INSIDE: &str = "TIERFS_BENCH_INSIDE";
+
+/// Measures tierfs against the filesystem below it and against `rclone copy`.
+#[derive(Debug, Parser)]
+#[command(name = "compare")]
+struct Options {
+    /// Rounds of each transfer; 5 or more for figures that count.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Samples of each resident operation.
+    #[arg(long, default_value_t = 21)]
+    samples: usize,
+    /// Size of the large file, MiB.
+    #[arg(long, default_value_t = 1024)]
+    large_mib: u64,
+    /// Number of small files, 64 KiB each.
+    #[arg(long, default_value_t = 2000)]
+    small_files: usize,
+    /// A look in less than a minute: 2 rounds, 5 samples, 128 MiB, 400 files.
+    #[arg(long)]
+    quick: bool,
+    /// Only the resident operations, or only the transfers.
+    #[arg(long, value_enum)]
+    only: Option<Section>,
+    /// Where the share and the endpoint of the transfers lie.
+    #[arg(long, default_value = "/var/tmp", value_name = "DIR")]
+    disk: PathBuf,
+    /// Where the share of the resident operations lies.
+    #[arg(long, default_value = "/dev/shm", value_name = "DIR")]
+    memory: PathBuf,
+    /// Print JSON on standard output instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Put the tables into docs/benchmarks.md as well.
+    #[arg(long)]
+    write: bool,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Section {
+    Resident,
+    Transfers,
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::parse();
+    if std::env::var_os(INSIDE).is_none() {
+        return enter_namespace();
+    }
+    if options.quick {
+        (options.rounds, options.samples, options.large_mib, options.small_files) = (2, 5, 128, 400);
+    }
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts this program again with private mounts: whatever happens to it, no mount stays.
+fn enter_namespace() -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("bench: mounting needs root: run this as root");
+        return ExitCode::FAILURE;
+    }
+    let error = match std::env::current_exe() {
+        Ok(this) => Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "--"])
+            .arg(this)
+            .args(std::env::args_os().skip(1))
+            .env(INSIDE, "1")
+            .exec(),
+        Err(error) => error,
+    };
+    eprintln!("bench: cannot start unshare (package util-linux): {error}");
+    ExitCode::FAILURE
+}
+
+fn run(options: &Options) -> rig::Result<()> {
+    if options.write && (options.only.is_some() || options.rounds < 5 || options.samples < 5) {
+        return Err("--write takes a whole run of 5 rounds or more".into());
+    }
+    rig::watch_signals()?;
+    let began = Instant::now();
+    let mut report = report::Report::new(options.rounds, options.samples);
+    if options.only != Some(Section::Transfers) {
+        resident::measure(&options.memory, options.samples, &mut report)?;
+    }
+    if options.only != Some(Section::Resident) {
+        let sizes =
+            transfers::Sizes { rounds: options.rounds, large_mib: options.large_mib, small_files: options.small_files };
+        transfers::measure(&options.disk, &sizes, &mut report)?;
+    }
+    report.took_s = began.elapsed().as_secs_f64();
+    if options.json {
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.markdown());
+    }
+    if options.write {
+        report.write_document()?;
+    }
+    Ok(())
+}

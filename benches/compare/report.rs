@@ -1,0 +1,228 @@
+//! What was measured, as tables and as JSON.
+//!
+//! Invariant: nothing here computes a figure from anything but the samples of this run; the document's tables are written
+//! by this file alone, between two markers.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::rig::{self, Result, said};
+
+const BEGIN: &str = "<!-- make bench WRITE=1 writes from here -->";
+const END: &str = "<!-- to here -->";
+
+/// One comparison. Rates, so more is better; `ours[i]` and `base[i]` were measured side by side.
+pub struct Row {
+    pub name: String,
+    pub unit: &'static str,
+    pub base: Vec<f64>,
+    pub ours: Vec<f64>,
+    /// Least median ratio wanted.
+    pub target: Option<f64>,
+}
+
+/// Medians of CPU seconds, client and endpoint, of tierfs, rclone, and rclone wide.
+pub struct CpuRow {
+    pub name: String,
+    pub tools: [Option<[f64; 2]>; 3],
+}
+
+pub struct Report {
+    rounds: usize,
+    samples: usize,
+    pub resident_on: String,
+    pub transfers_on: String,
+    pub rclone: String,
+    pub resident: Vec<Row>,
+    pub transfers: Vec<Row>,
+    pub cpu: Vec<CpuRow>,
+    pub took_s: f64,
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+fn most(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    match value {
+        value if value >= 10_000.0 => format!("{:.0}k", value / 1e3),
+        value if value >= 100.0 => format!("{value:.0}"),
+        value => format!("{value:.1}"),
+    }
+}
+
+impl Row {
+    fn ratios(&self) -> Vec<f64> {
+        self.ours.iter().zip(&self.base).map(|(ours, base)| ours / base).collect()
+    }
+
+    /// One line for who watches.
+    pub fn line(&self) -> String {
+        let ratios = self.ratios();
+        format!(
+            "{}: {} against {} {}, ratio {:.2} ({:.2}–{:.2})",
+            self.name,
+            short(median(&self.ours)),
+            short(median(&self.base)),
+            self.unit,
+            median(&ratios),
+            least(&ratios),
+            most(&ratios),
+        )
+    }
+
+    fn cells(&self) -> String {
+        let ratios = self.ratios();
+        let target = match self.target {
+            None => "–".to_owned(),
+            Some(target) => {
+                format!("≥ {target}: {}", if median(&ratios) >= target { "met" } else { "**missed**" })
+            }
+        };
+        format!(
+            "| {} | {} | {} ({}–{}) | {} ({}–{}) | **{:.2}** ({:.2}–{:.2}) | {target} |",
+            self.name,
+            self.unit,
+            short(median(&self.base)),
+            short(least(&self.base)),
+            short(most(&self.base)),
+            short(median(&self.ours)),
+            short(least(&self.ours)),
+            short(most(&self.ours)),
+            median(&ratios),
+            least(&ratios),
+            most(&ratios),
+        )
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "name": self.name, "unit": self.unit, "target": self.target, "base": self.base, "tierfs": self.ours,
+            "ratio_median": median(&self.ratios()),
+        })
+    }
+}
+
+impl Report {
+    pub fn new(rounds: usize, samples: usize) -> Self {
+        Self {
+            rounds,
+            samples,
+            resident_on: String::new(),
+            transfers_on: String::new(),
+            rclone: String::new(),
+            resident: Vec::new(),
+            transfers: Vec::new(),
+            cpu: Vec::new(),
+            took_s: 0.0,
+        }
+    }
+
+    fn machine(&self) -> String {
+        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+        let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = model
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().unwrap_or_default();
+        let date = rig::run(rig::command("date").args(["-u", "+%Y-%m-%d"])).unwrap_or_default();
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "{}, tierfs {version}, Linux {}, {cpus} CPUs ({model}), load {load} at the end, the run took {:.0} s.",
+            date.trim(),
+            kernel.trim(),
+            self.took_s
+        )
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text = self.machine();
+        text.push('\n');
+        let mut table = |title: &str, intro: &str, head: [&str; 2], rows: &[Row]| {
+            if rows.is_empty() {
+                return;
+            }
+            let [base, ours] = head;
+            // Writing into a string cannot fail.
+            let _ = write!(
+                text,
+                "\n### {title}\n\n{intro}\n\n| | unit | {base} | {ours} | ratio | target |\n|---|---|---|---|---|---|\n"
+            );
+            for row in rows {
+                let _ = writeln!(text, "{}", row.cells());
+            }
+        };
+        table(
+            "Resident files: through the mount against the filesystem below",
+            &format!("On {}; {} samples a side, alternating.", self.resident_on, self.samples),
+            ["below", "mount"],
+            &self.resident,
+        );
+        table(
+            "Transfers: tierfs against rclone",
+            &format!("On {}; {} rounds, alternating; rclone {}.", self.transfers_on, self.rounds, self.rclone),
+            ["rclone", "tierfs"],
+            &self.transfers,
+        );
+        if !self.cpu.is_empty() {
+            text.push_str("\nCPU-seconds, medians (client + endpoint):\n\n| | rclone | rclone wide | tierfs |\n|---|---|---|---|\n");
+            for CpuRow { name, tools } in &self.cpu {
+                let [ours, rclone, wide] = tools.map(|cpu| match cpu {
+                    Some([client, endpoint]) => format!("{client:.2} + {endpoint:.2}"),
+                    None => "–".to_owned(),
+                });
+                let _ = writeln!(text, "| {name} | {rclone} | {wide} | {ours} |");
+            }
+        }
+        text
+    }
+
+    pub fn json(&self) -> String {
+        let rows = |rows: &[Row]| rows.iter().map(Row::json).collect::<Vec<_>>();
+        let cpu: Vec<_> = self
+            .cpu
+            .iter()
+            .map(|row| json!({ "name": row.name, "tierfs_rclone_wide_client_endpoint_s": row.tools }))
+            .collect();
+        json!({
+            "machine": self.machine(), "rounds": self.rounds, "samples": self.samples,
+            "resident_on": self.resident_on, "resident": rows(&self.resident),
+            "transfers_on": self.transfers_on, "rclone": self.rclone, "transfers": rows(&self.transfers),
+            "cpu": cpu,
+        })
+        .to_string()
+    }
+
+    /// Replaces what stands between the markers of the document.
+    pub fn write_document(&self) -> Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
+        let failed = said("docs/benchmarks.md");
+        let old = std::fs::read_to_string(&path).map_err(&failed)?;
+        let (before, rest) = old.split_once(BEGIN).ok_or("docs/benchmarks.md has lost its first marker")?;
+        let (_, after) = rest.split_once(END).ok_or("docs/benchmarks.md has lost its second marker")?;
+        let new = format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown());
+        std::fs::write(&path, new).map_err(&failed)?;
+        rig::progress("docs/benchmarks.md is written");
+        Ok(())
+    }
+}
