@@ -351,12 +351,17 @@ impl Rig {
         self.daemon = None;
     }
 
-    /// Ends the daemon as a crash would, and takes its mount away.
-    pub fn crash(&mut self) {
+    /// Ends the daemon as a crash would; its mount stays, dead.
+    pub fn kill(&mut self) {
         if let Some(daemon) = self.daemon.take() {
             let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
             wait_for("the daemon's end", || !alive(daemon));
         }
+    }
+
+    /// Ends the daemon as a crash would, and takes its mount away.
+    pub fn crash(&mut self) {
+        self.kill();
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
     }
 
