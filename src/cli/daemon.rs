@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags as KernelFlags, UnmountFlags};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
@@ -115,7 +115,15 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
             runtime.spawn(Arc::new(runner).run());
         }
     }
-    runtime.spawn(unmount_on_signal(args.mountpoint.clone()));
+    // Watched before anybody is told that the mount is there: an early signal would kill and leave a dead mount.
+    let signals = {
+        let _guard = runtime.enter();
+        signal(SignalKind::terminate()).and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
+    };
+    match signals {
+        Ok(signals) => drop(runtime.spawn(unmount_on_signal(args.mountpoint.clone(), signals))),
+        Err(error) => tracing::warn!("signals cannot be watched: use `tierfs umount`: {error}"),
+    }
     tracing::info!(share = %args.share.display(), mountpoint = %args.mountpoint.display(), "mounted");
     ready.ok();
     let served = mount.serve();
@@ -281,11 +289,7 @@ async fn watch_pair(server: Arc<Server>, remote: S3Remote) {
 }
 
 /// SIGTERM and SIGINT unmount. In use, the mount goes out of sight and ends with its last user.
-async fn unmount_on_signal(mountpoint: PathBuf) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return tracing::warn!("signals cannot be watched: use `tierfs umount`");
-    };
+async fn unmount_on_signal(mountpoint: PathBuf, (mut terminate, mut interrupt): (Signal, Signal)) {
     loop {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         let place = mountpoint.clone();

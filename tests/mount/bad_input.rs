@@ -14,7 +14,7 @@ use crate::rig::*;
 
 /// Bytes free on the lower filesystem, what is kept for root included.
 fn free(rig: &Rig) -> u64 {
-    let space = rustix::fs::statvfs(&rig.fs.path()).unwrap();
+    let space = rustix::fs::statvfs(rig.fs.path()).unwrap();
     space.f_bfree * space.f_frsize
 }
 

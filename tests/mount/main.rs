@@ -8,6 +8,7 @@
 mod common;
 
 mod rig;
+mod tools;
 
 mod bad_input;
 mod bad_remote;

@@ -155,7 +155,7 @@ fn virtual_attributes_show_and_steer_for_the_owner_and_root() {
         (set("state", "stub"), set("pair", "x"), set("nonsense", "1")),
         (Err(libc::EPERM), Err(libc::EPERM), Err(libc::EPERM))
     );
-    assert!(rustix::fs::lremovexattr(&rig.mnt("a"), "user.tierfs.pin").is_err());
+    assert!(rustix::fs::lremovexattr(rig.mnt("a"), "user.tierfs.pin").is_err());
     rig.write("empty", 0);
     set_xattr(&rig.mnt("empty"), "user.tierfs.migrate", b"1").unwrap();
     assert_eq!(rig.state("empty"), "resident");
