@@ -131,9 +131,9 @@ fn absolute_dirs(global: &mut Global) -> Result<(), CliError> {
 fn start_log(verbose: u8) {
     let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
     let filter = std::env::var("TIERFS_LOG").unwrap_or_else(|_| match verbose {
-        // The SDK's own debug lines are many and of no use to an administrator.
-        0 | 1 => format!("warn,tierfs={level}"),
-        _ => format!("info,tierfs={level}"),
+        // The SDK's own lines are many and of no use to an administrator; the endpoint's library calls every 404 an error.
+        0 | 1 => format!("warn,s3s=off,tierfs={level}"),
+        _ => format!("info,s3s=off,tierfs={level}"),
     });
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
