@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult, Unfit};
+use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
@@ -31,7 +32,16 @@ pub struct Archived {
     /// Bytes copied; 0 when the file was archived before.
     pub bytes: u64,
     /// The upload's note.
-    pub note: Option<IntentId>,
+    pub note: Option<OpenNote>,
+}
+
+/// A transfer's note in the journal, to be taken away by whoever ends the transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenNote {
+    /// Of an upload: if its file is gone, the object must go too.
+    Upload(IntentId),
+    /// Of blocks being filled or freed: if its file is gone, there is nothing to settle.
+    Settle(IntentId),
 }
 
 impl Engine {
@@ -105,7 +115,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         match committed {
-            Ok(()) => Ok(Archived { bytes: before.size, note: Some(note) }),
+            Ok(()) => Ok(Archived { bytes: before.size, note: Some(OpenNote::Upload(note)) }),
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
                 self.journal.set_delete(note, self.clock.now()).await?;
@@ -224,20 +234,29 @@ impl Engine {
     }
 
     /// Takes a note away once everything done to the file so far is durable.
-    pub(super) fn spawn_forget_when_durable(self: &Arc<Self>, cell: Arc<Cell>, note: Option<IntentId>) {
+    pub(super) fn spawn_forget_when_durable(self: &Arc<Self>, cell: Arc<Cell>, note: Option<OpenNote>) {
         let Some(note) = note else { return };
         let this = self.clone();
         self.runtime.spawn(async move {
             let done = async {
-                this.barrier.wait(cell.node).await?;
-                let attr = this.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
-                if attr.nlink > 0 {
-                    return Ok(this.journal.remove(note).await?);
+                let gone = |error: &EngineError| matches!(error, EngineError::Lower { source, .. } if is_gone(source));
+                let unlinked = match this.barrier.wait(cell.node).await {
+                    Err(error) if gone(&error) => true,
+                    Err(error) => return Err(error),
+                    Ok(()) => match this.lower.stat(&cell.node) {
+                        Err(error) if is_gone(&error) => true,
+                        found => found.map_err(EngineError::lower(cell.node.id))?.nlink == 0,
+                    },
+                };
+                match note {
+                    // Perhaps unlinked without seeing this object: the note becomes its deletion.
+                    OpenNote::Upload(note) if unlinked => {
+                        let mut not_before = this.clock.now();
+                        not_before.secs += this.retention_s() as i64;
+                        Ok(this.journal.set_delete(note, not_before).await?)
+                    }
+                    OpenNote::Upload(note) | OpenNote::Settle(note) => Ok(this.journal.remove(note).await?),
                 }
-                // Unlinked meanwhile, perhaps without seeing this object: the note becomes its deletion.
-                let mut not_before = this.clock.now();
-                not_before.secs += this.retention_s() as i64;
-                Ok(this.journal.set_delete(note, not_before).await?)
             };
             if let Err::<(), EngineError>(error) = done.await {
                 // The note stays, and the next start looks at the file again: harmless.

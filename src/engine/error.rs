@@ -74,6 +74,11 @@ impl EngineError {
         matches!(self, Self::Refused { .. } | Self::Unfit { .. })
     }
 
+    /// Another transfer of the file is running.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { why: Refusal::Busy, .. })
+    }
+
     /// Somebody has the file open, or had a moment ago.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::Refused { why: Refusal::Open | Refusal::OpenForWriting, .. })

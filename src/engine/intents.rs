@@ -19,6 +19,8 @@ const BATCH: usize = 256;
 const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
+/// How long a removal may take after its note, in seconds.
+const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -195,7 +197,8 @@ impl Engine {
     /// deletion finds the file still naming the object, and drops the note.
     pub async fn note_removal(self: &Arc<Self>, node: Inode, record: Record) -> EngineResult<()> {
         let mut not_before = self.clock.now();
-        not_before.secs += self.retention_s() as i64;
+        // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
+        not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;
         let kind = IntentKind::Delete { not_before };
         if let Some(object) = record.object {
             let manifest = object.has_manifest();
@@ -205,11 +208,10 @@ impl Engine {
         if let Some(old) = record.superseded {
             self.journal.add(Intent { pair: old.pair, key: old.key, manifest: old.manifest, node, kind }).await?;
         }
-        self.deletions.notify_one();
         Ok(())
     }
 }
 
-fn is_gone(error: &LowerError) -> bool {
+pub(super) fn is_gone(error: &LowerError) -> bool {
     matches!(error.errno(), libc::ESTALE | libc::ENOENT)
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::Engine;
 use super::error::{EngineError, EngineResult, Unfit};
 use crate::ports::{Attr, FileKind};
+use crate::tier::Activity;
 use crate::types::Inode;
 
 /// Pauses between attempts of one file on transient failures (R14: one immediate retry, then back-off).
@@ -20,6 +21,9 @@ const RETRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500),
 /// Pauses before a file in use is given up: close(2) returns before the kernel has told us, so what was written a moment ago may
 /// still look open.
 const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
+
+/// How long a job waits for another transfer of a file.
+const REST_WITHIN: Duration = Duration::from_secs(30);
 
 /// What to do with each file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +120,25 @@ impl Engine {
                     (error, pauses.next())
                 }
                 Err(error) if error.is_in_use() => (error, in_use.next()),
+                Err(error) if error.is_busy() => {
+                    // Readers are served before their recall is recorded, so this is common right after a read.
+                    if !self.wait_for_rest(file).await {
+                        return Err(error);
+                    }
+                    (error, in_use.next())
+                }
                 ended => return ended,
             };
             let Some(pause) = pause else { return Err(error) };
             tokio::time::sleep(*pause).await;
         }
+    }
+
+    /// Waits for another transfer of the file to end; `false`: it takes too long.
+    async fn wait_for_rest(&self, file: &Candidate) -> bool {
+        let Ok(cell) = self.cells.get(&file.node) else { return false };
+        let rest = cell.wait_until(|inner| inner.machine.activity() == Activity::None);
+        tokio::time::timeout(REST_WITHIN, rest).await.is_ok()
     }
 
     async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<bool> {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
@@ -300,7 +301,7 @@ impl Engine {
     }
 
     /// Frees what a failed recall has written, so that the stub is one again.
-    async fn undo_recall(self: &Arc<Self>, cell: &Arc<Cell>, mtime: Timestamp, touched: Option<IntentId>) {
+    async fn undo_recall(self: &Arc<Self>, cell: &Arc<Cell>, mtime: Timestamp, touched: Option<OpenNote>) {
         if touched.is_some() {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
@@ -335,7 +336,7 @@ impl Engine {
         claim: Claim,
         mtime: Timestamp,
         recall: &Arc<Recall>,
-        touched: &mut Option<IntentId>,
+        touched: &mut Option<OpenNote>,
     ) -> EngineResult<()> {
         let failed = EngineError::lower(cell.node.id);
         let space = self.lower.space().map_err(&failed)?;
@@ -364,7 +365,7 @@ impl Engine {
             Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
             Err(error) => Err(error),
         };
-        *touched = noted.await.ok();
+        *touched = noted.await.ok().map(OpenNote::Settle);
         fetched?;
         let (lower, node) = (self.lower.clone(), cell.node);
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking};
-use crate::ports::{
-    Intent, IntentId, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime,
-};
+use crate::ports::{Intent, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -24,7 +23,7 @@ struct Exclusive {
 impl Engine {
     /// Frees a dual file's blocks. `note`: the upload's note when this follows an archive at once, whose answer has just confirmed
     /// the object. `Ok(false)`: it was a stub already.
-    pub async fn release(self: &Arc<Self>, cell: &Arc<Cell>, note: Option<IntentId>) -> EngineResult<bool> {
+    pub async fn release(self: &Arc<Self>, cell: &Arc<Cell>, note: Option<OpenNote>) -> EngineResult<bool> {
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         let mut note = note;
         let result = self.free(cell, &mut note).await;
@@ -43,7 +42,7 @@ impl Engine {
         result
     }
 
-    async fn free(self: &Arc<Self>, cell: &Arc<Cell>, note: &mut Option<IntentId>) -> EngineResult<bool> {
+    async fn free(self: &Arc<Self>, cell: &Arc<Cell>, note: &mut Option<OpenNote>) -> EngineResult<bool> {
         self.check_running()?;
         let features = self.lower.features();
         if features.read_only {
@@ -64,7 +63,7 @@ impl Engine {
             self.check_releasable(cell)?;
             self.confirm_object(cell, &object).await?;
             let mtime = object.mtime;
-            *note = Some(
+            *note = Some(OpenNote::Settle(
                 self.journal
                     .add(Intent {
                         pair: object.pair.name.clone(),
@@ -74,7 +73,7 @@ impl Engine {
                         kind: IntentKind::Settle { mtime },
                     })
                     .await?,
-            );
+            ));
         }
         let exclusive = {
             let (this, cell) = (self.clone(), cell.clone());

@@ -280,3 +280,16 @@ fn du_and_status_show_the_space_that_came_free() {
     let mut more = OpenOptions::new().append(true).open(rig.mnt("d/0")).unwrap();
     more.write_all(b"x").unwrap();
 }
+
+#[test]
+fn a_migration_right_after_a_read_waits_for_the_recall_to_end() {
+    let Some(rig) = Rig::new() else { return };
+    let content = rig.write("a", 2 * CHUNK);
+    for _ in 0..10 {
+        // What was read is served before its recall is recorded.
+        rig.on(&["migrate"], &["a"]);
+        rig.same("a", &content);
+    }
+    rig.on(&["migrate"], &["a"]);
+    assert_eq!(rig.state("a"), "stub");
+}

@@ -300,17 +300,9 @@ impl Rig {
     /// A command on files of the mount, which must succeed entirely; what it printed.
     #[track_caller]
     pub fn on(&self, verbs: &[&str], names: &[&str]) -> String {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let output = self.try_on(verbs, names);
-            if output.status.success() {
-                return said(&output);
-            }
-            // What was read is served before its recall has come to its end.
-            let again = said(&output).contains("another transfer of it is running") && Instant::now() < deadline;
-            assert!(again, "{verbs:?} {names:?}: {}", said(&output));
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let output = self.try_on(verbs, names);
+        assert!(output.status.success(), "{verbs:?} {names:?}: {}", said(&output));
+        said(&output)
     }
 
     pub fn try_on(&self, verbs: &[&str], names: &[&str]) -> Output {
