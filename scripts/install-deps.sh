@@ -24,6 +24,8 @@ if [[ $purpose != demo ]]; then
     need mkfs.xfs xfsprogs
     need getfattr attr
     need getfacl acl
+    need rsync rsync
+    need python3 python3
 fi
 if [[ $purpose == bench ]]; then
     need rclone rclone

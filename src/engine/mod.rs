@@ -6,6 +6,7 @@
 mod archive;
 mod cell;
 mod error;
+mod fill;
 mod intents;
 mod jobs;
 mod keys;

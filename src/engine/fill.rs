@@ -1,0 +1,202 @@
+//! Filling a stub: chunks are fetched several at a time, verified, written; then the mtime is put back and all is synced.
+//!
+//! Nothing is written before the transfer's note is durable, and no write outlives the recall it belongs to.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use tokio::task::JoinSet;
+
+use super::archive::OpenNote;
+use super::cell::Cell;
+use super::error::{EngineError, EngineResult};
+use super::recall::Recall;
+use super::{Engine, blocking};
+use crate::ports::{
+    Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
+};
+use crate::record::{Claim, ObjectRef};
+use crate::remote::manifest::Manifest;
+use crate::types::{ByteRange, ContentHash, Timestamp};
+
+/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
+const MANIFEST_OVERHEAD_MAX: u64 = 256;
+
+/// The transfer's note, once it is durable.
+type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
+
+impl Engine {
+    /// Writes all chunks, restores the mtime, makes both durable. Sets `touched` once the lower file may be changed.
+    pub(super) async fn fill(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        claim: Claim,
+        mtime: Timestamp,
+        recall: &Arc<Recall>,
+        touched: &mut Option<OpenNote>,
+    ) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let space = self.lower.space().map_err(&failed)?;
+        let available = space.blocks_free * space.fragment_size;
+        if object.len > available {
+            return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
+        }
+        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
+            let why = "there is data in it that tierfs did not write";
+            return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
+        }
+        let note = Intent {
+            pair: object.pair.name.clone(),
+            key: object.key.clone(),
+            manifest: object.has_manifest(),
+            node: cell.node,
+            kind: IntentKind::Settle { mtime },
+        };
+        let journal = self.journal.clone();
+        let noted: Noted = async move { journal.add(note).await }.boxed().shared();
+        // Under way while the first chunks are fetched; none is written before it is there.
+        self.runtime.spawn(noted.clone());
+        let fetched = match self.chunk_hashes(cell, object).await {
+            Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
+            Err(error) => Err(error),
+        };
+        *touched = noted.await.ok().map(OpenNote::Settle);
+        fetched?;
+        let (lower, node) = (self.lower.clone(), cell.node);
+        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
+        self.barrier.wait(cell.node).await
+    }
+
+    /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
+    async fn fetch_all(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        recall: &Arc<Recall>,
+        file: &Arc<dyn LowerFile>,
+        hashes: &Arc<[ContentHash]>,
+        noted: &Noted,
+    ) -> EngineResult<()> {
+        let mut fetches = JoinSet::new();
+        loop {
+            while fetches.len() < self.limits.fetches_per_file {
+                let Some(chunk) = recall.next_chunk() else { break };
+                let (this, cell, object) = (self.clone(), cell.clone(), object.clone());
+                let (recall, file, hash, noted) = (recall.clone(), file.clone(), hashes[chunk], noted.clone());
+                fetches.spawn_on(
+                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hash, noted).await },
+                    &self.runtime,
+                );
+            }
+            let failure = match fetches.join_next().await {
+                None => return Ok(()),
+                Some(Ok(Ok(()))) if !recall.cancelled.load(Ordering::SeqCst) => continue,
+                Some(Ok(Ok(()))) => EngineError::Cancelled,
+                Some(Ok(Err(error))) => error,
+                Some(Err(_)) => EngineError::ShuttingDown,
+            };
+            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and
+            // written anew. Cancelled fetches end at once, writes end by themselves.
+            recall.cancel();
+            while fetches.join_next().await.is_some() {}
+            return Err(failure);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of one fetch, used once")]
+    async fn fetch_chunk(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        recall: &Arc<Recall>,
+        file: Arc<dyn LowerFile>,
+        chunk: usize,
+        hash: ContentHash,
+        noted: Noted,
+    ) -> EngineResult<()> {
+        let offset = chunk as u64 * u64::from(object.chunk_size);
+        let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        let _memory = self.memory_for(range.len).await?;
+        let target = self.target()?;
+        let file_id = cell.node.id;
+        for last in [false, true] {
+            let fetched = tokio::select! {
+                fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
+                () = recall.until_cancelled() => return Err(EngineError::Cancelled),
+            };
+            let body = match fetched {
+                Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
+                body => body.map_err(EngineError::remote(file_id))?,
+            };
+            noted.clone().await?;
+            let file = file.clone();
+            // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
+            let written = blocking(move || {
+                if body.len() as u64 != range.len || ContentHash::of(&body) != hash {
+                    return Ok(false);
+                }
+                // Punched space reads as zeros already: zeros stay holes, so sparse files stay sparse.
+                if body.iter().any(|byte| *byte != 0) {
+                    file.write_at(&body, range.offset)?;
+                }
+                Ok(true)
+            })
+            .await?
+            .map_err(EngineError::lower(file_id))?;
+            if written {
+                recall.chunk_is_local(chunk, range.len);
+                return Ok(());
+            }
+            tracing::warn!(file = %file_id, object = %object.key, offset, "a chunk does not match its hash");
+        }
+        Err(EngineError::Corrupt { file: file_id, object: object.key.to_string(), offset, len: range.len })
+    }
+
+    /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.
+    async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
+        if !object.has_manifest() {
+            return Ok(vec![object.root]);
+        }
+        let key = object.manifest_key();
+        let target = self.target()?;
+        let file = cell.node.id;
+        let corrupt = |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
+        for last in [false, true] {
+            let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
+            let range = ByteRange { offset: 0, len: info.len };
+            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
+                return Err(corrupt(info.len));
+            }
+            let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
+            match Manifest::decode(&body) {
+                Ok(manifest)
+                    if manifest.root() == object.root
+                        && manifest.len() == object.len
+                        && manifest.chunk_size() == object.chunk_size =>
+                {
+                    return Ok(manifest.chunks().to_vec());
+                }
+                Ok(_) => tracing::warn!(object = %key, "the manifest is not that of the record"),
+                Err(why) => tracing::warn!(object = %key, "the manifest does not decode: {why}"),
+            }
+            if last {
+                return Err(corrupt(info.len));
+            }
+        }
+        unreachable!("the loop returns in its second round")
+    }
+}
+
+fn has_local_data(file: &dyn LowerFile, len: u64) -> Result<bool, crate::ports::LowerError> {
+    match file.seek(0, SeekTo::Data) {
+        Ok(offset) => Ok(offset < len),
+        Err(error) if error.errno() == libc::ENXIO => Ok(false),
+        Err(error) => Err(error),
+    }
+}
