@@ -14,7 +14,7 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
-use crate::ports::{LowerFile, OpenFlags, SetAttr, SetTime};
+use crate::ports::{OpenFlags, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Verdict};
 use crate::types::{ByteRange, Timestamp};

@@ -2,6 +2,9 @@
 //!
 //! Invariant: never more than `capacity` descriptors are kept here, and none is closed while a call uses it (entries are
 //! shared by `Arc`). Eviction is by second chance (CLOCK), so a scan does not throw out what is in use.
+//!
+//! Of our own, because a cache library puts off the end of what it evicts or removes to its next maintenance: until then an
+//! unlinked file would keep its blocks, and the bound would be passed.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
