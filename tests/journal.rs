@@ -143,7 +143,8 @@ async fn calls_that_wait_together_share_a_commit() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 2_000);
-    assert!((1..=20).contains(&commits), "{commits} commits for 2,000 notes made at once");
+    // How many share one depends on how fast the disk syncs meanwhile (7 to 21 seen); without sharing there are 2,000.
+    assert!((1..=200).contains(&commits), "{commits} commits for 2,000 notes made at once");
     println!("2,000 concurrent notes took {commits} commits");
     // One after another there is nobody to share with.
     for id in &ids[..5] {
