@@ -97,6 +97,18 @@ impl Rig {
         keys
     }
 
+    /// Files below `sub`, once there are no more than `most` or ten seconds have passed: what no name leads to any more is
+    /// deleted by a thread of the server's own.
+    pub async fn files_at_most(&self, sub: &str, most: usize) -> usize {
+        for _ in 0..200 {
+            if self.files(sub) <= most {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        self.files(sub)
+    }
+
     /// Files below `sub` in the server's directory.
     pub fn files(&self, sub: &str) -> usize {
         files(&self.dir.path().join(sub))
