@@ -145,5 +145,6 @@ async fn many_small_objects_move_at_once() {
     println!("{count} objects of 64 KiB put and read in {:?}, unoptimised", start.elapsed());
     let requests = rig.server.requests();
     assert_eq!((requests.op("PutObject"), requests.op("GetObject")), (count + 1, count));
-    assert!(requests.connections <= 40, "{} connections for 32 workers", requests.connections);
+    // A worker that finds no idle connection just now opens one more; without reuse there would be one a request.
+    assert!(requests.connections <= 128, "{} connections for {} requests", requests.connections, 2 * count);
 }
