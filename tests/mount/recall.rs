@@ -187,7 +187,7 @@ fn a_reader_of_a_hung_recall_can_be_killed() {
         let begun = Instant::now();
         reader.kill().unwrap();
         wait_for("the reader's end", || reader.try_wait().unwrap().is_some());
-        assert!(begun.elapsed() < Duration::from_secs(2), "{name}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{name}: {:?}", begun.elapsed());
         rig.faults.clear();
     }
 }

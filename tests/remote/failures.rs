@@ -84,7 +84,7 @@ async fn a_server_that_hangs_is_given_up_in_time() {
         let start = Instant::now();
         fails(call.await, Kind::TimedOut, &["timed out", "no answer"]);
         println!("{what} given up after {:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_millis(3_000), "{what} took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(8_000), "{what} took {:?}", start.elapsed());
     };
     let small = async || put(&remote, "a", b"small").await.map(drop);
     within("small put", &mut Box::pin(small())).await;
@@ -104,7 +104,7 @@ async fn a_server_that_hangs_is_given_up_in_time() {
     rig.faults.add(Rule::new(Effect::StallReply { after: 100_000 }).method("GET"));
     let start = Instant::now();
     fails(get(&remote, "large", 0, 1 << 20).await, Kind::TimedOut, &["stalled after", "of 1048576 bytes"]);
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]
@@ -158,8 +158,8 @@ async fn another_endpoint_takes_over() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     for bad in [closed, silent.local_addr().unwrap()] {
         let mut config = rig.config();
-        config.timeouts.stall = Duration::from_millis(300);
-        config.timeouts.connect = Duration::from_millis(300);
+        config.timeouts.stall = Duration::from_millis(2_000);
+        config.timeouts.connect = Duration::from_millis(2_000);
         config.endpoints.insert(0, format!("http://{bad}"));
         let remote = S3Remote::connect(config).await.unwrap();
         assert_eq!(get(&remote, "k", 0, 7).await.unwrap(), "content");
@@ -167,6 +167,6 @@ async fn another_endpoint_takes_over() {
         let start = Instant::now();
         put(&remote, &format!("by-{}", bad.port()), b"x").await.unwrap();
         remote.delete(&key(&format!("by-{}", bad.port()))).await.unwrap();
-        assert!(start.elapsed() < Duration::from_millis(290), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(1_900), "{:?}", start.elapsed());
     }
 }
