@@ -124,15 +124,6 @@ impl Cells {
         shard.insert(node.id, Arc::downgrade(&cell));
         Ok(cell)
     }
-
-    /// Live cells now.
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// Reads and judges an inode's record. What contradicts the file below is an error, except where both possible

@@ -147,20 +147,14 @@ impl Engine {
             Verdict::Refuse(why) => return refuse(why),
             other => unreachable!("{other:?} to the beginning of a release"),
         }
-        let marked = self.hold_and_mark(cell, inner, seen, &attr);
+        let marked = self.hold_and_mark(cell, inner, seen);
         if marked.is_err() {
             inner.machine.apply(Event::ReleaseAbandoned);
         }
         marked
     }
 
-    fn hold_and_mark(
-        &self,
-        cell: &Cell,
-        inner: &mut Inner,
-        seen: Claim,
-        before: &crate::ports::Attr,
-    ) -> EngineResult<Exclusive> {
+    fn hold_and_mark(&self, cell: &Cell, inner: &mut Inner, seen: Claim) -> EngineResult<Exclusive> {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
@@ -183,7 +177,6 @@ impl Engine {
             tracing::warn!(file = %cell.node.id, "changed below the mount since it was archived: not released");
             return refuse(Refusal::Changed);
         }
-        debug_assert_eq!(before.ino, now.ino);
         let mut record = inner.record.clone();
         record.claim = Claim::Releasing;
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;

@@ -46,7 +46,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,
-            Refusal::NotArchived | Refusal::NotLocal => libc::EINVAL,
+            Refusal::NotArchived => libc::EINVAL,
             Refusal::Unknown => libc::EIO,
         },
         EngineError::Unfit { why, .. } => match why {

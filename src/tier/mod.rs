@@ -123,8 +123,6 @@ pub enum Refusal {
     Busy,
     #[error("it has no verified remote copy yet (`tierfs migrate` makes one)")]
     NotArchived,
-    #[error("its content is not local")]
-    NotLocal,
     #[error("it changed while it was copied")]
     Changed,
     #[error("a failed sync left unknown what is on disk")]
