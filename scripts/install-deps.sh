@@ -29,6 +29,10 @@ if [[ $purpose != demo ]]; then
 fi
 if [[ $purpose == bench ]]; then
     need rclone rclone
+    need mergerfs mergerfs
+    need bindfs bindfs
+    need fio fio
+    need git git
 fi
 if have cc && ! printf '#include <stdio.h>\nint main(void){return 0;}\n' | cc -fsyntax-only -x c - 2>/dev/null; then
     packages+=(libc6-dev)

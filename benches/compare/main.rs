@@ -1,13 +1,17 @@
-//! `make bench`: tierfs against the lower filesystem and against rclone, in one run, side by side.
+//! `make bench`: tierfs against the lower filesystem, against peers, and against rclone, in one run, side by side.
 //!
 //! Invariant: every ratio is of two measurements made right after each other on the same data, and every figure in the
 //! report comes from this run. Nothing is left behind: mounts live in a mount namespace of this process, files in
 //! temporary directories, daemons are children that are ended, also when a signal ends the run.
 
+mod data;
+mod metadata;
+mod plot;
 mod report;
-mod resident;
 mod rig;
+mod sides;
 mod transfers;
+mod trees;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -19,7 +23,7 @@ use clap::Parser;
 /// Set once the process has a mount namespace of its own.
 const INSIDE: &str = "TIERFS_BENCH_INSIDE";
 
-/// Measures tierfs against the filesystem below it and against `rclone copy`.
+/// Measures tierfs against the filesystem below it, mergerfs and bindfs, and against `rclone copy`.
 #[derive(Debug, Parser)]
 #[command(name = "compare")]
 struct Options {
@@ -38,9 +42,9 @@ struct Options {
     /// A look in less than a minute: 2 rounds, 5 samples, 128 MiB, 400 files.
     #[arg(long)]
     quick: bool,
-    /// Only the resident operations, or only the transfers.
+    /// Only some sections.
     #[arg(long, value_enum)]
-    only: Option<Section>,
+    only: Vec<Section>,
     /// Where the share and the endpoint of the transfers lie.
     #[arg(long, default_value = "/var/tmp", value_name = "DIR")]
     disk: PathBuf,
@@ -60,8 +64,16 @@ struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Section {
-    Resident,
+    Data,
+    Metadata,
+    Trees,
     Transfers,
+}
+
+impl Options {
+    fn wants(&self, section: Section) -> bool {
+        self.only.is_empty() || self.only.contains(&section)
+    }
 }
 
 fn main() -> ExitCode {
@@ -101,16 +113,30 @@ fn enter_namespace() -> ExitCode {
 }
 
 fn run(options: &Options) -> rig::Result<()> {
-    if options.write && (options.only.is_some() || options.rounds < 5 || options.samples < 5) {
+    if options.write && (!options.only.is_empty() || options.rounds < 5 || options.samples < 5) {
         return Err("--write takes a whole run of 5 rounds or more".into());
     }
     rig::watch_signals()?;
     let began = Instant::now();
     let mut report = report::Report::new(options.rounds, options.samples);
-    if options.only != Some(Section::Transfers) {
-        resident::measure(&options.memory, options.samples, &mut report)?;
+    if [Section::Data, Section::Metadata, Section::Trees].into_iter().any(|section| options.wants(section)) {
+        let prepare = |share: &std::path::Path| {
+            data::prepare(share)?;
+            metadata::prepare(share)?;
+            trees::prepare(share)
+        };
+        let sides = sides::Sides::new(&options.memory, prepare, &mut report)?;
+        if options.wants(Section::Data) {
+            data::measure(&sides, options.samples, &mut report)?;
+        }
+        if options.wants(Section::Metadata) {
+            metadata::measure(&sides, options.samples, &mut report)?;
+        }
+        if options.wants(Section::Trees) {
+            trees::measure(&sides, options.samples, &mut report)?;
+        }
     }
-    if options.only != Some(Section::Resident) {
+    if options.wants(Section::Transfers) {
         let sizes =
             transfers::Sizes { rounds: options.rounds, large_mib: options.large_mib, small_files: options.small_files };
         transfers::measure(&options.disk, &sizes, &mut report)?;

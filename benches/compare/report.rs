@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::rig::{self, Result, said};
+use super::rig::{self, Result, Target, said};
 
 const BEGIN: &str = "<!-- make bench WRITE=1 writes from here -->";
 const END: &str = "<!-- to here -->";
@@ -19,8 +19,15 @@ pub struct Row {
     pub unit: &'static str,
     pub base: Vec<f64>,
     pub ours: Vec<f64>,
-    /// Least median ratio wanted.
-    pub target: Option<f64>,
+    /// The same, of other filesystems of our kind.
+    pub peers: Vec<PeerRates>,
+    pub target: Target,
+}
+
+/// What a peer did, measured beside `base`; nothing where the peer fails the call.
+pub struct PeerRates {
+    pub name: &'static str,
+    pub rates: Option<Vec<f64>>,
 }
 
 /// Medians of CPU seconds, client and endpoint, of tierfs, rclone, and rclone wide.
@@ -32,6 +39,8 @@ pub struct CpuRow {
 pub struct Report {
     rounds: usize,
     samples: usize,
+    /// Whom tierfs is compared with on resident files.
+    pub peers: Vec<&'static str>,
     pub resident_on: String,
     pub transfers_on: String,
     pub rclone: String,
@@ -51,6 +60,15 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// Median of ratios of samples taken side by side.
+fn ratio(rates: &[f64], base: &[f64]) -> f64 {
+    median(&ratios(rates, base))
+}
+
+fn ratios(rates: &[f64], base: &[f64]) -> Vec<f64> {
+    rates.iter().zip(base).map(|(rate, base)| rate / base).collect()
+}
+
 fn least(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::INFINITY, f64::min)
 }
@@ -64,20 +82,47 @@ fn short(value: f64) -> String {
     match value {
         value if value >= 10_000.0 => format!("{:.0}k", value / 1e3),
         value if value >= 100.0 => format!("{value:.0}"),
-        value => format!("{value:.1}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
     }
 }
 
 impl Row {
     fn ratios(&self) -> Vec<f64> {
-        self.ours.iter().zip(&self.base).map(|(ours, base)| ours / base).collect()
+        ratios(&self.ours, &self.base)
+    }
+
+    /// Median ratio to the base of tierfs and of each peer, with their names.
+    pub fn contenders(&self) -> Vec<(&'static str, Option<f64>)> {
+        let peers =
+            self.peers.iter().map(|peer| (peer.name, peer.rates.as_ref().map(|rates| ratio(rates, &self.base))));
+        std::iter::once(("tierfs", Some(median(&self.ratios())))).chain(peers).collect()
+    }
+
+    fn verdict(&self) -> String {
+        let ours = median(&self.ratios());
+        let met = |met: bool| if met { "met" } else { "**missed**" };
+        match self.target {
+            Target::None => "–".to_owned(),
+            Target::Ratio(least) => format!("≥ {least}: {}", met(ours >= least)),
+            Target::Ahead => {
+                let ahead = self.contenders()[1..].iter().all(|(_, peer)| peer.is_none_or(|peer| ours > peer));
+                format!("ahead of both: {}", met(ahead))
+            }
+        }
     }
 
     /// One line for who watches.
     pub fn line(&self) -> String {
         let ratios = self.ratios();
+        let peers: String = self.contenders()[1..]
+            .iter()
+            .map(|(name, ratio)| {
+                format!("; {name} {}", ratio.map_or("fails".to_owned(), |ratio| format!("{ratio:.2}")))
+            })
+            .collect();
         format!(
-            "{}: {} against {} {}, ratio {:.2} ({:.2}–{:.2})",
+            "{}: {} against {} {}, ratio {:.2} ({:.2}–{:.2}){peers}",
             self.name,
             short(median(&self.ours)),
             short(median(&self.base)),
@@ -90,14 +135,13 @@ impl Row {
 
     fn cells(&self) -> String {
         let ratios = self.ratios();
-        let target = match self.target {
-            None => "–".to_owned(),
-            Some(target) => {
-                format!("≥ {target}: {}", if median(&ratios) >= target { "met" } else { "**missed**" })
-            }
-        };
+        let peers: String = self.contenders()[1..]
+            .iter()
+            .map(|(_, ratio)| format!(" {} |", ratio.map_or("fails".to_owned(), |ratio| format!("{ratio:.2}"))))
+            .collect();
+        let verdict = self.verdict();
         format!(
-            "| {} | {} | {} ({}–{}) | {} ({}–{}) | **{:.2}** ({:.2}–{:.2}) | {target} |",
+            "| {} | {} | {} ({}–{}) | {} ({}–{}) | **{:.2}** ({:.2}–{:.2}) |{peers} {verdict} |",
             self.name,
             self.unit,
             short(median(&self.base)),
@@ -114,8 +158,9 @@ impl Row {
 
     fn json(&self) -> serde_json::Value {
         json!({
-            "name": self.name, "unit": self.unit, "target": self.target, "base": self.base, "tierfs": self.ours,
+            "name": self.name, "unit": self.unit, "verdict": self.verdict(), "base": self.base, "tierfs": self.ours,
             "ratio_median": median(&self.ratios()),
+            "peers": self.peers.iter().map(|peer| json!({ "name": peer.name, "rates": peer.rates })).collect::<Vec<_>>(),
         })
     }
 }
@@ -125,6 +170,7 @@ impl Report {
         Self {
             rounds,
             samples,
+            peers: vec!["mergerfs", "bindfs"],
             resident_on: String::new(),
             transfers_on: String::new(),
             rclone: String::new(),
@@ -159,14 +205,14 @@ impl Report {
         let mut text = self.machine();
         text.push('\n');
         let mut table = |title: &str, intro: &str, head: [&str; 2], rows: &[Row]| {
-            if rows.is_empty() {
-                return;
-            }
+            let Some(first) = rows.first() else { return };
             let [base, ours] = head;
+            let peers: String = first.peers.iter().map(|peer| format!(" {} |", peer.name)).collect();
+            let rule = "---|".repeat(first.peers.len());
             // Writing into a string cannot fail.
             let _ = write!(
                 text,
-                "\n### {title}\n\n{intro}\n\n| | unit | {base} | {ours} | ratio | target |\n|---|---|---|---|---|---|\n"
+                "\n### {title}\n\n{intro}\n\n| | unit | {base} | {ours} | ratio |{peers} target |\n|---|---|---|---|---|{rule}---|\n"
             );
             for row in rows {
                 let _ = writeln!(text, "{}", row.cells());
@@ -174,7 +220,10 @@ impl Report {
         };
         table(
             "Resident files: through the mount against the filesystem below",
-            &format!("On {}; {} samples a side, alternating.", self.resident_on, self.samples),
+            &format!(
+                "On {}; up to {} samples a side, in turns. The columns of peers are their ratios. ![the table, drawn](benchmarks.svg)",
+                self.resident_on, self.samples
+            ),
             ["below", "mount"],
             &self.resident,
         );
@@ -222,7 +271,9 @@ impl Report {
         let (_, after) = rest.split_once(END).ok_or("docs/benchmarks.md has lost its second marker")?;
         let new = format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown());
         std::fs::write(&path, new).map_err(&failed)?;
-        rig::progress("docs/benchmarks.md is written");
+        let drawn = super::plot::svg(&self.resident, &self.machine());
+        std::fs::write(path.with_file_name("benchmarks.svg"), drawn).map_err(said("docs/benchmarks.svg"))?;
+        rig::progress("docs/benchmarks.md and docs/benchmarks.svg are written");
         Ok(())
     }
 }

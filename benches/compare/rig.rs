@@ -26,6 +26,16 @@ const FOREIGN: [&str; 6] = [
     "RCLONE_CONFIG",
 ];
 
+/// What a row's median ratio should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    None,
+    /// At least this.
+    Ratio(f64),
+    /// Above that of every peer.
+    Ahead,
+}
+
 /// Messages are for people; nothing branches on them.
 pub type Result<T> = std::result::Result<T, String>;
 

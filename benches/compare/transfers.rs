@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::report::{CpuRow, Report, Row, median};
-use super::rig::{self, Endpoint, LoopFs, Mounted, Result, said};
+use super::rig::{self, Endpoint, LoopFs, Mounted, Result, Target, said};
 
 const MIB: u64 = 1 << 20;
 const SMALL_BYTES: u64 = 64 << 10;
@@ -260,7 +260,8 @@ fn measure_set(rig: &Rig, set: &Set, rounds: usize, report: &mut Report) -> Resu
             unit: set.unit,
             base: rates(other),
             ours: rates(Tool::Tierfs),
-            target: plain.then_some(set.target),
+            peers: Vec::new(),
+            target: if plain { Target::Ratio(set.target) } else { Target::None },
         };
         rig::progress(&row.line());
         report.transfers.push(row);

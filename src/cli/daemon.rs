@@ -91,10 +91,11 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     };
     let mount_options =
         MountOptions { flags: kernel_flags(&args.flags, read_only), source: args.share.clone(), ttl_s: TTL_S };
-    let mount = Mount::new(fs, &args.mountpoint, &mount_options).map_err(failed)?;
+    let mount = Mount::new(fs.clone(), &args.mountpoint, &mount_options).map_err(failed)?;
     let server = Arc::new(Server {
         lower: lower.clone(),
         engine: engine.clone(),
+        fs,
         share: args.share.clone(),
         mountpoint: args.mountpoint.clone(),
         pair_problem: parking_lot::Mutex::new(None),

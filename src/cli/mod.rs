@@ -9,6 +9,7 @@ mod dev_s3;
 pub mod exit;
 mod files;
 mod holders;
+mod info;
 mod migrate;
 pub mod mount;
 mod mount_options;
@@ -81,6 +82,7 @@ enum Command {
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     Status(status::Status),
+    Info(info::Info),
     DevS3(dev_s3::DevS3),
 }
 
@@ -114,6 +116,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Pin(command) => command.run(global),
         Command::Unpin(command) => command.run(global),
         Command::Status(command) => command.run(global),
+        Command::Info(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

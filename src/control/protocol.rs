@@ -1,5 +1,7 @@
 //! Messages on the control socket, and the shape of `--json` output.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::types::{FileState, SOCKET_XATTR};
@@ -141,4 +143,6 @@ pub struct MountInfo {
     pub intents: (u64, u64),
     /// Transfers running now.
     pub transfers: u64,
+    /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
+    pub requests: BTreeMap<String, u64>,
 }

@@ -18,6 +18,7 @@ use super::protocol::{
 };
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
+use crate::fs::Fs;
 use crate::ports::{FileKind, Lower};
 
 /// How often progress is told.
@@ -35,6 +36,7 @@ const REQUEST_MAX: u64 = 16 << 20;
 pub struct Server {
     pub lower: Arc<dyn Lower>,
     pub engine: Arc<Engine>,
+    pub fs: Arc<Fs>,
     pub share: PathBuf,
     pub mountpoint: PathBuf,
     /// Why the pair cannot be used at present, if so.
@@ -196,6 +198,7 @@ impl Server {
             pair_problem: self.pair_problem.lock().clone(),
             intents,
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
+            requests: self.fs.calls.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
         };
         // A client that is gone needs no answer.
         let _ = replies.send(Reply::Mount(info)).await;

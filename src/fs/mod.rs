@@ -4,6 +4,7 @@
 //! serves the kernel ever waits for the network.
 
 mod attributes;
+mod calls;
 mod content;
 mod error;
 mod handles;
@@ -16,6 +17,7 @@ mod xattrs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use calls::{Call, Calls};
 pub use content::OpenDir;
 pub use error::{FsError, FsResult};
 pub use namespace::Entry;
@@ -52,6 +54,8 @@ impl Default for FsOptions {
 pub struct Fs {
     lower: Arc<dyn Lower>,
     pub engine: Arc<Engine>,
+    /// What the kernel has asked for.
+    pub calls: Calls,
     nodes: Nodes,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
@@ -65,6 +69,7 @@ impl Fs {
             nodes: Nodes::new(lower.root()),
             lower,
             engine,
+            calls: Calls::default(),
             files: Handles::new(epoch),
             dirs: Handles::new(epoch),
             options,

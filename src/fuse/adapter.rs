@@ -17,7 +17,7 @@ use fuser::{
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Entry, Fs, FsError, FsResult, Opened};
+use crate::fs::{Call, Entry, Fs, FsError, FsResult, Opened};
 use crate::ports::{Attr, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -113,6 +113,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.fs.calls.note(Call::Lookup);
         let result = self.fs.lookup(parent.0, name);
         if result.as_ref().is_err_and(Fs::is_absent) {
             // Node 0: the kernel may remember that there is nothing.
@@ -122,10 +123,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, id: INodeNo, lookups: u64) {
+        self.fs.calls.note(Call::Forget);
         self.fs.forget(id.0, lookups);
     }
 
     fn getattr(&self, _request: &Request, id: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.fs.calls.note(Call::Getattr);
         match self.fs.attr(id.0) {
             Ok(attr) => reply.attr(&self.attr_ttl(&attr), &attr_to_kernel(id.0, &attr)),
             Err(error) => reply.error(errno(&error)),
@@ -150,6 +153,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.fs.calls.note(Call::Setattr);
         let changes = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -162,6 +166,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
+        self.fs.calls.note(Call::Readlink);
         match self.fs.read_link(id.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(&error)),
@@ -178,6 +183,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.fs.calls.note(Call::Mknod);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let what = NewNode::Special(kind, device_from_kernel(rdev));
         let made = self.fs.make(parent.0, name, what, mode & 0o7777, &caller(request, umask));
@@ -185,17 +191,20 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.fs.calls.note(Call::Mkdir);
         let made = self.fs.make(parent.0, name, NewNode::Directory, mode & 0o7777, &caller(request, umask));
         self.reply_entry(reply, made);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.fs.calls.note(Call::Symlink);
         let what = NewNode::Symlink(target.as_os_str());
         let made = self.fs.make(parent.0, name, what, 0o777, &caller(request, 0));
         self.reply_entry(reply, made);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Unlink);
         let removal = match self.fs.removal(parent.0, name) {
             Ok(None) => return finish_empty(reply, self.fs.unlink(parent.0, name)),
             Ok(Some(removal)) => removal,
@@ -209,6 +218,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Rmdir);
         finish_empty(reply, self.fs.remove_dir(parent.0, name));
     }
 
@@ -222,6 +232,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.fs.calls.note(Call::Rename);
         let mode = match flags {
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
@@ -248,10 +259,12 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.fs.calls.note(Call::Link);
         self.reply_entry(reply, self.fs.link(id.0, parent.0, name));
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.fs.calls.note(Call::Open);
         let flags = open_flags(flags.0);
         self.drive(
             request.pid(),
@@ -277,6 +290,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.fs.calls.note(Call::Create);
         let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
         let ttl = self.ttl;
         self.drive(
@@ -308,6 +322,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.fs.calls.note(Call::Read);
         self.drive(
             request.pid(),
             reply,
@@ -331,6 +346,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.fs.calls.note(Call::Write);
         match self.fs.write(fh.0, offset, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(&error)),
@@ -338,6 +354,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Flush);
         reply.ok();
     }
 
@@ -351,14 +368,17 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.fs.calls.note(Call::Release);
         finish_empty(reply, self.fs.release(fh.0));
     }
 
     fn fsync(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Fsync);
         finish_empty(reply, self.fs.sync(fh.0, datasync));
     }
 
     fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.fs.calls.note(Call::Opendir);
         match self.fs.open_dir(id.0) {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno(&error)),
@@ -366,6 +386,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.fs.calls.note(Call::Readdir);
         let listed = self.list(fh, offset, |entry| {
             let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
             reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, &entry.name)
@@ -377,6 +398,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _request: &Request, id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.fs.calls.note(Call::Readdirplus);
         let listed = self.list(fh, offset, |entry| {
             let dots = entry.name == "." || entry.name == "..";
             let next = entry.next_offset as u64;
@@ -405,14 +427,17 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Releasedir);
         finish_empty(reply, self.fs.release_dir(fh.0));
     }
 
     fn fsyncdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Fsyncdir);
         finish_empty(reply, self.fs.sync_dir(fh.0, datasync));
     }
 
     fn statfs(&self, _request: &Request, _id: INodeNo, reply: ReplyStatfs) {
+        self.fs.calls.note(Call::Statfs);
         match self.fs.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -438,6 +463,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.fs.calls.note(Call::Setxattr);
         let command = match self.fs.set_xattr(id.0, name, value, flags, &caller(request, 0)) {
             Ok(None) => return reply.ok(),
             Ok(Some(command)) => command,
@@ -448,14 +474,17 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.fs.calls.note(Call::Getxattr);
         reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
     }
 
     fn listxattr(&self, _request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+        self.fs.calls.note(Call::Listxattr);
         reply_xattr(reply, size, self.fs.list_xattrs(id.0));
     }
 
     fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.fs.calls.note(Call::Removexattr);
         finish_empty(reply, self.fs.remove_xattr(id.0, name));
     }
 
@@ -470,6 +499,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.fs.calls.note(Call::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -483,10 +513,12 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.fs.calls.note(Call::Fallocate);
         finish_empty(reply, self.fs.allocate(fh.0, mode, offset, length));
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.fs.calls.note(Call::Lseek);
         let to = match whence {
             libc::SEEK_DATA => SeekTo::Data,
             libc::SEEK_HOLE => SeekTo::Hole,
@@ -514,6 +546,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.fs.calls.note(Call::CopyFileRange);
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         self.drive(

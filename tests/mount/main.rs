@@ -19,3 +19,4 @@ mod namespace;
 mod policy;
 mod recall;
 mod stubs;
+mod upcalls;

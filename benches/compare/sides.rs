@@ -1,0 +1,158 @@
+//! The four ways to one and the same directory tree: native, tierfs, mergerfs, bindfs.
+//!
+//! Invariant: all sides see the same lower filesystem, and each sample is taken on every side in turn, so what the machine does
+//! meanwhile meets them all. The peers get the same cache times as tierfs and the caches they have; what they lack (passthrough, a
+//! cached listing) is theirs to lack.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use super::report::{PeerRates, Report, Row};
+use super::rig::{self, LoopFs, Mounted, Result, Target, said};
+
+/// How long a peer may take to mount.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of the lower filesystem: the trees of four sides, and 100,000 names.
+const SHARE_BYTES: u64 = 4 << 30;
+
+/// One way to the tree.
+pub struct Side {
+    pub name: &'static str,
+    /// The tree's root as this side shows it.
+    pub root: PathBuf,
+}
+
+impl Side {
+    /// A directory of this side's own, seen through it.
+    pub fn home(&self) -> PathBuf {
+        self.root.join(self.name)
+    }
+}
+
+/// A FUSE filesystem of somebody else's, in the foreground.
+struct Peer {
+    root: PathBuf,
+    child: Child,
+}
+
+impl Peer {
+    fn new(scratch: &Path, name: &str, share: &Path) -> Result<Self> {
+        let root = scratch.join(name);
+        fs::create_dir(&root).map_err(said("mount point"))?;
+        let mut command = rig::command(name);
+        match name {
+            "mergerfs" => command.args([
+                "-f",
+                "-o",
+                "cache.files=auto-full,cache.entry=60,cache.attr=60,cache.negative_entry=60,cache.readdir=true,cache.symlinks=true",
+            ]),
+            _ => command.args(["-f", "--multithreaded", "-o", "entry_timeout=60,attr_timeout=60,negative_timeout=60"]),
+        };
+        let log = File::create(scratch.join(format!("{name}.log"))).map_err(said("log"))?;
+        let child = command.arg(share).arg(&root).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let child = child.map_err(|error| format!("{name}: {error} (Debian's package has the same name)"))?;
+        let mut this = Self { root, child };
+        let began = Instant::now();
+        while !this.root.join("cached").exists() {
+            if began.elapsed() > PATIENCE || !matches!(this.child.try_wait(), Ok(None)) {
+                let log = fs::read_to_string(scratch.join(format!("{name}.log"))).unwrap_or_default();
+                return Err(format!("{name} does not mount: {log}"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if rig::run(rig::command("umount").arg(&self.root)).is_err() {
+            let _ = rig::run(rig::command("umount").arg("-l").arg(&self.root));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All sides, mounted. Fields are dropped in their order: what lies above goes first.
+pub struct Sides {
+    pub all: Vec<Side>,
+    _peers: Vec<Peer>,
+    pub tierfs: Mounted,
+    pub below: LoopFs,
+    _scratch: tempfile::TempDir,
+}
+
+impl Sides {
+    /// A share in `memory` (a directory in memory where there is one), with the file `prepare` makes in it, mounted on every side.
+    pub fn new(memory: &Path, prepare: impl FnOnce(&Path) -> Result<()>, report: &mut Report) -> Result<Self> {
+        let memory = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let scratch = rig::scratch(&memory)?;
+        let below = LoopFs::new(scratch.path(), "share", SHARE_BYTES)?;
+        report.resident_on = format!("ext4 on a loop device, its image on {}", rig::filesystem_of(&memory));
+        prepare(&below.path)?;
+        let state = scratch.path().to_owned();
+        let environment = move |command: &mut std::process::Command| {
+            command.env("TIERFS_CONFIG_DIR", state.join("etc")).env("TIERFS_STATE_DIR", state.join("var"));
+        };
+        let tierfs = Mounted::new(scratch.path(), &below.path, &environment)?;
+        let peers = report.peers.iter().map(|name| Peer::new(scratch.path(), name, &below.path));
+        let peers: Vec<_> = peers.collect::<Result<_>>()?;
+        let mut all =
+            vec![Side { name: "native", root: below.path.clone() }, Side { name: "tierfs", root: tierfs.path.clone() }];
+        all.extend(report.peers.iter().zip(&peers).map(|(name, peer)| Side { name, root: peer.root.clone() }));
+        for side in &all {
+            fs::create_dir(below.path.join(side.name)).map_err(said("a side's directory"))?;
+        }
+        Ok(Self { all, _peers: peers, tierfs, below, _scratch: scratch })
+    }
+
+    /// Takes `samples` samples of one group of rows on every side and adds the rows. `sample` gets the side and the number of the sample,
+    /// and returns a rate for each row; the first one warms up and is thrown away. A peer that fails a call has no figures for the group.
+    pub fn measure(
+        &self,
+        rows: &[(&str, &'static str, Target)],
+        samples: usize,
+        settle: bool,
+        report: &mut Report,
+        mut sample: impl FnMut(&Side, usize) -> std::io::Result<Vec<f64>>,
+    ) -> Result<()> {
+        let cpu = self.tierfs.daemon.cpu_s();
+        let mut rates = vec![vec![Vec::new(); rows.len()]; self.all.len()];
+        let mut failed = vec![None; self.all.len()];
+        for number in 0..=samples {
+            for turn in 0..self.all.len() {
+                rig::check_interrupted()?;
+                let at = (number + turn) % self.all.len();
+                if failed[at].is_some() {
+                    continue;
+                }
+                if settle {
+                    self.below.sync()?;
+                }
+                match sample(&self.all[at], number) {
+                    Ok(_) if number == 0 => {}
+                    Ok(values) => rates[at].iter_mut().zip(values).for_each(|(row, value)| row.push(value)),
+                    Err(error) if at < 2 => return Err(format!("{} ({}): {error}", rows[0].0, self.all[at].name)),
+                    Err(error) => failed[at] = Some(error.to_string()),
+                }
+            }
+        }
+        for (index, (name, unit, target)) in rows.iter().enumerate() {
+            let of = |side: usize| rates[side][index].clone();
+            let peers = (2..self.all.len())
+                .map(|side| PeerRates { name: self.all[side].name, rates: failed[side].is_none().then(|| of(side)) })
+                .collect();
+            let row = Row { name: (*name).to_owned(), unit, base: of(0), ours: of(1), peers, target: *target };
+            rig::progress(&row.line());
+            report.resident.push(row);
+        }
+        for (side, error) in self.all.iter().zip(&failed).filter_map(|(side, error)| Some((side, error.as_ref()?))) {
+            rig::progress(&format!("{} fails it: {error}", side.name));
+        }
+        rig::progress(&format!("  (tierfs's daemon used {:.2} CPU-s)", self.tierfs.daemon.cpu_s() - cpu));
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! `tierfs info`: what a mount is and how it does.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{self, CliError, Exit};
+use super::{Global, output};
+use crate::control::ControlError;
+use crate::control::client::mount_info;
+use crate::control::locate::absolute;
+use crate::control::mountinfo;
+use crate::control::protocol::Reply;
+
+/// Show what a mount is: its share, daemon and pair, what it does now, and what the kernel has asked of it.
+///
+/// Each request listed was a round trip between a program and the daemon; reads and writes of resident files are none.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs info /mnt/tiered\n  \
+     tierfs info --json /mnt/tiered | jq .requests"))]
+pub struct Info {
+    /// The mount point, or anything on the mount.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+impl Info {
+    pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
+        let failed = |reason: String| CliError::Failed(format!("{}: {reason}", self.path.display()));
+        let path = absolute(&self.path).map_err(|error| failed(error.to_string()))?;
+        let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+        let mount = mountinfo::covering(&mounts, &path).filter(|mount| mount.is_tierfs()).ok_or_else(|| {
+            failed("nothing of tierfs is mounted there (`findmnt -t fuse.tierfs` lists the mounts)".into())
+        })?;
+        let info = mount_info(&mounts, mount)?;
+        if global.json {
+            output::json(&Reply::Mount(info));
+            return Ok(Exit::Done);
+        }
+        let pair = match (&info.pair, &info.pair_problem) {
+            (None, _) => "none".to_owned(),
+            (Some(name), None) => name.clone(),
+            (Some(name), Some(problem)) => format!("{name}, unusable at present: {problem}"),
+        };
+        let (uploads, deletions) = info.intents;
+        for (name, value) in [
+            ("share", &info.share),
+            ("mounted at", &info.mountpoint),
+            ("daemon", &format!("process {}, tierfs {}", info.pid, info.version)),
+            ("pair", &pair),
+            ("transfers", &format!("{} running, {uploads} noted as unfinished", info.transfers)),
+            ("deletions", &format!("{deletions} objects wait for theirs")),
+        ] {
+            output::line(&output::plain(&format!("{name:<12}{value}")));
+        }
+        let requests: Vec<_> = info.requests.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        output::line(&format!("{:<12}{}", "requests", requests.join(", ")));
+        Ok(Exit::Done)
+    }
+}
