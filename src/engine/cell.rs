@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -38,6 +39,8 @@ pub struct Inner {
     pub backing: Option<Arc<dyn Any + Send + Sync>>,
     /// The daemon's own descriptor while handles pass through: for calls that the kernel does not pass.
     pub backing_file: Option<Arc<dyn LowerFile>>,
+    /// Whether backing and file may be kept after the last close: open for reading only, and the file has a name.
+    pub keeps: bool,
     /// The recall that runs, for others to join.
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
@@ -98,20 +101,46 @@ impl Cells {
 
     /// The cell of an inode; loads its record when nobody uses it yet.
     pub fn get(self: &Arc<Self>, node: &Inode) -> EngineResult<Arc<Cell>> {
-        if let Some(cell) = self.live(node.id) {
-            return Ok(cell);
+        match self.live(node.id) {
+            Some(cell) => Ok(cell),
+            None => self.get_with(node, || load_record(&*self.lower, node)),
         }
+    }
+
+    /// As [`Cells::get`], by way of `file`, which is open: cheaper.
+    pub fn get_through(self: &Arc<Self>, node: &Inode, file: &dyn LowerFile) -> EngineResult<Arc<Cell>> {
+        self.get_with(node, || {
+            let stored = match file.xattr(OsStr::new(self.lower.record_xattr())) {
+                Ok(stored) => Some(stored),
+                Err(error) if error.errno() == libc::ENODATA => None,
+                Err(error) => return Err(EngineError::lower(node.id)(error)),
+            };
+            judge_record(&*self.lower, node, stored)
+        })
+    }
+
+    /// The cell of an inode that was made just now, and so has no record.
+    pub fn get_new(self: &Arc<Self>, node: &Inode) -> EngineResult<Arc<Cell>> {
+        self.get_with(node, || Ok(Record::unclaimed()))
+    }
+
+    fn get_with(
+        self: &Arc<Self>,
+        node: &Inode,
+        load: impl FnOnce() -> EngineResult<Record>,
+    ) -> EngineResult<Arc<Cell>> {
         // The record is read under the shard's lock: two loaders cannot both see the state before a third party's change.
         let mut shard = self.shard(node.id).lock();
         if let Some(cell) = shard.get(&node.id).and_then(Weak::upgrade) {
             return Ok(cell);
         }
-        let record = load_record(&*self.lower, node)?;
+        let record = load()?;
         let inner = Inner {
             machine: Machine::new(record.claim, record.flags.pinned),
             record,
             backing: None,
             backing_file: None,
+            keeps: false,
             recall: None,
             shown_mtime: None,
         };
@@ -129,7 +158,10 @@ impl Cells {
 /// Reads and judges an inode's record. What contradicts the file below is an error, except where both possible
 /// stories end the same way (an empty file is resident whatever its record says; changed content is resident again).
 pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
-    let stored = lower.load_record(node).map_err(EngineError::lower(node.id))?;
+    judge_record(lower, node, lower.load_record(node).map_err(EngineError::lower(node.id))?)
+}
+
+fn judge_record(lower: &dyn Lower, node: &Inode, stored: Option<Vec<u8>>) -> EngineResult<Record> {
     let Some(stored) = stored else { return Ok(Record::unclaimed()) };
     let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
     let Some(object) = &record.object else { return Ok(record) };

@@ -9,6 +9,7 @@ mod error;
 mod fill;
 mod intents;
 mod jobs;
+mod kept;
 mod keys;
 mod recall;
 mod release;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
 pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
+pub use kept::{Kept, KeptFile};
 pub use keys::object_key;
 pub use recall::Recall;
 
@@ -86,6 +88,8 @@ pub struct Engine {
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
+    /// Lower files that were closed a moment ago.
+    pub kept: Arc<Kept>,
     limits: Limits,
     memory: Arc<Semaphore>,
     pub totals: Totals,
@@ -112,6 +116,7 @@ impl Engine {
             journal,
             clock,
             target,
+            kept: Kept::new(runtime.clone()),
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),

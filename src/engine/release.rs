@@ -158,6 +158,8 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        // What is kept open for the next opener is no opener.
+        self.kept.let_go(cell.node.id);
         let file = match self.lower.open(&cell.node, flags) {
             // It runs as a program.
             Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),

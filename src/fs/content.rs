@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::Fs;
 use super::error::{FsError, FsResult};
 use super::open::OpenFile;
@@ -12,6 +14,9 @@ use crate::types::ByteRange;
 /// An open directory.
 pub struct OpenDir {
     dir: Arc<dyn LowerDir>,
+    /// What was read below and not yet asked for, next entry last, and the offset it begins at. Reading it again would cost a seek, after
+    /// which ext4 sorts the whole block anew.
+    left: Mutex<(u64, Vec<DirEntry>)>,
 }
 
 impl Fs {
@@ -110,12 +115,32 @@ impl Fs {
 
     pub fn open_dir(&self, id: u64) -> FsResult<u64> {
         let dir = self.lower.open_dir(&self.node(id)?)?;
-        Ok(self.dirs.insert(OpenDir { dir }))
+        Ok(self.dirs.insert(OpenDir { dir, left: Mutex::default() }))
     }
 
-    /// Entries from `offset` on; empty at the end.
-    pub fn read_dir(&self, fh: u64, offset: u64) -> FsResult<Vec<DirEntry>> {
-        Ok(self.dirs.get(fh)?.dir.read(offset as i64)?)
+    /// Gives `take` the entries from `offset` on, until it says that it has no room for the one it got, or there are no more.
+    pub fn read_dir(&self, fh: u64, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
+        let open = self.dirs.get(fh)?;
+        let mut left = open.left.lock();
+        let (at, entries) = &mut *left;
+        // From the start, the directory is read as it is now (rewinddir(3)).
+        if *at != offset || offset == 0 {
+            (*at, *entries) = (offset, Vec::new());
+        }
+        loop {
+            while let Some(entry) = entries.last() {
+                if take(entry) {
+                    return Ok(());
+                }
+                *at = entry.next_offset as u64;
+                entries.pop();
+            }
+            *entries = open.dir.read(*at as i64)?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            entries.reverse();
+        }
     }
 
     pub fn sync_dir(&self, fh: u64, data_only: bool) -> FsResult<()> {

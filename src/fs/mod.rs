@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub use calls::{Call, Calls};
 pub use content::OpenDir;
 pub use error::{FsError, FsResult};
-pub use namespace::Entry;
+pub use namespace::{Doomed, Entry};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use wait::{Blocker, Try};

@@ -7,7 +7,7 @@ use super::error::{FsError, FsResult};
 use crate::engine::load_record;
 use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
 use crate::record::Record;
-use crate::types::Inode;
+use crate::types::{FileId, Inode};
 
 /// What a lookup tells the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,15 @@ pub struct Entry {
     /// Tells a reused inode number from the one before.
     pub generation: u64,
     pub attr: Attr,
+}
+
+/// What loses a name by a removal.
+#[derive(Default)]
+pub struct Doomed {
+    /// The file that goes with its last name.
+    pub file: Option<FileId>,
+    /// What it leaves behind remotely.
+    pub leaves: Option<Removal>,
 }
 
 /// A removal that leaves objects behind: their deletion is to be noted before it.
@@ -61,17 +70,18 @@ impl Fs {
         Ok(self.entry(&node, attr))
     }
 
-    /// What removing `name` would leave behind remotely; `None`: nothing.
-    pub fn removal(&self, parent: u64, name: &OsStr) -> FsResult<Option<Removal>> {
+    /// What removing `name` would take away, and leave behind remotely.
+    pub fn removal(&self, parent: u64, name: &OsStr) -> FsResult<Doomed> {
         self.check_writable()?;
         let dir = self.node(parent)?;
         let (node, attr) = match self.lower.lookup(&dir, name) {
-            Err(error) if error.errno() == libc::ENOENT => return Ok(None),
+            Err(error) if error.errno() == libc::ENOENT => return Ok(Doomed::default()),
             found => found?,
         };
         if attr.kind != FileKind::Regular || attr.nlink > 1 {
-            return Ok(None);
+            return Ok(Doomed::default());
         }
+        let file = Some(node.id);
         let live = self.engine.cells.live(node.id).map(|cell| cell.lock().record.clone());
         let record = match live {
             Some(record) => record,
@@ -80,11 +90,12 @@ impl Fs {
                 Err(error) => {
                     // A file with a damaged record can be removed; what it named is left for the collector.
                     tracing::warn!(file = %node.id, "removed with its record unread: {error}");
-                    return Ok(None);
+                    return Ok(Doomed { file, leaves: None });
                 }
             },
         };
-        Ok((record.object.is_some() || record.superseded.is_some()).then_some(Removal { node, record }))
+        let leaves = (record.object.is_some() || record.superseded.is_some()).then_some(Removal { node, record });
+        Ok(Doomed { file, leaves })
     }
 
     /// Notes, durably, the deletions a removal leaves.
@@ -92,9 +103,21 @@ impl Fs {
         Ok(self.engine.note_removal(removal.node, removal.record).await?)
     }
 
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> FsResult<()> {
+    /// `last`: the file that goes with this name, as [`Fs::removal`] found.
+    pub fn unlink(&self, parent: u64, name: &OsStr, last: Option<FileId>) -> FsResult<()> {
         self.check_writable()?;
-        Ok(self.lower.unlink(&self.node(parent)?, name)?)
+        self.lower.unlink(&self.node(parent)?, name)?;
+        self.let_go(last);
+        Ok(())
+    }
+
+    /// Sees to it that nothing of ours keeps the blocks of a removed file.
+    fn let_go(&self, removed: Option<FileId>) {
+        let Some(id) = removed else { return };
+        if let Some(cell) = self.engine.cells.live(id) {
+            cell.lock().keeps = false;
+        }
+        self.engine.kept.let_go(id);
     }
 
     pub fn remove_dir(&self, parent: u64, name: &OsStr) -> FsResult<()> {
@@ -102,10 +125,21 @@ impl Fs {
         Ok(self.lower.remove_dir(&self.node(parent)?, name)?)
     }
 
-    pub fn rename(&self, parent: u64, name: &OsStr, to_parent: u64, to: &OsStr, mode: RenameMode) -> FsResult<()> {
+    /// `last`: the file that loses its last name to this, as [`Fs::removal`] found.
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        to_parent: u64,
+        to: &OsStr,
+        mode: RenameMode,
+        last: Option<FileId>,
+    ) -> FsResult<()> {
         self.check_writable()?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
-        Ok(self.lower.rename(&dir, name, &to_dir, to, mode)?)
+        self.lower.rename(&dir, name, &to_dir, to, mode)?;
+        self.let_go(last);
+        Ok(())
     }
 
     /// Whether an error says that the name is not there (the kernel may then remember that).

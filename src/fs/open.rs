@@ -12,7 +12,7 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, Inner, Patience};
+use crate::engine::{Admission, Cell, Inner, KeptFile, Patience};
 use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -49,6 +49,16 @@ pub(super) struct OpenFile {
     file: OnceLock<Arc<dyn LowerFile>>,
 }
 
+/// A lower file that is open already.
+#[derive(Clone)]
+struct AtHand {
+    file: Arc<dyn LowerFile>,
+    /// Its registration with the kernel, where it has one.
+    backing: Option<Backing>,
+    /// Made just now, and open for writing too.
+    writes: bool,
+}
+
 /// How a handle accesses content.
 #[derive(Clone, Copy)]
 struct Access {
@@ -76,17 +86,37 @@ impl Fs {
             self.check_writable()?;
         }
         let node = self.node(id)?;
-        let cell = self.engine.cells.get(&node)?;
+        let (cell, at_hand) = self.cell_to_open(&node)?;
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
         if let Some(range) = self.recalls_at_open(&inner).filter(|_| !flags.write && !flags.truncate) {
             drop(inner);
             return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
         }
-        match self.admit_open(&cell, &mut inner, access, flags, None, patience, register)? {
+        match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
         }
+    }
+
+    /// The cell of a file that is to be opened, and the lower file where it had to be opened to know.
+    fn cell_to_open(&self, node: &Inode) -> FsResult<(Arc<Cell>, Option<AtHand>)> {
+        if let Some(cell) = self.engine.cells.live(node.id) {
+            return Ok((cell, None));
+        }
+        let at_hand = match self.engine.kept.take(node.id) {
+            Some(KeptFile { file, backing }) => AtHand { file, backing: Some(backing), writes: false },
+            None => {
+                let flags = OpenFlags { read: true, no_wait: true, ..Default::default() };
+                match self.lower.open(node, flags) {
+                    Ok(file) => AtHand { file, backing: None, writes: false },
+                    // A lease: its holder has the cell by now, or had it.
+                    Err(_) => return Ok((self.engine.cells.get(node)?, None)),
+                }
+            }
+        };
+        let cell = self.engine.cells.get_through(node, &*at_hand.file)?;
+        Ok((cell, Some(at_hand)))
     }
 
     /// What must come back before an open for reading is answered: all of a small stub that nobody reads through the daemon yet.
@@ -108,7 +138,7 @@ impl Fs {
         inner: &mut Inner,
         access: Access,
         flags: OpenFlags,
-        created: Option<Arc<dyn LowerFile>>,
+        at_hand: Option<AtHand>,
         patience: Patience,
         register: &dyn Register,
     ) -> FsResult<Result<Opened, Admission>> {
@@ -122,7 +152,7 @@ impl Fs {
             Admission::Go => {}
             other => return Ok(Err(other)),
         }
-        let opened = self.serve(cell, inner, access, flags, created, register);
+        let opened = self.serve(cell, inner, access, flags, at_hand, register);
         if opened.is_err() {
             inner.machine.apply(Event::Close { write });
         }
@@ -135,17 +165,18 @@ impl Fs {
         inner: &mut Inner,
         access: Access,
         flags: OpenFlags,
-        created: Option<Arc<dyn LowerFile>>,
+        at_hand: Option<AtHand>,
         register: &dyn Register,
     ) -> FsResult<Opened> {
-        if access.truncate && created.is_none() {
+        if access.truncate {
             self.lower.set_attr(&cell.node, &SetAttr { size: Some(0), ..Default::default() })?;
         }
         let write = access.write || access.truncate;
         let file = OnceLock::new();
+        let mut at_hand = at_hand;
         let mut service = Service::Daemon;
         match inner.machine.mode() {
-            IoMode::Pass(1) => match self.first_backing(cell, inner, created.clone(), register) {
+            IoMode::Pass(1) => match self.first_backing(cell, inner, &mut at_hand, register) {
                 Ok(backing) => service = Service::Kernel(backing),
                 Err(error) => {
                     tracing::warn!(file = %cell.node.id, "no passthrough, the daemon serves it: {error}");
@@ -164,9 +195,9 @@ impl Fs {
             IoMode::Daemon(_) | IoMode::Idle => {}
         }
         if let Service::Daemon = service {
-            let lower = match created {
-                Some(file) => file,
-                None => self.lower.open(&cell.node, daemon_flags(flags, write))?,
+            let lower = match at_hand {
+                Some(AtHand { file, writes: true, .. }) => file,
+                _ => self.lower.open(&cell.node, daemon_flags(flags, write))?,
             };
             let _ = file.set(lower);
         }
@@ -174,25 +205,35 @@ impl Fs {
         Ok(Opened { fh, service })
     }
 
-    /// Registers the inode's one backing, of the first handle that passes through.
+    /// The inode's one backing, of the first handle that passes through. The file at hand is used up unless this fails.
     fn first_backing(
         &self,
         cell: &Cell,
         inner: &mut Inner,
-        created: Option<Arc<dyn LowerFile>>,
+        at_hand: &mut Option<AtHand>,
         register: &dyn Register,
     ) -> FsResult<Backing> {
-        let file = match created {
-            Some(file) => file,
-            // For reading only: a backing open for writing would look like a writer to the kernel's leases.
-            None => self.lower.open(&cell.node, OpenFlags { read: true, ..Default::default() })?,
+        let ready = match at_hand.clone() {
+            Some(ready) => ready,
+            None => AtHand {
+                // For reading only: a backing open for writing would look like a writer to the kernel's leases.
+                file: self.lower.open(&cell.node, OpenFlags { read: true, ..Default::default() })?,
+                backing: None,
+                writes: false,
+            },
         };
-        let fd = file.as_fd().ok_or(FsError::Invalid("this share has no descriptors"))?;
-        let backing = register
-            .register(fd)
-            .map_err(|source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source })?;
+        let backing = match ready.backing {
+            Some(backing) => backing,
+            None => {
+                let fd = ready.file.as_fd().ok_or(FsError::Invalid("this share has no descriptors"))?;
+                let failed = |source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source };
+                register.register(fd).map_err(failed)?
+            }
+        };
         inner.backing = Some(backing.clone());
-        inner.backing_file = Some(file);
+        inner.backing_file = Some(ready.file);
+        inner.keeps = !ready.writes;
+        *at_hand = None;
         Ok(backing)
     }
 
@@ -262,10 +303,11 @@ impl Fs {
         file: Arc<dyn LowerFile>,
         register: &dyn Register,
     ) -> FsResult<Opened> {
-        let cell = self.engine.cells.get(node)?;
+        let cell = self.engine.cells.get_new(node)?;
         let access = Access { write: flags.write, truncate: false };
         let mut inner = cell.lock();
-        self.admit_open(&cell, &mut inner, access, flags, Some(file), Patience::None, register)?
+        let at_hand = Some(AtHand { file, backing: None, writes: true });
+        self.admit_open(&cell, &mut inner, access, flags, at_hand, Patience::None, register)?
             .map_err(|_| FsError::Invalid("a file just created is busy"))
     }
 
@@ -275,10 +317,14 @@ impl Fs {
         let mut inner = file.cell.lock();
         inner.machine.apply(Event::Close { write: file.write });
         if inner.machine.mode() == IoMode::Idle {
-            let dropped = (inner.backing.take(), inner.backing_file.take());
+            let closed = (inner.backing.take(), inner.backing_file.take());
+            if let (true, (Some(backing), Some(lower))) = (inner.keeps, closed.clone()) {
+                // Under the cell's lock, so that no release begins between this close and the keeping.
+                self.engine.kept.put(file.cell.node.id, KeptFile { file: lower, backing });
+            }
             drop(inner);
             // Closing reaches into the kernel: not under the lock. A new open registers anew meanwhile.
-            drop(dropped);
+            drop(closed);
         }
         Ok(())
     }

@@ -30,7 +30,12 @@ impl Fs {
     pub fn xattr(&self, id: u64, name: &OsStr, who: &Caller) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
         if !is_ours(name) {
-            return Ok(self.lower.xattr(&node, name)?);
+            // The kernel asks for `security.capability` before the first write to an open file.
+            let open = self.engine.cells.live(node.id).and_then(|cell| cell.lock().backing_file.clone());
+            return Ok(match open {
+                Some(file) => file.xattr(name)?,
+                None => self.lower.xattr(&node, name)?,
+            });
         }
         if id == ROOT && name == SOCKET_XATTR && who.uid == 0 {
             let socket = self.options.socket.as_ref().ok_or(FsError::NoAttribute)?;

@@ -15,10 +15,11 @@ use fuser::{
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
+use super::crew::{Crew, Turn};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Call, Entry, Fs, FsError, FsResult, Opened};
-use crate::ports::{Attr, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
+use crate::fs::{Call, Doomed, Entry, Fs, FsError, FsResult, Opened};
+use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
 const WANTED: [InitFlags; 14] = [
@@ -45,12 +46,19 @@ const MAX_BACKGROUND: u16 = 128;
 pub struct Adapter {
     pub(super) fs: Arc<Fs>,
     ttl: Duration,
+    crew: Crew,
 }
 
 impl Adapter {
-    /// `ttl_s`: seconds the kernel may keep entries and attributes.
-    pub fn new(fs: Arc<Fs>, ttl_s: u64) -> Self {
-        Self { fs, ttl: Duration::from_secs(ttl_s) }
+    /// `ttl_s`: seconds the kernel may keep entries and attributes. `threads`: those that will serve the session.
+    pub fn new(fs: Arc<Fs>, ttl_s: u64, threads: usize) -> Self {
+        Self { fs, ttl: Duration::from_secs(ttl_s), crew: Crew::new(threads) }
+    }
+
+    /// To be kept while a request is worked on.
+    fn begin(&self, call: Call) -> Turn<'_> {
+        self.fs.calls.note(call);
+        self.crew.turn()
     }
 
     /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
@@ -83,18 +91,6 @@ impl Adapter {
             },
         );
     }
-
-    /// Entries until the buffer is full; `add` says when it is.
-    fn list(&self, fh: FileHandle, mut offset: u64, mut add: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
-        loop {
-            let entries = self.fs.read_dir(fh.0, offset)?;
-            let Some(last) = entries.last() else { return Ok(()) };
-            offset = last.next_offset as u64;
-            if entries.iter().any(&mut add) {
-                return Ok(());
-            }
-        }
-    }
 }
 
 impl Filesystem for Adapter {
@@ -113,7 +109,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.fs.calls.note(Call::Lookup);
+        let _turn = self.begin(Call::Lookup);
         let result = self.fs.lookup(parent.0, name);
         if result.as_ref().is_err_and(Fs::is_absent) {
             // Node 0: the kernel may remember that there is nothing.
@@ -123,12 +119,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, id: INodeNo, lookups: u64) {
-        self.fs.calls.note(Call::Forget);
+        let _turn = self.begin(Call::Forget);
         self.fs.forget(id.0, lookups);
     }
 
     fn getattr(&self, _request: &Request, id: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.fs.calls.note(Call::Getattr);
+        let _turn = self.begin(Call::Getattr);
         match self.fs.attr(id.0) {
             Ok(attr) => reply.attr(&self.attr_ttl(&attr), &attr_to_kernel(id.0, &attr)),
             Err(error) => reply.error(errno(&error)),
@@ -153,7 +149,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.fs.calls.note(Call::Setattr);
+        let _turn = self.begin(Call::Setattr);
         let changes = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -166,7 +162,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
-        self.fs.calls.note(Call::Readlink);
+        let _turn = self.begin(Call::Readlink);
         match self.fs.read_link(id.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(&error)),
@@ -183,7 +179,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.fs.calls.note(Call::Mknod);
+        let _turn = self.begin(Call::Mknod);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let what = NewNode::Special(kind, device_from_kernel(rdev));
         let made = self.fs.make(parent.0, name, what, mode & 0o7777, &caller(request, umask));
@@ -191,34 +187,34 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.fs.calls.note(Call::Mkdir);
+        let _turn = self.begin(Call::Mkdir);
         let made = self.fs.make(parent.0, name, NewNode::Directory, mode & 0o7777, &caller(request, umask));
         self.reply_entry(reply, made);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.fs.calls.note(Call::Symlink);
+        let _turn = self.begin(Call::Symlink);
         let what = NewNode::Symlink(target.as_os_str());
         let made = self.fs.make(parent.0, name, what, 0o777, &caller(request, 0));
         self.reply_entry(reply, made);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Unlink);
-        let removal = match self.fs.removal(parent.0, name) {
-            Ok(None) => return finish_empty(reply, self.fs.unlink(parent.0, name)),
-            Ok(Some(removal)) => removal,
+        let _turn = self.begin(Call::Unlink);
+        let (file, removal) = match self.fs.removal(parent.0, name) {
+            Ok(Doomed { file, leaves: None }) => return finish_empty(reply, self.fs.unlink(parent.0, name, file)),
+            Ok(Doomed { file, leaves: Some(removal) }) => (file, removal),
             Err(error) => return reply.error(errno(&error)),
         };
         let (fs, name) = (self.fs.clone(), name.to_owned());
         self.spawn(async move {
-            let result = fs.note_removal(removal).await.and_then(|()| fs.unlink(parent.0, &name));
+            let result = fs.note_removal(removal).await.and_then(|()| fs.unlink(parent.0, &name, file));
             finish_empty(reply, result);
         });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Rmdir);
+        let _turn = self.begin(Call::Rmdir);
         finish_empty(reply, self.fs.remove_dir(parent.0, name));
     }
 
@@ -232,7 +228,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.fs.calls.note(Call::Rename);
+        let _turn = self.begin(Call::Rename);
         let mode = match flags {
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
@@ -242,29 +238,29 @@ impl Filesystem for Adapter {
         };
         let replaced = match mode {
             RenameMode::Replace | RenameMode::Whiteout => self.fs.removal(to_parent.0, to),
-            RenameMode::NoReplace | RenameMode::Exchange => Ok(None),
+            RenameMode::NoReplace | RenameMode::Exchange => Ok(Doomed::default()),
         };
-        let removal = match replaced {
-            Ok(None) => {
-                return finish_empty(reply, self.fs.rename(parent.0, name, to_parent.0, to, mode));
+        let (file, removal) = match replaced {
+            Ok(Doomed { file, leaves: None }) => {
+                return finish_empty(reply, self.fs.rename(parent.0, name, to_parent.0, to, mode, file));
             }
-            Ok(Some(removal)) => removal,
+            Ok(Doomed { file, leaves: Some(removal) }) => (file, removal),
             Err(error) => return reply.error(errno(&error)),
         };
         let (fs, name, to) = (self.fs.clone(), name.to_owned(), to.to_owned());
         self.spawn(async move {
             let noted = fs.note_removal(removal).await;
-            finish_empty(reply, noted.and_then(|()| fs.rename(parent.0, &name, to_parent.0, &to, mode)));
+            finish_empty(reply, noted.and_then(|()| fs.rename(parent.0, &name, to_parent.0, &to, mode, file)));
         });
     }
 
     fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.fs.calls.note(Call::Link);
+        let _turn = self.begin(Call::Link);
         self.reply_entry(reply, self.fs.link(id.0, parent.0, name));
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.calls.note(Call::Open);
+        let _turn = self.begin(Call::Open);
         let flags = open_flags(flags.0);
         self.drive(
             request.pid(),
@@ -290,7 +286,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.fs.calls.note(Call::Create);
+        let _turn = self.begin(Call::Create);
         let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
         let ttl = self.ttl;
         self.drive(
@@ -322,7 +318,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.fs.calls.note(Call::Read);
+        let _turn = self.begin(Call::Read);
         self.drive(
             request.pid(),
             reply,
@@ -346,7 +342,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.fs.calls.note(Call::Write);
+        let _turn = self.begin(Call::Write);
         match self.fs.write(fh.0, offset, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(&error)),
@@ -354,7 +350,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Flush);
+        let _turn = self.begin(Call::Flush);
         reply.ok();
     }
 
@@ -368,17 +364,18 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.calls.note(Call::Release);
+        let _turn = self.begin(Call::Release);
         finish_empty(reply, self.fs.release(fh.0));
     }
 
     fn fsync(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Fsync);
+        let turn = self.begin(Call::Fsync);
+        turn.will_wait();
         finish_empty(reply, self.fs.sync(fh.0, datasync));
     }
 
     fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.calls.note(Call::Opendir);
+        let _turn = self.begin(Call::Opendir);
         match self.fs.open_dir(id.0) {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno(&error)),
@@ -386,8 +383,8 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.fs.calls.note(Call::Readdir);
-        let listed = self.list(fh, offset, |entry| {
+        let _turn = self.begin(Call::Readdir);
+        let listed = self.fs.read_dir(fh.0, offset, |entry| {
             let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
             reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, &entry.name)
         });
@@ -398,8 +395,8 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _request: &Request, id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.fs.calls.note(Call::Readdirplus);
-        let listed = self.list(fh, offset, |entry| {
+        let _turn = self.begin(Call::Readdirplus);
+        let listed = self.fs.read_dir(fh.0, offset, |entry| {
             let dots = entry.name == "." || entry.name == "..";
             let next = entry.next_offset as u64;
             if dots {
@@ -427,17 +424,18 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Releasedir);
+        let _turn = self.begin(Call::Releasedir);
         finish_empty(reply, self.fs.release_dir(fh.0));
     }
 
     fn fsyncdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Fsyncdir);
+        let turn = self.begin(Call::Fsyncdir);
+        turn.will_wait();
         finish_empty(reply, self.fs.sync_dir(fh.0, datasync));
     }
 
     fn statfs(&self, _request: &Request, _id: INodeNo, reply: ReplyStatfs) {
-        self.fs.calls.note(Call::Statfs);
+        let _turn = self.begin(Call::Statfs);
         match self.fs.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -463,7 +461,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.fs.calls.note(Call::Setxattr);
+        let _turn = self.begin(Call::Setxattr);
         let command = match self.fs.set_xattr(id.0, name, value, flags, &caller(request, 0)) {
             Ok(None) => return reply.ok(),
             Ok(Some(command)) => command,
@@ -474,17 +472,17 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.fs.calls.note(Call::Getxattr);
+        let _turn = self.begin(Call::Getxattr);
         reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
     }
 
     fn listxattr(&self, _request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
-        self.fs.calls.note(Call::Listxattr);
+        let _turn = self.begin(Call::Listxattr);
         reply_xattr(reply, size, self.fs.list_xattrs(id.0));
     }
 
     fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.calls.note(Call::Removexattr);
+        let _turn = self.begin(Call::Removexattr);
         finish_empty(reply, self.fs.remove_xattr(id.0, name));
     }
 
@@ -499,7 +497,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.fs.calls.note(Call::Ioctl);
+        let _turn = self.begin(Call::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -513,12 +511,12 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.fs.calls.note(Call::Fallocate);
+        let _turn = self.begin(Call::Fallocate);
         finish_empty(reply, self.fs.allocate(fh.0, mode, offset, length));
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.fs.calls.note(Call::Lseek);
+        let _turn = self.begin(Call::Lseek);
         let to = match whence {
             libc::SEEK_DATA => SeekTo::Data,
             libc::SEEK_HOLE => SeekTo::Hole,
@@ -546,7 +544,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.fs.calls.note(Call::CopyFileRange);
+        let _turn = self.begin(Call::CopyFileRange);
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         self.drive(

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod convert;
+mod crew;
 mod drive;
 mod errno;
 mod session;

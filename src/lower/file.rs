@@ -2,6 +2,7 @@
 //!
 //! Invariant: the descriptor closes when the last of the file and its lease guards is dropped.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::attr::stat_fd;
-use super::{Step, lease};
+use super::{Step, lease, xattr};
 use crate::ports::{Attr, LowerError, LowerFile, LowerResult, SeekTo};
 
 /// Punching goes beyond the end, to a multiple of this: a block that the end cuts would only be zeroed, not freed.
@@ -85,6 +86,10 @@ impl LowerFile for OpenFile {
 
     fn stat(&self) -> LowerResult<Attr> {
         Ok(stat_fd(&self.fd)?.attr)
+    }
+
+    fn xattr(&self, name: &OsStr) -> LowerResult<Vec<u8>> {
+        xattr::get_open(AsFd::as_fd(&*self.fd), name)
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

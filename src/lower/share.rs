@@ -199,7 +199,7 @@ fn raise_descriptor_limit() -> usize {
     getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
-/// `open(2)` flags for content. No `O_NONBLOCK`: who meets a lease waits for it, and never sees `EAGAIN`.
+/// `open(2)` flags for content. No `O_NONBLOCK` unless asked for: who meets a lease waits for it.
 pub(super) fn content_flags(flags: OpenFlags) -> OFlags {
     let mut bits = match (flags.read, flags.write) {
         (true, true) => OFlags::RDWR,
@@ -212,6 +212,7 @@ pub(super) fn content_flags(flags: OpenFlags) -> OFlags {
     bits.set(OFlags::DIRECT, flags.direct);
     bits.set(OFlags::SYNC, flags.sync);
     bits.set(OFlags::NOATIME, flags.no_atime);
+    bits.set(OFlags::NONBLOCK, flags.no_wait);
     bits
 }
 

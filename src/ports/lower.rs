@@ -127,6 +127,8 @@ pub struct OpenFlags {
     pub exclusive: bool,
     /// `O_NOATIME`: tiering's own reads leave no trace.
     pub no_atime: bool,
+    /// Fails with `EWOULDBLOCK` where somebody's lease would have to be waited for.
+    pub no_wait: bool,
 }
 
 /// What to make in a directory.
@@ -199,6 +201,8 @@ pub trait LowerFile: Send + Sync {
     /// `fsync`, or `fdatasync` with `data_only`.
     fn sync(&self, data_only: bool) -> LowerResult<()>;
     fn stat(&self) -> LowerResult<Attr>;
+    /// An extended attribute; `ENODATA` where it is not set.
+    fn xattr(&self, name: &OsStr) -> LowerResult<Vec<u8>>;
     /// The descriptor the kernel may read and write directly (FUSE passthrough); `None` in a simulation.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Deallocates all of the content and keeps the size (`PUNCH_HOLE | KEEP_SIZE`). mtime changes; the caller restores it.

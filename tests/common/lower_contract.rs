@@ -25,6 +25,7 @@ const NONE: OpenFlags = OpenFlags {
     sync: false,
     exclusive: false,
     no_atime: false,
+    no_wait: false,
 };
 
 pub fn os(name: &str) -> &OsStr {
