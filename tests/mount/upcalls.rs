@@ -10,7 +10,7 @@
 //! - LOOKUP of a name that is to be created, unless the kernel knows that it is not there.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -242,4 +242,27 @@ fn stubs() {
             }),
         ],
     );
+}
+
+#[test]
+fn info_tells_what_a_mount_is() {
+    let Some(rig) = Rig::new() else { return };
+    rig.write("file", CHUNK);
+    let info = |args: &[&str], path: &Path| {
+        let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        args.push(path.into());
+        rig.tierfs(&args)
+    };
+    let shown = info(&["info"], &rig.mountpoint());
+    assert!(shown.status.success(), "{}", said(&shown));
+    let shown = said(&shown);
+    let daemon = format!("process {}", rig.daemon.unwrap());
+    for part in [rig.share().to_str().unwrap(), rig.mountpoint().to_str().unwrap(), &daemon, "cold", "create 1"] {
+        assert!(shown.contains(part), "{part:?} is not in {shown}");
+    }
+    let json = info(&["info", "--json"], &rig.mnt("file"));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["requests"]["create"], 1, "{json}");
+    code(&info(&["info"], Path::new("/")), 3);
+    code(&info(&["info"], Path::new("/nowhere/at/all")), 3);
 }
