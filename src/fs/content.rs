@@ -1,23 +1,11 @@
-//! Reading and writing through the daemon, and directories.
-
-use std::sync::Arc;
-
-use parking_lot::Mutex;
+//! Reading and writing through the daemon.
 
 use super::Fs;
 use super::error::{FsError, FsResult};
 use super::open::OpenFile;
 use super::wait::{Blocker, Try};
-use crate::ports::{DirEntry, LowerDir, SeekTo};
+use crate::ports::SeekTo;
 use crate::types::ByteRange;
-
-/// An open directory.
-pub struct OpenDir {
-    dir: Arc<dyn LowerDir>,
-    /// What was read below and not yet asked for, next entry last, and the offset it begins at. Reading it again would cost a seek, after
-    /// which ext4 sorts the whole block anew.
-    left: Mutex<(u64, Vec<DirEntry>)>,
-}
 
 impl Fs {
     /// Reads up to `len` bytes at `offset`; short only at the end of the file.
@@ -111,43 +99,5 @@ impl Fs {
             Ok(Try::Done(Ok(source.copy_to(offset, &*target, to_offset, len)?)))
         };
         attempt().unwrap_or_else(|error| Try::Done(Err(error)))
-    }
-
-    pub fn open_dir(&self, id: u64) -> FsResult<u64> {
-        let dir = self.lower.open_dir(&self.node(id)?)?;
-        Ok(self.dirs.insert(OpenDir { dir, left: Mutex::default() }))
-    }
-
-    /// Gives `take` the entries from `offset` on, until it says that it has no room for the one it got, or there are no more.
-    pub fn read_dir(&self, fh: u64, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
-        let open = self.dirs.get(fh)?;
-        let mut left = open.left.lock();
-        let (at, entries) = &mut *left;
-        // From the start, the directory is read as it is now (rewinddir(3)).
-        if *at != offset || offset == 0 {
-            (*at, *entries) = (offset, Vec::new());
-        }
-        loop {
-            while let Some(entry) = entries.last() {
-                if take(entry) {
-                    return Ok(());
-                }
-                *at = entry.next_offset as u64;
-                entries.pop();
-            }
-            *entries = open.dir.read(*at as i64)?;
-            if entries.is_empty() {
-                return Ok(());
-            }
-            entries.reverse();
-        }
-    }
-
-    pub fn sync_dir(&self, fh: u64, data_only: bool) -> FsResult<()> {
-        Ok(self.dirs.get(fh)?.dir.sync(data_only)?)
-    }
-
-    pub fn release_dir(&self, fh: u64) -> FsResult<()> {
-        self.dirs.remove(fh).map(drop)
     }
 }

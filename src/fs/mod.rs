@@ -6,6 +6,7 @@
 mod attributes;
 mod calls;
 mod content;
+mod directories;
 mod error;
 mod handles;
 mod namespace;
@@ -18,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use calls::{Call, Calls};
-pub use content::OpenDir;
 pub use error::{FsError, FsResult};
 pub use namespace::{Doomed, Entry};
 pub use nodes::ROOT;
@@ -28,6 +28,7 @@ pub use wait::{Blocker, Try};
 use crate::engine::Engine;
 use crate::ports::Lower;
 use crate::types::Inode;
+use directories::Listings;
 use handles::Handles;
 use nodes::Nodes;
 use open::OpenFile;
@@ -58,7 +59,7 @@ pub struct Fs {
     pub calls: Calls,
     nodes: Nodes,
     files: Handles<OpenFile>,
-    dirs: Handles<OpenDir>,
+    listings: Listings,
     options: FsOptions,
 }
 
@@ -71,7 +72,7 @@ impl Fs {
             engine,
             calls: Calls::default(),
             files: Handles::new(epoch),
-            dirs: Handles::new(epoch),
+            listings: Listings::default(),
             options,
         })
     }

@@ -47,12 +47,14 @@ pub struct Adapter {
     pub(super) fs: Arc<Fs>,
     ttl: Duration,
     crew: Crew,
+    /// Whether the kernel must have an answer to each opening of a directory.
+    opens_directories: bool,
 }
 
 impl Adapter {
     /// `ttl_s`: seconds the kernel may keep entries and attributes. `threads`: those that will serve the session.
     pub fn new(fs: Arc<Fs>, ttl_s: u64, threads: usize) -> Self {
-        Self { fs, ttl: Duration::from_secs(ttl_s), crew: Crew::new(threads) }
+        Self { fs, ttl: Duration::from_secs(ttl_s), crew: Crew::new(threads), opens_directories: true }
     }
 
     /// To be kept while a request is worked on.
@@ -100,6 +102,8 @@ impl Filesystem for Adapter {
                 tracing::info!("this kernel lacks {flag:?}");
             }
         }
+        // Linux 5.1.
+        self.opens_directories = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_err();
         // All four can only be refused for values out of the crate's range, and these are in it.
         let _ = config.set_max_stack_depth(1);
         let _ = config.set_max_write(MAX_WRITE);
@@ -375,17 +379,18 @@ impl Filesystem for Adapter {
         finish_empty(reply, self.fs.sync(fh.0, datasync));
     }
 
-    fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _request: &Request, _id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.begin(Call::Opendir);
-        match self.fs.open_dir(id.0) {
-            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
-            Err(error) => reply.error(errno(&error)),
+        if self.opens_directories {
+            return reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
         }
+        // The kernel asks no more, opens directories by itself, and caches their listings.
+        reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _request: &Request, id: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let _turn = self.begin(Call::Readdir);
-        let listed = self.fs.read_dir(fh.0, offset, |entry| {
+        let listed = self.fs.read_dir(id.0, offset, |entry| {
             let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
             reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, &entry.name)
         });
@@ -395,9 +400,16 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _request: &Request, id: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        id: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let _turn = self.begin(Call::Readdirplus);
-        let listed = self.fs.read_dir(fh.0, offset, |entry| {
+        let listed = self.fs.read_dir(id.0, offset, |entry| {
             let dots = entry.name == "." || entry.name == "..";
             let next = entry.next_offset as u64;
             if dots {
@@ -424,15 +436,15 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn releasedir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         let _turn = self.begin(Call::Releasedir);
-        finish_empty(reply, self.fs.release_dir(fh.0));
+        reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _request: &Request, id: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let turn = self.begin(Call::Fsyncdir);
         turn.will_wait();
-        finish_empty(reply, self.fs.sync_dir(fh.0, datasync));
+        finish_empty(reply, self.fs.sync_dir(id.0, datasync));
     }
 
     fn statfs(&self, _request: &Request, _id: INodeNo, reply: ReplyStatfs) {

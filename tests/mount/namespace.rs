@@ -266,3 +266,57 @@ fn statfs_is_that_of_the_share() {
         assert!(above.f_bavail.abs_diff(below.f_bavail) < 100);
     });
 }
+
+#[test]
+fn listings_side_by_side_each_see_every_name_once() {
+    let Some(rig) = Rig::new() else { return };
+    fs::create_dir(rig.low("dir")).unwrap();
+    let all: BTreeSet<String> = (0..4000).map(|n| format!("name-{n:05}")).collect();
+    all.iter().for_each(|name| drop(fs::File::create(rig.low("dir").join(name)).unwrap()));
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    // In steps of different length, so that the requests cross; the third one begins in the midst.
+    let mut listings = [fs::read_dir(rig.mnt("dir")).unwrap(), fs::read_dir(rig.mnt("dir")).unwrap()];
+    let mut seen = [Vec::new(), Vec::new()];
+    while seen.iter().any(|seen| seen.len() < all.len()) {
+        for (n, step) in [(0, 1501), (1, 137)] {
+            seen[n].extend(listings[n].by_ref().take(step).map(name));
+        }
+        assert_eq!(fs::read_dir(rig.mnt("dir")).unwrap().take(300).map(name).count(), 300);
+    }
+    for seen in seen {
+        assert_eq!(seen.len(), all.len());
+        assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), all);
+    }
+    // What `rm -r` does: names go while the listing goes on.
+    let mut removed = 0;
+    for entry in fs::read_dir(rig.mnt("dir")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+        removed += 1;
+    }
+    assert_eq!(removed, all.len());
+    fs::remove_dir(rig.mnt("dir")).unwrap();
+}
+
+#[test]
+fn a_rewound_listing_shows_what_is_there_now() {
+    let Some(rig) = Rig::new() else { return };
+    fs::create_dir(rig.mnt("dir")).unwrap();
+    fs::write(rig.mnt("dir/first"), b"1").unwrap();
+    let dir = fs::File::open(rig.mnt("dir")).unwrap();
+    let mut dir = rustix::fs::Dir::new(dir).unwrap();
+    let names = |dir: &mut rustix::fs::Dir| -> BTreeSet<String> {
+        dir.map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned())
+            .filter(|name| !name.starts_with('.'))
+            .collect()
+    };
+    assert_eq!(names(&mut dir), BTreeSet::from(["first".to_owned()]));
+    fs::write(rig.mnt("dir/second"), b"2").unwrap();
+    fs::remove_file(rig.mnt("dir/first")).unwrap();
+    dir.rewind();
+    assert_eq!(names(&mut dir), BTreeSet::from(["second".to_owned()]));
+    // A directory that is gone: open still, and empty.
+    fs::remove_file(rig.mnt("dir/second")).unwrap();
+    fs::remove_dir(rig.mnt("dir")).unwrap();
+    dir.rewind();
+    assert!(dir.next().is_none_or(|entry| entry.is_err()), "names in a removed directory");
+}

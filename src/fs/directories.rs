@@ -1,0 +1,99 @@
+//! Listings. Nothing is open for a directory that a program has open: the kernel is told that directories need no opening, which spares two
+//! requests a listing, and each request says where in the directory it is.
+//!
+//! Invariant: a listing begun goes on where it was, whoever else lists the directory: a cursor is found by its directory and its place,
+//! and used by one request at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Fs;
+use super::error::FsResult;
+use crate::ports::{DirEntry, LowerDir};
+use crate::types::FileId;
+
+/// Listings that go on without opening the directory again. Others go on as well, by opening it and seeking.
+const CURSORS_MAX: usize = 64;
+/// A cursor nobody came back to for so long is closed at the next listing.
+const CURSOR_LIFE: Duration = Duration::from_secs(10);
+
+/// An open directory in the midst of a listing.
+struct Cursor {
+    of: FileId,
+    /// Where it goes on.
+    at: u64,
+    dir: Arc<dyn LowerDir>,
+    /// What was read below and not yet asked for, next entry last. Reading it again would cost a seek, after which ext4 sorts the
+    /// whole block anew.
+    left: Vec<DirEntry>,
+    used: Instant,
+}
+
+/// The listings under way, the least recently used first.
+#[derive(Default)]
+pub(super) struct Listings(Mutex<VecDeque<Cursor>>);
+
+impl Listings {
+    fn take(&self, of: FileId, at: u64) -> Option<Cursor> {
+        let mut cursors = self.0.lock();
+        let found = cursors.iter().rposition(|cursor| cursor.of == of && cursor.at == at)?;
+        cursors.remove(found)
+    }
+
+    fn put(&self, mut cursor: Cursor) {
+        cursor.used = Instant::now();
+        // Closed after the lock is given back.
+        let _left: Vec<_> = {
+            let mut cursors = self.0.lock();
+            let now = cursor.used;
+            cursors.push_back(cursor);
+            let old = |cursor: &Cursor| now.duration_since(cursor.used) > CURSOR_LIFE;
+            let excess = cursors.len().saturating_sub(CURSORS_MAX);
+            let gone = cursors.iter().enumerate().take_while(|(n, cursor)| *n < excess || old(cursor)).count();
+            cursors.drain(..gone).collect()
+        };
+    }
+}
+
+impl Fs {
+    /// Gives `take` the entries of a directory from `offset` on (0, or an entry's `next_offset`), until it says that it has no room for the
+    /// one it got, or there are no more.
+    pub fn read_dir(&self, id: u64, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
+        let node = self.node(id)?;
+        // From the start, the directory is read as it is now (rewinddir(3)).
+        let under_way = if offset == 0 { None } else { self.listings.take(node.id, offset) };
+        let mut cursor = match under_way {
+            Some(cursor) => cursor,
+            None => {
+                let dir = self.lower.open_dir(&node)?;
+                Cursor { of: node.id, at: offset, dir, left: Vec::new(), used: Instant::now() }
+            }
+        };
+        loop {
+            while let Some(entry) = cursor.left.last() {
+                if take(entry) {
+                    self.listings.put(cursor);
+                    return Ok(());
+                }
+                cursor.at = entry.next_offset as u64;
+                cursor.left.pop();
+            }
+            cursor.left = cursor.dir.read(cursor.at as i64)?;
+            if cursor.left.is_empty() {
+                // The kernel asks once more where a listing ended, and then has no use for it.
+                if cursor.at != offset {
+                    self.listings.put(cursor);
+                }
+                return Ok(());
+            }
+            cursor.left.reverse();
+        }
+    }
+
+    pub fn sync_dir(&self, id: u64, data_only: bool) -> FsResult<()> {
+        Ok(self.lower.open_dir(&self.node(id)?)?.sync(data_only)?)
+    }
+}
