@@ -46,7 +46,7 @@ impl Peer {
             "mergerfs" => command.args([
                 "-f",
                 "-o",
-                "cache.files=auto-full,cache.entry=60,cache.attr=60,cache.negative_entry=60,cache.readdir=true,cache.symlinks=true",
+                "cache.files=auto-full,cache.entry=60,cache.attr=60,cache.negative_entry=60,cache.readdir=true,cache.symlinks=true,minfreespace=0",
             ]),
             _ => command.args(["-f", "--multithreaded", "-o", "entry_timeout=60,attr_timeout=60,negative_timeout=60"]),
         };

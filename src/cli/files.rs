@@ -156,6 +156,11 @@ fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             failure.path = here(failure.path);
             Reply::Failure(failure)
         }
+        Reply::Digest(mut digest) => {
+            digest.path = here(digest.path);
+            Reply::Digest(digest)
+        }
+        Reply::Repaired { path } => Reply::Repaired { path: here(path) },
         other => other,
     }
 }

@@ -22,6 +22,7 @@ mod release;
 mod report;
 mod status;
 mod umount;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +84,8 @@ enum Command {
     Unpin(pin::Unpin),
     Status(status::Status),
     Info(info::Info),
+    Verify(verify::Verify),
+    Check(verify::Check),
     DevS3(dev_s3::DevS3),
 }
 
@@ -117,6 +120,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Unpin(command) => command.run(global),
         Command::Status(command) => command.run(global),
         Command::Info(command) => command.run(global),
+        Command::Verify(command) => command.run(global),
+        Command::Check(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::exit::Exit;
 use super::output;
-use crate::control::protocol::{Failure, FileStatus, Progress, Reply, Summary};
+use crate::control::protocol::{Failure, FileDigest, FileStatus, Progress, Reply, Summary};
 use crate::pair::units::{exact_duration, format_rate, format_size};
 
 /// Failures told one by one to a person; the summary counts them all, and `--json` tells all.
@@ -34,6 +34,7 @@ pub struct Reporter {
     total: Summary,
     failures_told: u64,
     rows_told: u64,
+    digests_told: u64,
 }
 
 impl Reporter {
@@ -59,6 +60,7 @@ impl Reporter {
             total: Summary::default(),
             failures_told: 0,
             rows_told: 0,
+            digests_told: 0,
         }
     }
 
@@ -71,6 +73,17 @@ impl Reporter {
             Reply::Progress(progress) => self.progress(progress),
             Reply::File(status) => self.file(&status),
             Reply::Failure(failure) => self.failure(&failure),
+            // As md5sum(1) writes it, so that `md5sum -c` reads it.
+            Reply::Digest(FileDigest { path, md5 }) => {
+                self.digests_told += 1;
+                self.above_bar(|| output::line(&format!("{md5}  {}", output::shown(&path.to_path()))));
+            }
+            Reply::Repaired { path } => {
+                let path = output::shown(&path.to_path());
+                self.above_bar(|| {
+                    output::line(&format!("repaired: {path}: its object was gone; the local content counts again"))
+                });
+            }
             // The last line of a request comes as a summary; a mount does not describe itself here.
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
@@ -116,6 +129,8 @@ impl Reporter {
             output::note(&format!("… and {} more; --json tells all", self.failures_told - FAILURES_SHOWN_MAX));
         }
         match self.verb {
+            // What was printed is for a program; the summary is for people.
+            Some((_, done)) if self.digests_told > 0 => output::note(&summary_line(done, &total)),
             Some((_, done)) => output::line(&summary_line(done, &total)),
             // One file's row says all there is; a total of one would repeat it.
             None if self.rows_told == 0 || total.states.values().map(|t| t.files).sum::<u64>() > 1 => {
@@ -213,11 +228,11 @@ fn summary_line(done: &str, total: &Summary) -> String {
     let plural = |n: u64| if n == 1 { "file" } else { "files" };
     let mut text = format!("{done} {} {}, {}", total.files, plural(total.files), format_size(total.bytes));
     // Pinning and releasing move nothing, so a rate would say nothing.
-    if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled") {
+    if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled" | "verified") {
         text.push_str(&format!(" in {:.1} s ({})", total.seconds, format_rate(total.bytes, total.seconds)));
     }
-    for (count, words) in [(total.unchanged, "already as asked"), (total.skipped, "skipped"), (total.failed, "failed")]
-    {
+    let unchanged = if matches!(done, "verified" | "checked") { "not remote" } else { "already as asked" };
+    for (count, words) in [(total.unchanged, unchanged), (total.skipped, "skipped"), (total.failed, "failed")] {
         if count > 0 {
             text.push_str(&format!("; {count} {words}"));
         }

@@ -164,7 +164,7 @@ impl Runner {
                         failed += 1;
                         tracing::warn!(path = %event.file.path.display(), "not archived: {error}");
                     }
-                    Outcome::Failed(_) | Outcome::Unchanged => {}
+                    Outcome::Failed(_) | Outcome::Unchanged | Outcome::Digest(_) | Outcome::Repaired => {}
                 }
             }
             (archived, failed)

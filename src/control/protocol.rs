@@ -40,6 +40,19 @@ pub enum Request {
         paths: Vec<WirePath>,
         recursive: bool,
     },
+    /// Read objects again, of about so many files in a million, and compare every chunk with its hash.
+    Verify {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        sample_ppm: u32,
+        md5: bool,
+    },
+    /// Compare records with objects and local content.
+    Check {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        repair: bool,
+    },
     /// State of each file, or only the totals.
     Status {
         paths: Vec<WirePath>,
@@ -59,6 +72,8 @@ pub enum Reply {
     Progress(Progress),
     File(FileStatus),
     Failure(Failure),
+    Digest(FileDigest),
+    Repaired { path: WirePath },
     Mount(MountInfo),
     Done(Summary),
     Error { message: String },
@@ -91,6 +106,14 @@ pub struct FileStatus {
     pub pair: Option<String>,
     pub generation: Option<u64>,
     pub object: Option<String>,
+}
+
+/// A file's content as it is remotely.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    pub path: WirePath,
+    /// Hexadecimal.
+    pub md5: String,
 }
 
 /// One file that did not go as asked.

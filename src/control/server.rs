@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::protocol::{
-    Failure, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
+    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
@@ -41,6 +41,34 @@ pub struct Server {
     pub mountpoint: PathBuf,
     /// Why the pair cannot be used at present, if so.
     pub pair_problem: parking_lot::Mutex<Option<String>>,
+}
+
+/// Which of the files found are taken: each with the same chance, by itself.
+struct Sample {
+    ppm: u32,
+    state: u64,
+}
+
+impl Sample {
+    fn all() -> Self {
+        Self::of(1_000_000)
+    }
+
+    /// About so many in a million; others at each call.
+    fn of(ppm: u32) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { ppm, state: now.as_nanos() as u64 | 1 }
+    }
+
+    /// Whether the next one is taken.
+    fn takes(&mut self) -> bool {
+        // SplitMix64 (Steele et al., 2014).
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % 1_000_000 < u64::from(self.ppm)
+    }
 }
 
 /// A bound socket; its file goes away with it.
@@ -159,6 +187,7 @@ impl Server {
     }
 
     async fn answer(self: &Arc<Self>, request: Request, replies: &Replies) -> Reply {
+        let mut sample = Sample::all();
         let (kind, paths, recursive) = match request {
             Request::Migrate { paths, recursive, archive_only } => {
                 (if archive_only { JobKind::ArchiveOnly } else { JobKind::Migrate }, paths, recursive)
@@ -167,11 +196,16 @@ impl Server {
             Request::Release { paths, recursive } => (JobKind::Release, paths, recursive),
             Request::Pin { paths, recursive } => (JobKind::Pin, paths, recursive),
             Request::Unpin { paths, recursive } => (JobKind::Unpin, paths, recursive),
+            Request::Verify { paths, recursive, sample_ppm, md5 } => {
+                sample = Sample::of(sample_ppm);
+                (JobKind::Verify { md5 }, paths, recursive)
+            }
+            Request::Check { paths, recursive, repair } => (JobKind::Check { repair }, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
-        self.job(kind, paths, recursive, replies).await
+        self.job(kind, paths, recursive, sample, replies).await
     }
 
     /// Lets background transfers come to rest, for a bounded time.
@@ -262,13 +296,23 @@ impl Server {
         }))
     }
 
-    async fn job(self: &Arc<Self>, kind: JobKind, paths: Vec<WirePath>, recursive: bool, replies: &Replies) -> Reply {
+    async fn job(
+        self: &Arc<Self>,
+        kind: JobKind,
+        paths: Vec<WirePath>,
+        recursive: bool,
+        mut sample: Sample,
+        replies: &Replies,
+    ) -> Reply {
         let begun = Instant::now();
         let counts = Arc::new(Counts::default());
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
         let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
         let counted = counts.clone();
         let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
+            if !sample.takes() {
+                return Next::Continue;
+            }
             counted.found.fetch_add(1, Ordering::Relaxed);
             counted.found_bytes.fetch_add(found.attr.size, Ordering::Relaxed);
             let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };
@@ -293,16 +337,23 @@ impl Server {
             if let Some(event) = event {
                 counts.done.fetch_add(1, Ordering::Relaxed);
                 counts.done_bytes.fetch_add(event.file.attr.size, Ordering::Relaxed);
+                if matches!(event.outcome, Outcome::Done | Outcome::Digest(_) | Outcome::Repaired) {
+                    summary.files += 1;
+                    summary.bytes += event.file.attr.size;
+                }
+                let path = || WirePath::from_path(&event.file.path);
                 match event.outcome {
-                    Outcome::Done => {
-                        summary.files += 1;
-                        summary.bytes += event.file.attr.size;
+                    Outcome::Done => {}
+                    Outcome::Digest(md5) => {
+                        let path = path();
+                        alive = replies.send(Reply::Digest(FileDigest { path, md5 })).await.is_ok();
                     }
+                    Outcome::Repaired => alive = replies.send(Reply::Repaired { path: path() }).await.is_ok(),
                     Outcome::Unchanged => summary.unchanged += 1,
                     Outcome::Failed(error) => {
                         let skipped = error.is_skip();
                         *(if skipped { &mut summary.skipped } else { &mut summary.failed }) += 1;
-                        let path = WirePath::from_path(&event.file.path);
+                        let path = path();
                         let failure = Failure { path, reason: error.to_string(), skipped };
                         alive = replies.send(Reply::Failure(failure)).await.is_ok();
                     }

@@ -159,7 +159,7 @@ impl Engine {
     }
 
     /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.
-    async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
+    pub(super) async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
         if !object.has_manifest() {
             return Ok(vec![object.root]);
         }

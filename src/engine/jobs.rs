@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Engine;
 use super::error::{EngineError, EngineResult, Unfit};
+use super::verify::{Checked, Verified};
 use crate::ports::{Attr, FileKind};
 use crate::tier::Activity;
 use crate::types::Inode;
@@ -34,6 +35,14 @@ pub enum JobKind {
     Release,
     Pin,
     Unpin,
+    /// Read the object again; with its MD5 if wished.
+    Verify {
+        md5: bool,
+    },
+    /// Compare record, object and local content; mend what can be mended without loss.
+    Check {
+        repair: bool,
+    },
 }
 
 /// A file that a job is asked to take.
@@ -48,8 +57,12 @@ pub struct Candidate {
 /// How one file ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It changed state.
+    /// It changed state, or was found sound.
     Done,
+    /// It was read again, and this is its content's MD5 in hexadecimal.
+    Digest(String),
+    /// Its object was gone or another; its local content counts again.
+    Repaired,
     /// It was as asked already.
     Unchanged,
     Failed(EngineError),
@@ -80,11 +93,7 @@ impl Engine {
                     Some(file) => {
                         let this = self.clone();
                         running.spawn_on(async move {
-                            let outcome = match this.run_one(kind, &file).await {
-                                Ok(true) => Outcome::Done,
-                                Ok(false) => Outcome::Unchanged,
-                                Err(error) => Outcome::Failed(error),
-                            };
+                            let outcome = this.run_one(kind, &file).await.unwrap_or_else(Outcome::Failed);
                             JobEvent { file, outcome }
                         }, &self.runtime);
                     }
@@ -107,8 +116,8 @@ impl Engine {
         Ok(())
     }
 
-    /// One file, with patience for what passes. `true`: it changed state.
-    pub async fn run_one(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<bool> {
+    /// One file, with patience for what passes.
+    pub async fn run_one(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
         if file.attr.kind != FileKind::Regular {
             return Err(EngineError::Unfit { file: file.node.id, why: Unfit::NotRegular });
         }
@@ -141,9 +150,9 @@ impl Engine {
         tokio::time::timeout(REST_WITHIN, rest).await.is_ok()
     }
 
-    async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<bool> {
+    async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
         let cell = self.cells.get(&file.node)?;
-        match kind {
+        let changed = match kind {
             JobKind::ArchiveOnly => match self.archive(&cell, &file.path).await {
                 Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
                 Err(error) => Err(error),
@@ -164,6 +173,21 @@ impl Engine {
                 let this = self.clone();
                 super::blocking(move || this.set_pinned(&cell, kind == JobKind::Pin)).await?
             }
-        }
+            JobKind::Verify { md5 } => {
+                return Ok(match self.verify(&cell, md5).await? {
+                    None => Outcome::Unchanged,
+                    Some(Verified { md5: Some(md5) }) => Outcome::Digest(md5),
+                    Some(Verified { md5: None }) => Outcome::Done,
+                });
+            }
+            JobKind::Check { repair } => {
+                return Ok(match self.check(&cell, repair).await? {
+                    Checked::Nothing => Outcome::Unchanged,
+                    Checked::Sound => Outcome::Done,
+                    Checked::Repaired => Outcome::Repaired,
+                });
+            }
+        };
+        changed.map(|changed| if changed { Outcome::Done } else { Outcome::Unchanged })
     }
 }

@@ -15,6 +15,7 @@ mod recall;
 mod release;
 mod source;
 mod sync;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

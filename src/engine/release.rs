@@ -102,7 +102,7 @@ impl Engine {
     }
 
     /// The object is there, in full. Its content was verified when it was stored.
-    async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
+    pub(super) async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
         let failed = EngineError::remote(cell.node.id);
         let remote = &self.target()?.remote;
         let missing = |detail: String| {

@@ -20,3 +20,4 @@ mod policy;
 mod recall;
 mod stubs;
 mod upcalls;
+mod verify;

@@ -1,0 +1,169 @@
+//! Looking whether what the records claim is true: `verify` reads objects again, `check` compares record, object and local content.
+//!
+//! Invariant: nothing is recalled and no content is changed. What was changed by users meanwhile is no finding.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use md5::{Digest, Md5};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::cell::{Cell, same_content};
+use super::error::{EngineError, EngineResult};
+use super::source::HashingSource;
+use super::{Engine, blocking};
+use crate::ports::{ObjectSource, OpenFlags, RemoteErrorKind};
+use crate::record::{Claim, ObjectRef};
+use crate::tier::Activity;
+use crate::types::{ByteRange, ContentHash, FileId};
+
+/// Chunks of one object read at a time.
+const READ_AHEAD: usize = 4;
+
+/// What a check found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Nothing is remote, or it changed meanwhile.
+    Nothing,
+    /// The claims are true.
+    Sound,
+    /// The object is missing or another; the local content is whole and counts again, so the next archive makes a new object.
+    Repaired,
+}
+
+impl Engine {
+    /// Reads a file's object and compares every chunk with its hash. `None`: nothing is remote, or it changed meanwhile. With `md5`,
+    /// the content's MD5 as well, for comparison with other tools (R17).
+    pub(super) async fn verify(self: &Arc<Self>, cell: &Arc<Cell>, md5: bool) -> EngineResult<Option<Verified>> {
+        let Some((object, _)) = self.claimed(cell)? else { return Ok(None) };
+        match self.read_object(cell, &object, md5).await {
+            // A user wrote or removed the file meanwhile, and the object went.
+            Err(_) if !names(cell, &object) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    fn claimed(&self, cell: &Cell) -> EngineResult<Option<(ObjectRef, Claim)>> {
+        let inner = cell.lock();
+        let Some(object) = inner.record.object.clone() else { return Ok(None) };
+        self.check_pair(&cell.node, &inner.record)?;
+        Ok(Some((object, inner.machine.claim())))
+    }
+
+    async fn read_object(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, md5: bool) -> EngineResult<Verified> {
+        let hashes = self.chunk_hashes(cell, object).await?;
+        let file = cell.node.id;
+        let chunks = stream::iter(hashes.into_iter().enumerate());
+        let read = chunks.map(|(chunk, hash)| self.read_chunk(file, object, chunk, hash)).buffered(READ_AHEAD);
+        let fold = |digest: Option<Md5>, (body, _memory): (Bytes, OwnedSemaphorePermit)| async move {
+            let Some(mut digest) = digest else { return Ok(None) };
+            blocking(move || {
+                digest.update(&body);
+                Some(digest)
+            })
+            .await
+        };
+        let digest = read.try_fold(md5.then(Md5::new), fold).await?;
+        Ok(Verified { md5: digest.map(|digest| digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()) })
+    }
+
+    async fn read_chunk(
+        self: &Arc<Self>,
+        file: FileId,
+        object: &ObjectRef,
+        chunk: usize,
+        hash: ContentHash,
+    ) -> EngineResult<(Bytes, OwnedSemaphorePermit)> {
+        let offset = chunk as u64 * u64::from(object.chunk_size);
+        let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        let memory = self.memory_for(range.len).await?;
+        let remote = &self.target()?.remote;
+        for last in [false, true] {
+            let body = match remote.get(&object.key, range, Some(&object.etag)).await {
+                Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
+                body => body.map_err(EngineError::remote(file))?,
+            };
+            let right =
+                blocking(move || (body.len() as u64 == range.len && ContentHash::of(&body) == hash).then_some(body));
+            if let Some(body) = right.await? {
+                return Ok((body, memory));
+            }
+        }
+        Err(EngineError::Corrupt { file, object: object.key.to_string(), offset, len: range.len })
+    }
+
+    /// Compares a file's record with its object (there, of that length and version) and, where the content is local too, with the local
+    /// bytes. With `repair`, a file whose object is gone or another but whose local content is whole becomes resident.
+    pub(super) async fn check(self: &Arc<Self>, cell: &Arc<Cell>, repair: bool) -> EngineResult<Checked> {
+        let Some((object, claim)) = self.claimed(cell)? else { return Ok(Checked::Nothing) };
+        let remote = self.confirm_object(cell, &object).await;
+        let transient = matches!(&remote, Err(error) if error.is_transient() || error.is_configuration());
+        if transient {
+            remote?;
+            return Ok(Checked::Nothing);
+        }
+        let local = if claim == Claim::Dual { Some(self.local_is(cell, &object).await?) } else { None };
+        if !names(cell, &object) || cell.lock().machine.claim() != claim {
+            return Ok(Checked::Nothing);
+        }
+        match (remote, local) {
+            (Ok(()), None | Some(true)) => Ok(Checked::Sound),
+            (_, Some(false)) => Err(EngineError::ChangedBelow {
+                file: cell.node.id,
+                object: object.key.to_string(),
+                why: "its local bytes are not those of its object, though size and mtime are",
+            }),
+            (Err(_), Some(true)) if repair => {
+                let (this, cell) = (self.clone(), cell.clone());
+                blocking(move || this.disown(&cell, &object)).await?
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Whether the local bytes are those the object was made of, by the hash in the record.
+    async fn local_is(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<bool> {
+        let failed = EngineError::lower(cell.node.id);
+        let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
+        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let source = HashingSource::new(file, object.len, object.chunk_size);
+        let mut offset = 0;
+        while offset < object.len {
+            let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+            let _memory = self.memory_for(range.len).await?;
+            if source.read(range).await.is_err() {
+                return Ok(false);
+            }
+            offset = range.end();
+        }
+        Ok(source.manifest().is_some_and(|manifest| manifest.root() == object.root))
+    }
+
+    /// Takes a dual file's claim on its object back, durably.
+    fn disown(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef) -> EngineResult<Checked> {
+        let mut inner = cell.lock();
+        let still = inner.record.object.as_ref() == Some(object) && inner.machine.claim() == Claim::Dual;
+        if !still || inner.machine.is_unknown() || inner.machine.activity() != Activity::None {
+            return Ok(Checked::Nothing);
+        }
+        let now = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        if !same_content(&now, &inner.record) {
+            return Ok(Checked::Nothing);
+        }
+        self.become_resident(cell, &mut inner)?;
+        Ok(Checked::Repaired)
+    }
+}
+
+/// What reading an object again showed: every chunk is right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// MD5 of the content in hexadecimal, where it was asked for.
+    pub md5: Option<String>,
+}
+
+/// Whether the file's record still names the object.
+fn names(cell: &Cell, object: &ObjectRef) -> bool {
+    cell.lock().record.object.as_ref().is_some_and(|named| named.key == object.key)
+}
