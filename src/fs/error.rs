@@ -25,6 +25,9 @@ pub enum FsError {
     Invalid(&'static str),
     #[error("a signal ended the wait")]
     Interrupted,
+    /// The requester can wait elsewhere; what it wants is on its way.
+    #[error("not there yet: try again later")]
+    TryLater,
     #[error("the mount is read-only")]
     ReadOnly,
 }

@@ -5,6 +5,7 @@
 
 mod attributes;
 mod content;
+mod delay;
 mod error;
 mod handles;
 mod namespace;
@@ -17,15 +18,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use content::OpenDir;
+pub use delay::Delay;
 pub use error::{FsError, FsResult};
 pub use namespace::Entry;
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
-pub use wait::{Blocker, Try};
+pub use wait::{Blocker, Try, Waiter};
 
 use crate::engine::Engine;
-use crate::ports::Lower;
+use crate::ports::{Attr, Lower};
 use crate::types::Inode;
+use delay::Delays;
 use handles::Handles;
 use nodes::Nodes;
 use open::OpenFile;
@@ -40,11 +43,13 @@ pub struct FsOptions {
     pub recall_at_open_max: u64,
     /// Where the control socket is, for root to find it through the mount.
     pub socket: Option<PathBuf>,
+    /// Who does not wait long for a transfer.
+    pub delay: Delay,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None }
+        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default() }
     }
 }
 
@@ -55,6 +60,7 @@ pub struct Fs {
     nodes: Nodes,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    delays: Delays,
     options: FsOptions,
 }
 
@@ -67,12 +73,24 @@ impl Fs {
             engine,
             files: Handles::new(epoch),
             dirs: Handles::new(epoch),
+            delays: Delays::new(options.delay.clone()),
             options,
         })
     }
 
+    /// The inode behind a node id, also one that the kernel knows from before this daemon.
     fn node(&self, id: u64) -> FsResult<Inode> {
-        self.nodes.get(id)
+        match self.nodes.get(id) {
+            Some(node) => Ok(node),
+            None => Ok(self.found(id)?.0),
+        }
+    }
+
+    /// Finds an inode by the number that its node id is.
+    fn found(&self, id: u64) -> FsResult<(Inode, Attr)> {
+        let (node, attr) = self.lower.by_number(id)?;
+        // The root's node id is not its number.
+        if self.nodes.id_of(&node) == id { Ok((node, attr)) } else { Err(FsError::Stale) }
     }
 
     /// The node id under which the kernel knows a lower inode number.

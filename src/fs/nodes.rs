@@ -7,7 +7,6 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::error::{FsError, FsResult};
 use crate::types::Inode;
 
 /// The root's node id, by the kernel's convention.
@@ -40,12 +39,12 @@ impl Nodes {
         if node.id == self.root.id { ROOT } else { node.id.ino }
     }
 
-    /// The inode behind a node id.
-    pub fn get(&self, id: u64) -> FsResult<Inode> {
+    /// The inode behind a node id; `None`: the kernel was not told of it, or has forgotten it.
+    pub fn get(&self, id: u64) -> Option<Inode> {
         if id == ROOT {
-            return Ok(self.root);
+            return Some(self.root);
         }
-        self.shard(id).lock().get(&id).map(|known| known.node).ok_or(FsError::Stale)
+        self.shard(id).lock().get(&id).map(|known| known.node)
     }
 
     /// Notes that the kernel was told of an inode once more.

@@ -79,9 +79,11 @@ impl Fs {
         let cell = self.engine.cells.get(&node)?;
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
-        if let Some(range) = self.recalls_at_open(&inner).filter(|_| !flags.write && !flags.truncate) {
+        // Once: who was let through without the content is served as it comes.
+        let recalls = patience == Patience::None && !flags.write && !flags.truncate;
+        if let Some(range) = self.recalls_at_open(&inner).filter(|_| recalls) {
             drop(inner);
-            return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
+            return Ok(Try::Blocked(Blocker::open(&cell, range)));
         }
         match self.admit_open(&cell, &mut inner, access, flags, None, patience, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),

@@ -18,6 +18,8 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::NotPermitted => libc::EPERM,
         FsError::Invalid(_) => libc::EINVAL,
         FsError::Interrupted => libc::EINTR,
+        // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
+        FsError::TryLater => libc::EAGAIN,
         FsError::ReadOnly => libc::EROFS,
     })
 }
