@@ -49,15 +49,15 @@ fn two_hundred_pending_recalls_hurt_nobody() {
     let reader = std::thread::spawn(move || fs::read(path).unwrap());
     let busy = others.does(&format!("pace 2 {CHUNK}"));
     let first = many.line();
+    println!(
+        "resident reads of {CHUNK} bytes, as COUNT P50 P99 MAX in µs: quiet {quiet}; beside {PENDING} pending recalls {busy}"
+    );
     // "ok FINE LATER OTHER"
     assert_eq!(first, format!("ok 0 {PENDING} 0"), "all are to come back later");
     let mut four = export.client(4);
     four.does("open 0 0 /large");
     assert_eq!(four.reads(0, 0, 100).expect_err("DELAY").0, libc::EAGAIN);
     assert!(rig.faults.hits(slow) > PENDING as u64, "the recalls go on: {}", rig.faults.hits(slow));
-    println!(
-        "resident reads of {CHUNK} bytes, as COUNT P50 P99 MAX in µs: quiet {quiet}; beside {PENDING} pending recalls {busy}"
-    );
     assert_same(&reader.join().unwrap(), &local, "a local reader waits");
     rig.faults.clear();
     // What was asked for arrives by itself.

@@ -28,9 +28,21 @@ fn files_and_names() {
             assert_eq!(client.field(&format!("fstat {slot}"), "size"), content.len().to_string());
         }
         drop(client);
-        // The same through a stub: the recall is fast, and the client sees nothing of it.
+        // Looking at stubs recalls nothing: Ganesha opens what it is asked about, large or small.
+        export.migrate("big");
+        export.migrate("small");
+        let gets = rig.gets();
+        for (name, content) in [("big", &big), ("small", &small)] {
+            let mut client = export.client(version);
+            assert_eq!(client.lists(""), ["big", "small"]);
+            assert_eq!(client.field(&format!("stat /{name}"), "size"), content.len().to_string());
+            client.does(&format!("open 0 0 /{name}"));
+            assert_eq!(client.field("fstat 0", "size"), content.len().to_string());
+        }
+        assert_eq!(rig.gets(), gets);
+        assert_eq!((rig.state("big").as_str(), rig.state("small").as_str()), ("stub", "stub"));
+        // Reading does: the recall is fast, and the client sees nothing of it.
         for (slot, (name, content)) in [("big", &big), ("small", &small)].into_iter().enumerate() {
-            export.migrate(name);
             let mut client = export.client(version);
             client.does(&format!("open {slot} 0 /{name}"));
             let size = client.field(&format!("stat /{name}"), "size");
@@ -100,6 +112,9 @@ fn permissions_hold_for_clients() {
             };
             assert_eq!(read.expect_err("must not read").0, libc::EACCES, "NFSv{version}, user {user}");
             assert_eq!(rig.state("secret"), "stub", "and recalls nothing");
+            let mut client = export.client_as(version, user);
+            client.refuses("open 1 1 /secret", libc::EACCES);
+            assert_eq!(rig.state("secret"), "stub", "nor by asking to write");
         }
         let mut client = export.client_as(version, USER + 1);
         client.refuses("unlink /secret", libc::EACCES);
@@ -215,7 +230,9 @@ fn a_dead_daemon_is_an_error_and_not_a_hang() {
     let error = three.tries("stat /file").expect_err("nobody is there").0;
     assert!([libc::EIO, libc::EREMOTEIO].contains(&error), "{error}");
     // The way back: Ganesha's end, unmount, mount, start.
-    export.down();
-    export.up();
+    export.remount();
     assert_same(&three.reads(0, 0, 3000).unwrap(), &noise("file", 3000), "after the restart");
+    // What is started is not started twice.
+    let again = export.sh("tierfs-ganesha start");
+    assert!(!again.status.success() && said(&again).contains("runs already"), "{}", said(&again));
 }

@@ -1,13 +1,13 @@
 //! NFS-Ganesha on a rig's mount, and clients of it.
 //!
-//! It is started by `mount-helpers/tierfs-ganesha` with `mount-helpers/ganesha.conf`, in which ports and paths are filled in; so what
-//! administrators get is what is tested. [`Drop`] ends it by its process id.
+//! It is installed and started by the commands of `docs/nfs-ganesha.md` with the files of `mount-helpers/`; only paths and ports are
+//! others, so what administrators get is what is tested. [`Drop`] ends it by its process id.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -35,12 +35,14 @@ impl Export {
         let rig = rig?;
         let export = Self { nfs_port: free_port(), mount_port: free_port(), rig };
         fs::create_dir(export.place("recovery")).unwrap();
-        export.compile(&["-shared", "-fPIC"], &helper("tierfs-fsid.c"), "fsid.so", &[]);
         export.compile(&["-shared", "-fPIC"], &source("rpcbind.c"), "rpcbind.so", &[]);
         export.compile(&[], &source("client.c"), "client", &["-lnfs"]);
-        fs::write(export.place("ganesha.conf"), export.configuration()).unwrap();
+        export.does("install");
+        fs::create_dir(export.place("root/etc/tierfs")).unwrap();
+        fs::write(export.place("root/etc/tierfs/ganesha.env"), export.block("settings")).unwrap();
+        export.configure();
         std::os::unix::fs::chown(export.rig.mountpoint(), Some(USER), Some(USER)).unwrap();
-        export.script("start");
+        export.does("start");
         export.answers();
         Some(export)
     }
@@ -60,9 +62,25 @@ impl Export {
         assert!(output.status.success(), "{}", said(&output));
     }
 
-    /// The template as an administrator would change it, and what a machine with several tests needs.
-    fn configuration(&self) -> String {
-        let mut text = fs::read_to_string(helper("ganesha.conf")).unwrap();
+    /// The commands or lines that the document shows in its block `name`, on the test's own paths.
+    fn block(&self, name: &str) -> String {
+        let text = include_str!("../../docs/nfs-ganesha.md");
+        let begin = format!("```sh {name}\n");
+        let block = text.split_once(&begin).unwrap_or_else(|| panic!("no block {name}")).1.split_once("```").unwrap().0;
+        let root = self.place("root");
+        let mut block = block.to_owned();
+        for place in ["/usr/local/", "/etc/"] {
+            block = block.replace(place, &format!("{}{place}", root.display()));
+        }
+        block = block.replace("/srv/share", self.rig.share().to_str().unwrap());
+        block = block.replace("/mnt/tiered", self.rig.mountpoint().to_str().unwrap());
+        block.replace("delay_after=2s", "delay_after=1s")
+    }
+
+    /// Changes the template as an administrator would, and to what a machine with several tests needs.
+    fn configure(&self) {
+        let file = self.place("root/etc/ganesha/ganesha.conf");
+        let mut text = fs::read_to_string(&file).unwrap();
         let mut fill = |what: &str, with: String| {
             assert_eq!(text.matches(what).count(), 1, "the template has {what:?} once");
             text = text.replace(what, &with);
@@ -74,36 +92,35 @@ impl Export {
         // No test waits out a grace period, nor ten seconds for a file to be closed.
         fill("Graceless = false;", "Graceless = true;".into());
         fill("LRU_Run_Interval = 10;", "LRU_Run_Interval = 1;".into());
-        text
+        fs::write(file, text).unwrap();
     }
 
-    /// `mount-helpers/tierfs-ganesha VERB`, which must succeed; what it said.
+    /// Runs the document's block `name`, which must succeed; what it said.
     #[track_caller]
-    pub fn script(&self, verb: &str) -> String {
-        let output = self.try_script(verb);
-        assert!(output.status.success(), "{verb}: {}\n{}", said(&output), self.log());
+    pub fn does(&self, name: &str) -> String {
+        let output = self.sh(&self.block(name));
+        assert!(output.status.success(), "{name}: {}\n{}", said(&output), self.log());
         said(&output)
     }
 
-    pub fn try_script(&self, verb: &str) -> std::process::Output {
+    /// `sh -e -c commands` as on the administrator's machine.
+    pub fn sh(&self, commands: &str) -> Output {
         let tierfs = Path::new(env!("CARGO_BIN_EXE_tierfs")).parent().unwrap();
-        let mut script = Command::new(helper("tierfs-ganesha"));
-        self.rig.dress(&mut script);
-        script
-            .arg(verb)
-            .env("TIERFS_GANESHA_ENV", "/nonexistent")
-            .env("PATH", format!("{}:{}", tierfs.display(), std::env::var("PATH").unwrap_or_default()))
-            .env("SHARE", self.rig.share())
-            .env("MOUNTPOINT", self.rig.mountpoint())
-            .env("MOUNT_OPTIONS", "pair=cold,delay_after=1s")
-            .env("GANESHA_CONF", self.place("ganesha.conf"))
+        let installed = self.place("root/usr/local/sbin");
+        let mut sh = Command::new("sh");
+        self.rig.dress(&mut sh);
+        let path = std::env::var("PATH").unwrap_or_default();
+        sh.args(["-e", "-c", commands])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("PATH", format!("{}:{}:{path}:/usr/sbin:/sbin", installed.display(), tierfs.display()))
+            .env("TIERFS_GANESHA_ENV", self.place("root/etc/tierfs/ganesha.env"))
+            .env("GANESHA_CONF", self.place("root/etc/ganesha/ganesha.conf"))
             .env("GANESHA_LOG", self.place("ganesha.log"))
             .env("GANESHA_PID", self.place("ganesha.pid"))
-            .env("FSID_LIB", self.place("fsid.so"))
+            .env("FSID_LIB", self.place("root/usr/local/lib/tierfs-fsid.so"))
             .env("LD_PRELOAD", self.place("rpcbind.so"))
-            // Its daemon keeps what it inherits.
             .stdin(Stdio::null());
-        script.output().unwrap()
+        sh.output().unwrap()
     }
 
     /// Waits until both ports answer.
@@ -115,14 +132,25 @@ impl Export {
 
     /// Stops Ganesha and unmounts.
     pub fn down(&mut self) {
-        self.script("stop");
+        let output = self.sh("tierfs-ganesha stop");
+        assert!(output.status.success(), "{}", said(&output));
         assert!(self.process().is_none(), "Ganesha's end");
         self.rig.daemon = None;
     }
 
     /// Mounts and starts Ganesha.
     pub fn up(&mut self) {
-        let said = self.script("start");
+        let said = self.does("start");
+        self.mounted_anew(&said);
+    }
+
+    /// All of it as the document says.
+    pub fn remount(&mut self) {
+        let said = self.does("remount");
+        self.mounted_anew(&said);
+    }
+
+    fn mounted_anew(&mut self, said: &str) {
         let daemon = said.split("process ").nth(1).and_then(|rest| rest.split(')').next()).unwrap_or_default();
         self.rig.daemon = Some(daemon.parse().unwrap_or_else(|_| panic!("no process id in {said:?}")));
         self.answers();
