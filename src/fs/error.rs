@@ -14,6 +14,9 @@ pub enum FsError {
     /// The inode is not known, or is gone.
     #[error("stale inode")]
     Stale,
+    /// The record is unreadable or contradicts the file.
+    #[error("its record is damaged: there is no content to serve")]
+    Damaged,
     #[error("no such handle")]
     BadHandle,
     #[error("no such attribute")]

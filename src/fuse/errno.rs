@@ -13,6 +13,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Lower(error) => error.errno(),
         FsError::Engine(error) => engine_errno(error),
         FsError::Stale => libc::ESTALE,
+        FsError::Damaged => libc::EIO,
         FsError::BadHandle => libc::EBADF,
         FsError::NoAttribute => libc::ENODATA,
         FsError::NotPermitted => libc::EPERM,

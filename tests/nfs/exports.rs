@@ -120,7 +120,42 @@ fn permissions_hold_for_clients() {
         client.refuses("unlink /secret", libc::EACCES);
         client.refuses("rename /secret /stolen", libc::EACCES);
     }
+    // A client that does not ask first: NFSv3 requests by a handle, as somebody else.
+    let mut client = export.client(3);
+    client.does("open 0 1 /secret");
+    for user in [USER + 1, 0] {
+        client.does(&format!("become {user}"));
+        assert_eq!(client.reads(0, 0, 100).expect_err("must not read").0, libc::EACCES, "user {user}");
+        client.refuses("pwrite 0 0 forged", libc::EACCES);
+        client.refuses("truncate 0 /secret", libc::EACCES);
+        client.refuses("chmod 777 /secret", libc::EPERM);
+    }
+    assert_eq!(rig.state("secret"), "stub", "and recalls nothing");
+    client.does(&format!("become {USER}"));
+    assert_same(&client.reads_patiently(0, 0, secret.len()), &secret, "the owner");
     rig.same("secret", &secret);
+}
+
+/// A record that cannot be read makes the content unreadable, and nothing else.
+#[test]
+fn a_damaged_file_can_be_seen_and_removed() {
+    let Some(export) = export() else { return };
+    let rig = &export.rig;
+    rig.write("damaged", 5000);
+    rig.write("fine", 5000);
+    set_xattr(&rig.low("damaged"), RECORD, b"nonsense").unwrap();
+    for version in VERSIONS {
+        let mut client = export.client(version);
+        assert_eq!(client.lists(""), ["damaged", "fine"]);
+        assert_eq!(client.field("stat /damaged", "size"), "5000");
+        assert_eq!(client.field("stat /fine", "size"), "5000");
+        client.does("open 0 0 /damaged");
+        assert_eq!(client.reads(0, 0, 100).expect_err("no content").0, libc::EIO, "NFSv{version}");
+        client.does("open 1 0 /fine");
+        assert_eq!(client.reads(1, 0, 5000).unwrap(), noise("fine", 5000));
+    }
+    export.client(4).does("unlink /damaged");
+    assert_eq!(export.client(3).lists(""), ["fine"]);
 }
 
 #[test]
@@ -185,10 +220,12 @@ fn handles_of_clients_outlive_the_mount() {
         let device = fs::metadata(export.rig.mountpoint()).unwrap().dev();
         export.down();
         // Somebody else takes the mount's device number.
-        let others: Vec<_> = (0..4).map(|n| export.rig.scratch(&format!("other-{n}"))).collect();
-        for other in &others {
-            fs::create_dir(other).unwrap();
+        let mut others = Vec::new();
+        while others.len() < 64 && others.last().is_none_or(|other| fs::metadata(other).unwrap().dev() != device) {
+            let other = export.rig.scratch(&format!("other-{}", others.len()));
+            fs::create_dir(&other).unwrap();
             run("mount", &["-t", "tmpfs", "none", other.to_str().unwrap()]);
+            others.push(other);
         }
         export.up();
         four.does("again");
@@ -230,6 +267,10 @@ fn a_dead_daemon_is_an_error_and_not_a_hang() {
     let error = three.tries("stat /file").expect_err("nobody is there").0;
     assert!([libc::EIO, libc::EREMOTEIO].contains(&error), "{error}");
     // The way back: Ganesha's end, unmount, mount, start.
+    // Ganesha is not started on what is dead.
+    export.end_ganesha();
+    let early = export.sh("tierfs-ganesha start");
+    assert!(!early.status.success() && said(&early).contains("is dead"), "{}", said(&early));
     export.remount();
     assert_same(&three.reads(0, 0, 3000).unwrap(), &noise("file", 3000), "after the restart");
     // What is started is not started twice.

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -182,8 +183,8 @@ impl Export {
             .unwrap();
         let ask = process.stdin.take();
         let answers = BufReader::new(process.stdout.take().unwrap());
-        let mut client =
-            Client { process, ask, answers, scratch: self.place(&format!("read-{}", free_port())), version };
+        let scratch = self.place(&format!("read-{}", process.id()));
+        let mut client = Client { process, ask, answers, scratch, version };
         client.answer().unwrap_or_else(|(_, why)| panic!("NFSv{version} mount: {why}\n{}", self.log()));
         client
     }
@@ -198,11 +199,9 @@ impl Export {
     }
 }
 
-impl Drop for Export {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- Ganesha's log ---\n{}", self.log());
-        }
+impl Export {
+    /// Ends Ganesha alone, as a crash would.
+    pub fn end_ganesha(&self) {
         let Some(pid) = self.process() else { return };
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         while alive(pid) {
@@ -211,12 +210,27 @@ impl Drop for Export {
     }
 }
 
+impl Drop for Export {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- Ganesha's log ---\n{}", self.log());
+        }
+        self.end_ganesha();
+    }
+}
+
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nfs").join(name)
 }
 
+/// A port that is free now, and that the kernel gives to nobody by itself (ip_local_port_range begins at 32768).
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let seed = std::process::id().wrapping_mul(7919);
+    (0..1000)
+        .map(|_| 10_000 + (seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000) as u16)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// `client.c` at work: what it was told in case of success, errno and text otherwise.
