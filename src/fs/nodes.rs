@@ -71,3 +71,37 @@ impl Nodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Every answer to the kernel is counted once, and forgotten as often as the kernel says.
+
+    use super::*;
+    use crate::types::{FileId, RawHandle};
+
+    fn node(ino: u64, birth: u64) -> Inode {
+        Inode { id: FileId { ino, birth }, handle: RawHandle::new(1, &ino.to_ne_bytes()).expect("short") }
+    }
+
+    #[test]
+    fn lookups_are_counted() {
+        let root = node(2, 1);
+        let nodes = Nodes::new(root);
+        let (file, heir) = (node(12, 5), node(12, 6));
+        nodes.remember(&file);
+        nodes.remember(&file);
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), Some(file));
+        // The number is used again before the kernel has forgotten the first.
+        nodes.remember(&heir);
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), Some(heir));
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), None);
+        // From before a restart: nothing to forget.
+        nodes.forget(12, 7);
+        nodes.remember(&root);
+        nodes.forget(ROOT, 1);
+        assert_eq!((nodes.get(ROOT), nodes.id_of(&root)), (Some(root), ROOT));
+    }
+}

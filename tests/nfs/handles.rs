@@ -128,6 +128,30 @@ fn handles_outlive_caches_remounts_and_moves_of_content() {
     });
 }
 
+/// XFS puts directories into its parts in turn, and numbers inodes by where they are.
+#[test]
+fn inode_numbers_of_more_than_32_bits() {
+    let Some(mut rig) = (Setup { size: 8 << 40, ..Setup::xfs() }).build() else { return };
+    let names: Vec<String> = (0..8).map(|n| format!("d{n}/file")).collect();
+    for (n, name) in names.iter().enumerate() {
+        fs::create_dir(rig.mnt(format!("d{n}"))).unwrap();
+        rig.write(name, 1000 + n);
+    }
+    let large = names.iter().filter(|name| fs::metadata(rig.mnt(name)).unwrap().ino() > u64::from(u32::MAX)).count();
+    assert!(large > 0, "no large number: the test shows nothing");
+    let mut python = Handles::on(&rig);
+    let handles: Vec<String> = names.iter().map(|name| python.take(&rig, name)).collect();
+    let wanted: Vec<String> = handles.iter().map(|handle| python.open(handle)).collect();
+    drop(python);
+    rig.umount();
+    rig.mount();
+    let mut python = Handles::on(&rig);
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(python.open(&handles[n]), wanted[n], "{name}");
+        rig.same(name, &noise(name, 1000 + n));
+    }
+}
+
 #[test]
 fn handles_of_removed_files_are_stale_even_when_the_number_is_used_again() {
     each(|mut rig| {
