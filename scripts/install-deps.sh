@@ -27,6 +27,12 @@ if [[ $purpose != demo ]]; then
     need rsync rsync
     need python3 python3
 fi
+if [[ $purpose == test ]]; then
+    need ganesha.nfsd nfs-ganesha
+    [[ -n $(find /usr/lib -name libfsalvfs.so -print -quit) ]] || packages+=(nfs-ganesha-vfs)
+    [[ -e /usr/include/nfsc/libnfs.h ]] || packages+=(libnfs-dev)
+    need nfs-ls libnfs-utils
+fi
 if [[ $purpose == bench ]]; then
     need rclone rclone
     need mergerfs mergerfs

@@ -81,6 +81,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
         passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
+        delay: args.delay.clone(),
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());

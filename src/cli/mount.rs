@@ -24,6 +24,7 @@ use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
 use super::{Global, daemon, output};
 use crate::control::client::mount_of_share;
 use crate::control::{ControlError, mountinfo};
+use crate::fs::Delay;
 use crate::pair::units::{parse_duration, parse_percent};
 use crate::pair::{Pair, Store};
 use crate::types::PairName;
@@ -38,7 +39,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// SHARE is the directory with the files; users work on MOUNTPOINT from then on. The pair that names the share is used;
 /// without one the mount works, and nothing is migrated. Returns when the mount can be used; the daemon's log is
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
-/// release_above=80%, release_below=70%, pair=NAME, and the usual options of mount(8), so fstab can say the same.
+/// release_above=80%, release_below=70%, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
+/// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -92,6 +94,7 @@ pub struct MountArgs {
     pub policy: Policy,
     pub read_only: bool,
     pub flags: MountFlags,
+    pub delay: Delay,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
@@ -234,6 +237,7 @@ impl MountCommand {
                 share.display()
             )));
         }
+        let usual = Delay::default();
         Ok(MountArgs {
             share,
             mountpoint,
@@ -241,6 +245,10 @@ impl MountCommand {
             policy,
             read_only: options.read_only,
             flags: options.flags,
+            delay: Delay {
+                after: options.delay_after.unwrap_or(usual.after),
+                programs: options.delay_for.unwrap_or(usual.programs),
+            },
             config_dir,
             state_dir,
         })

@@ -51,6 +51,10 @@ pub struct Options {
     pub pair: Option<PairName>,
     pub config_dir: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
+    /// How long a request of `delay_for`'s programs waits for content before it is told to come back later.
+    pub delay_after: Option<Duration>,
+    /// Names of programs; empty: none.
+    pub delay_for: Option<Vec<String>>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -80,18 +84,32 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
         "config_dir" => options.config_dir = Some(dir()?),
         "state_dir" => options.state_dir = Some(dir()?),
+        "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
+        "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
         _ if HARMLESS.contains(&name) => none(value)?,
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, pair, config_dir, \
-                        state_dir, ro, and the usual ones of mount(8)"
+                        state_dir, delay_after, delay_for, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
     }
     Ok(())
+}
+
+/// Names between colons; `none` for no program at all.
+fn programs(list: &str) -> Result<Vec<String>, String> {
+    if list == "none" {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = list.split(':').map(str::to_owned).collect();
+    if names.iter().any(|name| name.is_empty() || name.contains('/')) {
+        return Err("write names of programs like ganesha.nfsd:nfsd, or none".into());
+    }
+    Ok(names)
 }
 
 /// The flag an option sets, and to what. `rw`, `suid` and the like undo what came before.
@@ -141,6 +159,14 @@ mod tests {
     }
 
     #[test]
+    fn who_is_put_off_and_when() {
+        let options = one("delay_after=0,delay_for=ganesha.nfsd:smbd").unwrap();
+        assert_eq!(options.delay_after, Some(Duration::ZERO));
+        assert_eq!(options.delay_for.unwrap(), ["ganesha.nfsd", "smbd"]);
+        assert_eq!(one("delay_for=none").unwrap().delay_for.unwrap(), [""; 0]);
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
             ("r0", "no such option"),
@@ -150,6 +176,9 @@ mod tests {
             ("release_above=101", "percentage"),
             ("pair=../x", "pair name"),
             ("config_dir=etc", "absolute"),
+            ("delay_for=a::b", "names of programs"),
+            ("delay_for=/usr/bin/x", "names of programs"),
+            ("delay_after=2", "duration"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

@@ -14,6 +14,9 @@ pub enum FsError {
     /// The inode is not known, or is gone.
     #[error("stale inode")]
     Stale,
+    /// The record is unreadable or contradicts the file.
+    #[error("its record is damaged: there is no content to serve")]
+    Damaged,
     #[error("no such handle")]
     BadHandle,
     #[error("no such attribute")]
@@ -25,6 +28,9 @@ pub enum FsError {
     Invalid(&'static str),
     #[error("a signal ended the wait")]
     Interrupted,
+    /// The requester can wait elsewhere; what it wants is on its way.
+    #[error("not there yet: try again later")]
+    TryLater,
     #[error("the mount is read-only")]
     ReadOnly,
 }

@@ -6,6 +6,7 @@
 mod attributes;
 mod calls;
 mod content;
+mod delay;
 mod directories;
 mod error;
 mod handles;
@@ -19,15 +20,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use calls::{Call, Calls};
+pub use delay::Delay;
 pub use error::{FsError, FsResult};
 pub use namespace::{Doomed, Entry};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
-pub use wait::{Blocker, Try};
+pub use wait::{Blocker, Try, Waiter};
 
 use crate::engine::Engine;
-use crate::ports::Lower;
+use crate::ports::{Attr, Lower};
 use crate::types::Inode;
+use delay::Delays;
 use directories::Listings;
 use handles::Handles;
 use nodes::Nodes;
@@ -43,11 +46,13 @@ pub struct FsOptions {
     pub recall_at_open_max: u64,
     /// Where the control socket is, for root to find it through the mount.
     pub socket: Option<PathBuf>,
+    /// Who does not wait long for a transfer.
+    pub delay: Delay,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None }
+        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default() }
     }
 }
 
@@ -60,6 +65,7 @@ pub struct Fs {
     nodes: Nodes,
     files: Handles<OpenFile>,
     listings: Listings,
+    delays: Delays,
     options: FsOptions,
 }
 
@@ -73,12 +79,24 @@ impl Fs {
             calls: Calls::default(),
             files: Handles::new(epoch),
             listings: Listings::default(),
+            delays: Delays::new(options.delay.clone()),
             options,
         })
     }
 
+    /// The inode behind a node id, also one that the kernel knows from before this daemon.
     fn node(&self, id: u64) -> FsResult<Inode> {
-        self.nodes.get(id)
+        match self.nodes.get(id) {
+            Some(node) => Ok(node),
+            None => Ok(self.found(id)?.0),
+        }
+    }
+
+    /// Finds an inode by the number that its node id is.
+    fn found(&self, id: u64) -> FsResult<(Inode, Attr)> {
+        let (node, attr) = self.lower.by_number(id)?;
+        // The root's node id is not its number.
+        if self.nodes.id_of(&node) == id { Ok((node, attr)) } else { Err(FsError::Stale) }
     }
 
     /// The node id under which the kernel knows a lower inode number.

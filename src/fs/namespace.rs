@@ -40,10 +40,22 @@ impl Fs {
 
     /// Finds a name. The kernel must later forget the entry once.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> FsResult<Entry> {
-        let dir = self.node(parent)?;
-        let (node, attr) = self.lower.lookup(&dir, name)?;
+        let (node, attr) =
+            if name == "." { self.itself(parent)? } else { self.lower.lookup(&self.node(parent)?, name)? };
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
+    }
+
+    /// An inode of any kind, for a file handle somebody kept: the kernel compares the generation with the handle's. What the table
+    /// has may be gone, and its number another's by now.
+    fn itself(&self, id: u64) -> FsResult<(Inode, Attr)> {
+        if let Some(node) = self.nodes.get(id) {
+            match self.lower.stat(&node) {
+                Err(error) if error.errno() == libc::ESTALE => {}
+                stat => return Ok((node, stat?)),
+            }
+        }
+        self.found(id)
     }
 
     pub fn forget(&self, id: u64, lookups: u64) {

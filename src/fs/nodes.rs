@@ -7,7 +7,6 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::error::{FsError, FsResult};
 use crate::types::Inode;
 
 /// The root's node id, by the kernel's convention.
@@ -40,12 +39,12 @@ impl Nodes {
         if node.id == self.root.id { ROOT } else { node.id.ino }
     }
 
-    /// The inode behind a node id.
-    pub fn get(&self, id: u64) -> FsResult<Inode> {
+    /// The inode behind a node id; `None`: the kernel was not told of it, or has forgotten it.
+    pub fn get(&self, id: u64) -> Option<Inode> {
         if id == ROOT {
-            return Ok(self.root);
+            return Some(self.root);
         }
-        self.shard(id).lock().get(&id).map(|known| known.node).ok_or(FsError::Stale)
+        self.shard(id).lock().get(&id).map(|known| known.node)
     }
 
     /// Notes that the kernel was told of an inode once more.
@@ -70,5 +69,39 @@ impl Nodes {
                 shard.remove(&id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Every answer to the kernel is counted once, and forgotten as often as the kernel says.
+
+    use super::*;
+    use crate::types::{FileId, RawHandle};
+
+    fn node(ino: u64, birth: u64) -> Inode {
+        Inode { id: FileId { ino, birth }, handle: RawHandle::new(1, &ino.to_ne_bytes()).expect("short") }
+    }
+
+    #[test]
+    fn lookups_are_counted() {
+        let root = node(2, 1);
+        let nodes = Nodes::new(root);
+        let (file, heir) = (node(12, 5), node(12, 6));
+        nodes.remember(&file);
+        nodes.remember(&file);
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), Some(file));
+        // The number is used again before the kernel has forgotten the first.
+        nodes.remember(&heir);
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), Some(heir));
+        nodes.forget(12, 1);
+        assert_eq!(nodes.get(12), None);
+        // From before a restart: nothing to forget.
+        nodes.forget(12, 7);
+        nodes.remember(&root);
+        nodes.forget(ROOT, 1);
+        assert_eq!((nodes.get(ROOT), nodes.id_of(&root)), (Some(root), ROOT));
     }
 }

@@ -12,7 +12,7 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, Inner, KeptFile, Patience};
+use crate::engine::{Admission, Cell, EngineError, Inner, KeptFile, Patience};
 use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -40,6 +40,10 @@ pub struct Opened {
     pub fh: u64,
     pub service: Service,
 }
+
+/// The handle of every file whose record is damaged: an NFS server opens what it only wants to look at, and one such file must not
+/// keep it from listing a directory. All use of its content is refused. No epoch is so high.
+const NO_CONTENT: u64 = u64::MAX;
 
 /// An open file.
 pub(super) struct OpenFile {
@@ -86,12 +90,21 @@ impl Fs {
             self.check_writable()?;
         }
         let node = self.node(id)?;
-        let (cell, at_hand) = self.cell_to_open(&node)?;
+        let (cell, at_hand) = match self.cell_to_open(&node) {
+            Err(FsError::Engine(EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. }))
+                if !flags.write && !flags.truncate =>
+            {
+                return Ok(Try::Done(Ok(Opened { fh: NO_CONTENT, service: Service::Daemon })));
+            }
+            found => found?,
+        };
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
-        if let Some(range) = self.recalls_at_open(&inner).filter(|_| !flags.write && !flags.truncate) {
+        // Once: who was let through without the content is served as it comes.
+        let recalls = patience == Patience::None && !flags.write && !flags.truncate;
+        if let Some(range) = self.recalls_at_open(&inner).filter(|_| recalls) {
             drop(inner);
-            return Ok(Try::Blocked(Blocker::content(&cell, Some(range))));
+            return Ok(Try::Blocked(Blocker::open(&cell, range)));
         }
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),
@@ -313,6 +326,9 @@ impl Fs {
 
     /// Closes a handle.
     pub fn release(&self, fh: u64) -> FsResult<()> {
+        if fh == NO_CONTENT {
+            return Ok(());
+        }
         let file = self.files.remove(fh)?;
         let mut inner = file.cell.lock();
         inner.machine.apply(Event::Close { write: file.write });
@@ -330,6 +346,9 @@ impl Fs {
     }
 
     pub(super) fn file(&self, fh: u64) -> FsResult<Arc<OpenFile>> {
+        if fh == NO_CONTENT {
+            return Err(FsError::Damaged);
+        }
         self.files.get(fh)
     }
 

@@ -1,7 +1,7 @@
 //! Waiting for a transfer: who waits for what, until when, and how a signal ends it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
@@ -27,6 +27,15 @@ impl<T> Try<T> {
     }
 }
 
+/// Who waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter {
+    /// The requesting thread as the daemon sees it; 0 where it does not.
+    pub pid: u32,
+    /// When its request came.
+    pub since: Instant,
+}
+
 /// What an attempt waits for.
 pub struct Blocker {
     cell: Arc<Cell>,
@@ -36,6 +45,8 @@ pub struct Blocker {
 enum On {
     /// All content, or a range of it.
     Content(Option<ByteRange>),
+    /// All of a small file, before it is opened for reading.
+    Open(ByteRange),
     /// The end of a short step.
     Step,
     /// A thread that may wait for the disk: each attempt after the first has one.
@@ -53,17 +64,30 @@ impl Blocker {
         Self { cell: cell.clone(), on }
     }
 
+    pub(super) fn open(cell: &Arc<Cell>, all: ByteRange) -> Self {
+        Self { cell: cell.clone(), on: On::Open(all) }
+    }
+
     pub(super) fn content(cell: &Arc<Cell>, range: Option<ByteRange>) -> Self {
         Self { cell: cell.clone(), on: On::Content(range) }
     }
 }
 
 impl Fs {
-    /// Waits until an attempt is worth making again, or its thread `pid` is being killed.
-    pub async fn unblock(&self, blocker: Blocker, pid: u32) -> FsResult<()> {
+    /// Waits until an attempt is worth making again. Ends early when the requester is being killed, and with
+    /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
+    pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
+        let file = blocker.cell.node.id;
+        let on = match blocker.on {
+            // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's
+            // first read will.
+            On::Open(_) if self.delays.passes_on(waiter.pid) => return Ok(()),
+            On::Open(all) => On::Content(Some(all)),
+            on => on,
+        };
         let waiting = async {
-            match blocker.on {
-                On::Disk => Ok(()),
+            match on {
+                On::Disk | On::Open(_) => Ok(()),
                 On::Step => {
                     let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
                     blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;
@@ -79,11 +103,20 @@ impl Fs {
             }
         };
         tokio::pin!(waiting);
+        let mut patience = Some(self.delays.patience(file));
         loop {
-            match tokio::time::timeout(SIGNAL_PERIOD, &mut waiting).await {
+            let left = patience.map(|patience| patience.saturating_sub(waiter.since.elapsed()));
+            let period = left.map_or(SIGNAL_PERIOD, |left| left.min(SIGNAL_PERIOD));
+            match tokio::time::timeout(period, &mut waiting).await {
                 Ok(result) => return Ok(result?),
-                Err(_) if is_signalled(pid) => return Err(FsError::Interrupted),
+                Err(_) if is_signalled(waiter.pid) => return Err(FsError::Interrupted),
                 Err(_) => {}
+            }
+            if patience.is_some_and(|patience| waiter.since.elapsed() >= patience) {
+                if self.delays.applies(file, waiter) {
+                    return Err(FsError::TryLater);
+                }
+                patience = None;
             }
         }
     }

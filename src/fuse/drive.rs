@@ -4,14 +4,14 @@ use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyXattr, Request};
 
 use super::adapter::Adapter;
 use super::errno::errno;
 use crate::engine::Patience;
-use crate::fs::{Fs, FsResult, Register, Service, Try};
+use crate::fs::{Fs, FsResult, Register, Service, Try, Waiter};
 use crate::ports::Caller;
 
 /// Registers lower files with the kernel through the reply at hand.
@@ -60,11 +60,11 @@ impl Adapter {
             Try::Done(result) => return finish(reply, result),
             Try::Blocked(blocker) => blocker,
         };
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter { pid, since: Instant::now() });
         let mut at_hand = (reply, attempt);
         self.fs.engine.runtime.spawn(async move {
             loop {
-                if let Err(error) = fs.unblock(blocker, pid).await {
+                if let Err(error) = fs.unblock(blocker, waiter).await {
                     return finish(at_hand.0, Err(error));
                 }
                 let fs = fs.clone();

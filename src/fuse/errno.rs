@@ -13,11 +13,14 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Lower(error) => error.errno(),
         FsError::Engine(error) => engine_errno(error),
         FsError::Stale => libc::ESTALE,
+        FsError::Damaged => libc::EIO,
         FsError::BadHandle => libc::EBADF,
         FsError::NoAttribute => libc::ENODATA,
         FsError::NotPermitted => libc::EPERM,
         FsError::Invalid(_) => libc::EINVAL,
         FsError::Interrupted => libc::EINTR,
+        // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
+        FsError::TryLater => libc::EAGAIN,
         FsError::ReadOnly => libc::EROFS,
     })
 }

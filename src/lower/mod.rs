@@ -15,6 +15,7 @@ mod file;
 mod handle;
 mod lease;
 mod namespace;
+mod number;
 mod path;
 mod probe;
 mod setattr;

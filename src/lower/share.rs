@@ -23,6 +23,7 @@ use super::dir::OpenDir;
 use super::fdcache::{FdCache, Node};
 use super::file::OpenFile;
 use super::handle::{handle_of, open_handle};
+use super::number::{self, ByNumber};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
@@ -47,6 +48,7 @@ pub struct Share {
     /// Whether the mount is our own clone, in which there is nothing to cross into.
     private: bool,
     features: LowerFeatures,
+    by_number: ByNumber,
     cache: FdCache,
 }
 
@@ -83,9 +85,20 @@ impl Share {
             return Err(LowerError::from_errno("open_by_handle_at", libc::EOPNOTSUPP));
         }
         let features = probe::features(&mount)?;
+        let by_number = ByNumber::of(mount.as_fd())?;
         let cache = FdCache::new(descriptors_max.min(raise_descriptor_limit() / 2));
         let root = Arc::new(Node { fd: root_fd, inode, kind: FileKind::Directory });
-        Ok(Self { root, mount, sync, sync_failures: AtomicU64::new(0), dev: stat.dev, private, features, cache })
+        Ok(Self {
+            root,
+            mount,
+            sync,
+            sync_failures: AtomicU64::new(0),
+            dev: stat.dev,
+            private,
+            features,
+            by_number,
+            cache,
+        })
     }
 
     /// Descriptors kept for known inodes just now.
@@ -255,6 +268,18 @@ impl Lower for Share {
             Err(error) if error.errno() == libc::EXDEV => Err(LowerError::from_errno(error.op, libc::ESTALE)),
             Err(error) => Err(error),
         }
+    }
+
+    fn by_number(&self, ino: u64) -> LowerResult<(Inode, Attr)> {
+        let (inode, attr) = self.by_handle(&self.by_number.handle(self.mount.as_fd(), ino)?)?;
+        if inode.id.ino != ino {
+            return Err(number::stale());
+        }
+        if attr.kind == FileKind::Directory && !number::is_inside(self, &*self.node(&inode)?)? {
+            self.cache.remove_if(&inode.id, |_| true);
+            return Err(number::stale());
+        }
+        Ok((inode, attr))
     }
 
     fn path_of(&self, node: &Inode) -> LowerResult<Option<PathBuf>> {

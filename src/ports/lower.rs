@@ -234,6 +234,10 @@ pub trait Lower: Send + Sync {
     fn lookup(&self, dir: &Inode, name: &OsStr) -> LowerResult<(Inode, Attr)>;
     /// Finds an inode again by a handle stored earlier; `ESTALE` if it is gone or was reused.
     fn by_handle(&self, handle: &RawHandle) -> LowerResult<(Inode, Attr)>;
+    /// Finds an inode by its number alone; `ESTALE` if there is none, if it is a directory beside the share, or where the
+    /// filesystem cannot be asked. An unlinked inode is found while somebody has it open. The caller must compare births: the
+    /// number may have been another file's before.
+    fn by_number(&self, ino: u64) -> LowerResult<(Inode, Attr)>;
     /// A path of the inode relative to the share, as the kernel knows it just now; for people and object names only.
     /// `None` for an unlinked inode.
     fn path_of(&self, node: &Inode) -> LowerResult<Option<std::path::PathBuf>>;

@@ -424,6 +424,42 @@ pub fn a_reused_inode_is_stale(lower: &dyn Lower) {
     eprintln!("{reused} of 200 files had an inode number used before");
 }
 
+/// A number alone leads to the inode of any kind that has it now, and to nothing else.
+pub fn numbers_lead_to_their_inodes(lower: &dyn Lower) {
+    let root = lower.root();
+    let sub = dir(lower, "sub");
+    let (below, _) = lower.make(&sub, os("below"), NewNode::Directory, 0o700, &ROOT).expect("mkdir");
+    let (link, _) = lower.make(&below, os("link"), NewNode::Symlink(os("target")), 0, &ROOT).expect("symlink");
+    let (fifo, _) = lower.make(&below, os("fifo"), NewNode::Special(FileKind::Fifo, 0), 0o600, &ROOT).expect("mkfifo");
+    let regular = file(lower, "file", b"content");
+    for node in [root, sub, below, link, fifo, regular] {
+        let (found, attr) = lower.by_number(node.id.ino).expect("by number");
+        assert_eq!((found, attr), (node, lower.stat(&node).expect("stat")));
+    }
+    for nothing in [0, 1, regular.id.ino + 4_096, u64::from(u32::MAX), 1 << 40, u64::MAX] {
+        assert_eq!(errno(lower.by_number(nothing)), libc::ESTALE, "{nothing}");
+    }
+    let open = lower.open(&regular, READ).expect("open");
+    lower.unlink(&root, os("file")).expect("unlink");
+    let (found, attr) = lower.by_number(regular.id.ino).expect("unlinked and open");
+    assert_eq!((found, attr.nlink), (regular, 0));
+    drop(open);
+    // Nothing here may keep the space of a file that nobody has.
+    assert_eq!(errno(lower.by_number(regular.id.ino)), libc::ESTALE);
+    for round in 0..200 {
+        let heir = file(lower, &format!("heir {round}"), b"another");
+        if heir.id.ino == regular.id.ino {
+            let (found, _) = lower.by_number(regular.id.ino).expect("by number");
+            assert_eq!(found, heir);
+            assert_ne!(found.id.birth, regular.id.birth, "told apart by its birth");
+            return;
+        }
+        // XFS frees inodes in the background.
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    panic!("the inode number was not used again in 200 files");
+}
+
 pub fn listings_go_on_from_any_offset(lower: &dyn Lower) {
     let sub = dir(lower, "dir");
     let expected: BTreeSet<OsString> = (0..2_000).map(|n| format!("entry number {n:06}").into()).collect();

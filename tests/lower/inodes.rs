@@ -86,6 +86,45 @@ pub fn sealed_files_are_told(env: Env) {
     }
 }
 
+/// A share may be a part of a filesystem: directories beside it are not found, and the way up is the share's root.
+pub fn numbers_beside_the_share(env: Env) {
+    let whole = &*env.share;
+    let (share, beside) = (contract::dir(whole, "share"), contract::dir(whole, "beside"));
+    let (deep, _) = whole.make(&beside, os("deep"), NewNode::Directory, 0o755, &ROOT).expect("mkdir");
+    let (mut at, mut inside) = (share, vec![]);
+    // Deeper than any path the kernel tells.
+    for _ in 0..300 {
+        at = whole.make(&at, os(&"d".repeat(20)), NewNode::Directory, 0o755, &ROOT).expect("mkdir").0;
+        inside.push(at);
+    }
+    let part = Share::open(&env.fs.path().join("share")).expect("share");
+    for node in [inside[0], inside[1], inside[299]] {
+        assert_eq!(part.by_number(node.id.ino).expect("inside").0, node);
+    }
+    for node in [whole.root(), beside, deep] {
+        assert_eq!(errno(part.by_number(node.id.ino)), libc::ESTALE);
+        assert_eq!(whole.by_number(node.id.ino).expect("of the whole").0, node);
+    }
+    assert_eq!(part.by_number(part.root().id.ino).expect("root").0, part.root());
+}
+
+#[test]
+fn other_filesystems_find_nothing_by_number() {
+    if !crate::can_mount() {
+        return;
+    }
+    crate::common::private_mounts();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().to_str().expect("UTF-8");
+    run("mount", &["-t", "tmpfs", "none", path]);
+    {
+        let share = Share::open(dir.path()).expect("share");
+        let node = contract::file(&share, "file", b"x");
+        assert_eq!(errno(share.by_number(node.id.ino)), libc::ESTALE);
+    }
+    run("umount", &[path]);
+}
+
 pub fn direct_io(env: Env) {
     #[repr(align(4096))]
     struct Aligned([u8; 16384]);

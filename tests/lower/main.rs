@@ -45,7 +45,7 @@ contract! {
     lookup_finds_what_was_made, dot_and_dotdot, every_kind_of_node, create_opens_what_exists,
     hard_links_share_an_identity, renames, unlinked_files_live_while_open, space_of_removed_files_comes_back,
     set_attr_in_its_order, names_of_any_bytes, content_reads_as_written, copies_between_files, holes_and_punching,
-    extended_attributes, records, handles_are_checked, a_reused_inode_is_stale, listings_go_on_from_any_offset,
+    extended_attributes, records, handles_are_checked, a_reused_inode_is_stale, numbers_lead_to_their_inodes, listings_go_on_from_any_offset,
     paths_are_true_or_not_told, leases_between_own_opens,
 }
 
@@ -74,6 +74,7 @@ on_both! {
     inodes::a_lookup_never_mixes_files_up,
     inodes::sealed_files_are_told,
     inodes::direct_io,
+    inodes::numbers_beside_the_share,
     mounts::features_are_found,
     mounts::handles_survive_a_remount,
     mounts::the_lower_mount_can_go,

@@ -279,8 +279,14 @@ impl Rig {
 
     pub fn command(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tierfs"));
+        command.args(args);
+        self.dress(&mut command);
         command
-            .args(args)
+    }
+
+    /// Gives a command what tierfs needs of the environment.
+    pub fn dress(&self, command: &mut Command) {
+        command
             .current_dir("/")
             .env("TIERFS_CONFIG_DIR", self.scratch("etc"))
             .env("TIERFS_STATE_DIR", self.scratch("state"))
@@ -290,7 +296,6 @@ impl Rig {
             .env("HOME", self.dir.path())
             .env_remove("AWS_CA_BUNDLE")
             .env_remove("AWS_PROFILE");
-        command
     }
 
     pub fn tierfs(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Output {
