@@ -10,7 +10,7 @@ use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{Intent, IntentKind, Keep, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -157,7 +157,8 @@ impl Engine {
     fn hold_and_mark(&self, cell: &Cell, inner: &mut Inner, seen: Claim) -> EngineResult<Exclusive> {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
-        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        let keep = if seen == Claim::Releasing { Keep::OwnAndLeft } else { Keep::Own };
+        let flags = OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() };
         let file = match self.lower.open(&cell.node, flags) {
             // It runs as a program.
             Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),

@@ -17,7 +17,7 @@ use fuser::{
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Entry, Fs, FsError, FsResult, Opened};
+use crate::fs::{Entry, Fs, FsResult, Opened};
 use crate::ports::{Attr, DirEntry, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -451,8 +451,8 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
     }
 
-    fn listxattr(&self, _request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, self.fs.list_xattrs(id.0));
+    fn listxattr(&self, request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.fs.list_xattrs(id.0, &caller(request, 0)));
     }
 
     fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -492,8 +492,9 @@ impl Filesystem for Adapter {
             libc::SEEK_HOLE => SeekTo::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
-        match u64::try_from(offset).map_err(|_| FsError::Invalid("negative offset")) {
-            Err(error) => reply.error(errno(&error)),
+        match u64::try_from(offset) {
+            // As ext4 and XFS say it.
+            Err(_) => reply.error(Errno::ENXIO),
             Ok(offset) => match self.fs.seek(fh.0, offset, to) {
                 Ok(found) => reply.offset(found as i64),
                 Err(error) => reply.error(errno(&error)),

@@ -101,6 +101,7 @@ pub fn open_flags(flags: i32) -> OpenFlags {
         sync: flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
         exclusive: flags & libc::O_EXCL != 0,
         no_atime: false,
+        keep: Default::default(),
     }
 }
 

@@ -76,7 +76,8 @@ fn prepare_thread() -> LowerResult<u32> {
 pub(super) enum As {
     /// Owner and group of what is made; permission has been granted above and is not asked again.
     Maker,
-    /// `Maker`, for a file made setgid and group-executable: the kernel looks at the maker's groups and `CAP_FSETID`.
+    /// `Maker`, where the kernel looks at the requester's groups and `CAP_FSETID`: a file made setgid and group-executable, an ACL
+    /// on what has setgid.
     MakerWithGroups,
     /// With the requester's own groups and capabilities, so that the kernel checks permissions here.
     Themselves,

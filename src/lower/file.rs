@@ -9,8 +9,9 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::attr::stat_fd;
+use super::kept::Kept;
 use super::{Step, lease};
-use crate::ports::{Attr, LowerError, LowerFile, LowerResult, SeekTo};
+use crate::ports::{Attr, Keep, LowerError, LowerFile, LowerResult, SeekTo};
 
 /// Punching goes beyond the end, to a multiple of this: a block that the end cuts would only be zeroed, not freed.
 const PUNCH_ALIGN_BYTES: u64 = 1 << 20;
@@ -19,11 +20,27 @@ pub(super) struct OpenFile {
     fd: Arc<OwnedFd>,
     /// `O_DIRECT`: what follows a short read would be unaligned, so it is not asked for.
     direct: bool,
+    /// What the kernel takes from the file at each change, and is given back.
+    kept: Option<Kept>,
 }
 
 impl OpenFile {
     pub(super) fn new(fd: OwnedFd, direct: bool) -> Self {
-        Self { fd: Arc::new(fd), direct }
+        Self { fd: Arc::new(fd), direct, kept: None }
+    }
+
+    /// For what keeps privileges.
+    pub(super) fn keeping(fd: OwnedFd, keep: Keep) -> Self {
+        let fd = Arc::new(fd);
+        Self { kept: Some(Kept::new(Arc::clone(&fd), keep)), fd, direct: false }
+    }
+
+    /// Makes a change of content.
+    fn change<T>(&self, change: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
+        match &self.kept {
+            None => change(),
+            Some(kept) => kept.through(change),
+        }
     }
 }
 
@@ -42,15 +59,17 @@ impl LowerFile for OpenFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()> {
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset + done as u64;
-            match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
-                0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
-                put => done += put,
+        self.change(|| {
+            let mut done = 0;
+            while done < data.len() {
+                let at = offset + done as u64;
+                match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
+                    0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
+                    put => done += put,
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> LowerResult<()> {
@@ -95,12 +114,14 @@ impl LowerFile for OpenFile {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punch = |len| retry_on_intr(|| fallocate(&self.fd, mode, 0, len));
         let size = self.stat()?.size.max(1);
-        match punch(size.saturating_add(PUNCH_ALIGN_BYTES - 1) / PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES) {
-            // So near the largest size that rounding up passes it.
-            Err(Errno::FBIG | Errno::INVAL) => punch(size),
-            other => other,
-        }
-        .step("fallocate(PUNCH_HOLE)")
+        self.change(|| {
+            match punch(size.saturating_add(PUNCH_ALIGN_BYTES - 1) / PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES) {
+                // So near the largest size that rounding up passes it.
+                Err(Errno::FBIG | Errno::INVAL) => punch(size),
+                other => other,
+            }
+            .step("fallocate(PUNCH_HOLE)")
+        })
     }
 
     fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {

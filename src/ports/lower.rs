@@ -112,6 +112,18 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// What tiering leaves alone of the privileges of a file (setuid, setgid, file capabilities), which every change of content costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// New content: none.
+    #[default]
+    Nothing,
+    /// Those it has: the same content comes or goes.
+    Own,
+    /// Also those that an interrupted transfer left beside it; only while its content is remote, so that nobody else's can have come.
+    OwnAndLeft,
+}
+
 /// How to open content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlags {
@@ -127,6 +139,8 @@ pub struct OpenFlags {
     pub exclusive: bool,
     /// `O_NOATIME`: tiering's own reads leave no trace.
     pub no_atime: bool,
+    /// Which privileges of the file outlive what is written through this descriptor.
+    pub keep: Keep,
 }
 
 /// What to make in a directory.
@@ -258,6 +272,9 @@ pub trait Lower: Send + Sync {
     /// Extended attributes as they are below; the record's name is filtered by the caller, see [`Lower::record_xattr`].
     fn xattr(&self, node: &Inode, name: &OsStr) -> LowerResult<Vec<u8>>;
     fn set_xattr(&self, node: &Inode, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()>;
+    /// Sets `system.posix_acl_access` as `who`: on a file or directory with setgid the bit stays only if they are in its group
+    /// or may keep it (`CAP_FSETID`).
+    fn set_acl(&self, node: &Inode, value: &[u8], flags: i32, who: &Caller) -> LowerResult<()>;
     fn list_xattrs(&self, node: &Inode) -> LowerResult<Vec<OsString>>;
     fn remove_xattr(&self, node: &Inode, name: &OsStr) -> LowerResult<()>;
 

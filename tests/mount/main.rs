@@ -17,5 +17,6 @@ mod io_modes;
 mod migrate;
 mod namespace;
 mod policy;
+mod posix;
 mod recall;
 mod stubs;
