@@ -19,4 +19,5 @@ mod namespace;
 mod policy;
 mod posix;
 mod recall;
+mod rounds;
 mod stubs;
