@@ -38,6 +38,8 @@ pub struct Inner {
     pub backing: Option<Arc<dyn Any + Send + Sync>>,
     /// The daemon's own descriptor while handles pass through: for calls that the kernel does not pass.
     pub backing_file: Option<Arc<dyn LowerFile>>,
+    /// Handles that pass through and are open for reading and writing: the kernel tells nobody what their mappings write.
+    pub unseen_writers: u32,
     /// The recall that runs, for others to join.
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
@@ -112,6 +114,7 @@ impl Cells {
             record,
             backing: None,
             backing_file: None,
+            unseen_writers: 0,
             recall: None,
             shown_mtime: None,
         };

@@ -128,7 +128,8 @@ impl Engine {
         let _ = self.changed.set(hook);
     }
 
-    fn announce_change(&self, file: FileId) {
+    /// Has the kernel ask again for a file's attributes.
+    pub fn announce_change(&self, file: FileId) {
         if let Some(hook) = self.changed.get() {
             hook(file);
         }

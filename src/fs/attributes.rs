@@ -24,10 +24,12 @@ impl Fs {
         if attr.size > 0 && attr.blocks == 0 {
             attr.blocks = 1;
         }
-        if let Some(cell) = self.engine.cells.live(node.id)
-            && let Some(mtime) = cell.lock().shown_mtime
-        {
-            attr.mtime = mtime;
+        if let Some(cell) = self.engine.cells.live(node.id) {
+            let inner = cell.lock();
+            attr.fleeting = inner.unseen_writers > 0;
+            if let Some(mtime) = inner.shown_mtime {
+                attr.mtime = mtime;
+            }
         }
         attr
     }

@@ -13,10 +13,13 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, Cell, Inner, Patience};
-use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
+use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
-use crate::types::{ByteRange, Inode};
+use crate::types::{ByteRange, Inode, Timestamp};
+
+/// How far the clock that dates files may be behind the one that is read here, generously.
+const CLOCK_TICK_NS: i128 = 20_000_000;
 
 /// What the kernel keeps for a lower file it may use itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -45,6 +48,8 @@ pub struct Opened {
 pub(super) struct OpenFile {
     pub cell: Arc<Cell>,
     pub write: bool,
+    /// When it was opened, if its mappings may write unseen.
+    unseen_since: Option<Timestamp>,
     /// The daemon's descriptor of this handle; made on first need where the kernel serves.
     file: OnceLock<Arc<dyn LowerFile>>,
 }
@@ -170,7 +175,10 @@ impl Fs {
             };
             let _ = file.set(lower);
         }
-        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, file });
+        let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
+        inner.unseen_writers += u32::from(unseen);
+        let unseen_since = unseen.then(|| SystemClock.now());
+        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
         Ok(Opened { fh, service })
     }
 
@@ -273,6 +281,14 @@ impl Fs {
     pub fn release(&self, fh: u64) -> FsResult<()> {
         let file = self.files.remove(fh)?;
         let mut inner = file.cell.lock();
+        if let Some(since) = file.unseen_since {
+            inner.unseen_writers -= 1;
+            // It may have been write(2), of which the kernel knows: that cannot be told apart here.
+            let changed = |attr: &Attr| attr.mtime.nanos_since(since) >= -CLOCK_TICK_NS;
+            if self.lower.stat(&file.cell.node).is_ok_and(|attr| changed(&attr)) {
+                self.engine.announce_change(file.cell.node.id);
+            }
+        }
         inner.machine.apply(Event::Close { write: file.write });
         if inner.machine.mode() == IoMode::Idle {
             let dropped = (inner.backing.take(), inner.backing_file.take());

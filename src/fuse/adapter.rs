@@ -41,6 +41,9 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Requests the kernel may queue in the background; read-ahead of slow stubs takes these, so there must be plenty.
 const MAX_BACKGROUND: u16 = 128;
 
+/// How long the kernel may keep attributes of files that mappings may be writing to.
+const FLEETING_TTL: Duration = Duration::from_secs(1);
+
 /// Serves one session.
 pub struct Adapter {
     pub(super) fs: Arc<Fs>,
@@ -53,9 +56,8 @@ impl Adapter {
         Self { fs, ttl: Duration::from_secs(ttl_s) }
     }
 
-    /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
     fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
+        attr_ttl(self.ttl, attr)
     }
 
     fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
@@ -75,10 +77,7 @@ impl Adapter {
             reply,
             move |fs, _, patience| fs.try_set_attr(id.0, &changes, patience),
             move |reply, result| match result {
-                Ok(attr) => {
-                    let special = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-                    reply.attr(if special { &Duration::ZERO } else { &ttl }, &attr_to_kernel(id.0, &attr));
-                }
+                Ok(attr) => reply.attr(&attr_ttl(ttl, &attr), &attr_to_kernel(id.0, &attr)),
                 Err(error) => reply.error(errno(&error)),
             },
         );
@@ -94,6 +93,16 @@ impl Adapter {
                 return Ok(());
             }
         }
+    }
+}
+
+/// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for. What a mapping
+/// may be changing is asked for each second: a log or database that is looked at often costs no more than that.
+fn attr_ttl(ttl: Duration, attr: &Attr) -> Duration {
+    match attr {
+        attr if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 => Duration::ZERO,
+        attr if attr.fleeting => ttl.min(FLEETING_TTL),
+        _ => ttl,
     }
 }
 

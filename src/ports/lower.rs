@@ -71,6 +71,8 @@ pub struct Attr {
     pub btime: Timestamp,
     /// Immutable (`chattr +i`) or append-only (`+a`): left alone by tiering (R32).
     pub sealed: bool,
+    /// Somebody may be changing it without anybody being told: to be asked for again soon. Never said by the share itself.
+    pub fleeting: bool,
 }
 
 /// What the lower filesystem can do, found by trying at mount time.
