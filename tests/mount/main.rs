@@ -14,6 +14,7 @@ mod bad_input;
 mod bad_remote;
 mod crash;
 mod io_modes;
+mod io_rules;
 mod known;
 mod migrate;
 mod namespace;
