@@ -196,8 +196,11 @@ impl Fs {
             None => self.lower.open(&cell.node, OpenFlags { read: true, ..Default::default() })?,
         };
         let fd = file.as_fd().ok_or(FsError::Invalid("this share has no descriptors"))?;
-        let backing = register
-            .register(fd)
+        // The kernel reads and writes as whoever registers: the file's owner, or users would get at blocks kept for root.
+        let mut registered = None;
+        file.as_owner(&mut || registered = Some(register.register(fd)))?;
+        let backing = registered
+            .unwrap_or_else(|| Err(std::io::ErrorKind::Other.into()))
             .map_err(|source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source })?;
         inner.backing = Some(backing.clone());
         inner.backing_file = Some(file);

@@ -171,6 +171,26 @@ pub(super) fn with_fsetid<T>(call: impl FnOnce() -> LowerResult<T>) -> LowerResu
     call()
 }
 
+/// Runs `call` with `uid` as this thread's filesystem uid, and all its capabilities.
+pub(super) fn with_fsuid<T>(uid: u32, call: impl FnOnce() -> T) -> LowerResult<T> {
+    struct Back(Option<u32>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            if let Some(own) = self.0
+                && let Err(error) = switch(setfsuid, own, "setfsuid")
+            {
+                die(&error);
+            }
+        }
+    }
+    if uid == 0 {
+        return Ok(call());
+    }
+    prepare_thread()?;
+    let _back = Back(switch(setfsuid, uid, "setfsuid")?);
+    Ok(call())
+}
+
 fn die(error: &LowerError) -> ! {
     tracing::error!(%error, "cannot return to the daemon's own identity; aborting rather than act as another user");
     std::process::abort()

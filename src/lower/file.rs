@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::attr::stat_fd;
+use super::creds::with_fsuid;
 use super::kept::Kept;
 use super::{Step, lease};
 use crate::ports::{Attr, Keep, LowerError, LowerFile, LowerResult, SeekTo};
@@ -35,10 +36,10 @@ impl OpenFile {
         Self { kept: Some(Kept::new(Arc::clone(&fd), keep)), fd, direct: false }
     }
 
-    /// Makes a change of content.
+    /// Makes a change of content: a user's, or tiering's own.
     fn change<T>(&self, change: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
         match &self.kept {
-            None => change(),
+            None => with_fsuid(self.stat()?.uid, change)?,
             Some(kept) => kept.through(change),
         }
     }
@@ -78,7 +79,7 @@ impl LowerFile for OpenFile {
 
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()> {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
-        retry_on_intr(|| fallocate(&self.fd, mode, offset, len)).step("fallocate")
+        self.change(|| retry_on_intr(|| fallocate(&self.fd, mode, offset, len)).step("fallocate"))
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> LowerResult<u64> {
@@ -94,8 +95,11 @@ impl LowerFile for OpenFile {
         let target = to.as_fd().ok_or_else(|| LowerError::from_errno("copy_file_range", libc::EXDEV))?;
         let (mut from, mut into) = (offset, to_offset);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len))
-            .step("copy_file_range")
+        let mut copy =
+            || retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len)).step("copy_file_range");
+        let mut copied = Ok(0);
+        to.as_owner(&mut || copied = copy())?;
+        copied
     }
 
     fn sync(&self, data_only: bool) -> LowerResult<()> {
@@ -104,6 +108,10 @@ impl LowerFile for OpenFile {
 
     fn stat(&self) -> LowerResult<Attr> {
         Ok(stat_fd(&self.fd)?.attr)
+    }
+
+    fn as_owner(&self, act: &mut dyn FnMut()) -> LowerResult<()> {
+        with_fsuid(self.stat()?.uid, act)
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

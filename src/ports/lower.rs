@@ -215,6 +215,8 @@ pub trait LowerFile: Send + Sync {
     /// `fsync`, or `fdatasync` with `data_only`.
     fn sync(&self, data_only: bool) -> LowerResult<()>;
     fn stat(&self) -> LowerResult<Attr>;
+    /// Acts with the uid of the file's owner, so that blocks which the filesystem keeps for root stay root's.
+    fn as_owner(&self, act: &mut dyn FnMut()) -> LowerResult<()>;
     /// The descriptor the kernel may read and write directly (FUSE passthrough); `None` in a simulation.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Deallocates all of the content and keeps the size (`PUNCH_HOLE | KEEP_SIZE`). mtime changes; the caller restores it.

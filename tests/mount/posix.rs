@@ -159,3 +159,10 @@ fn what_cannot_be_carried_is_still_lacking() {
         compare(rig, include_str!("posix/lacking.py"), "resident", &lacking);
     });
 }
+
+/// ext4 keeps blocks for root and for `CAP_SYS_RESOURCE`, by the same rules as quotas.
+#[test]
+fn space_kept_for_root_is_kept_from_users() {
+    let Some(rig) = (Setup { size: 64 << 20, ..Setup::default() }).build() else { return };
+    compare(&rig, include_str!("posix/space.py"), "resident", &[]);
+}

@@ -483,12 +483,12 @@ fn clock() -> u64 {
 
 #[test]
 fn on_a_small_file() {
-    rounds(Setup::default(), SMALL, 800, number("TIERFS_SEED", clock()));
+    rounds(Setup::default(), SMALL, 500, number("TIERFS_SEED", clock()));
 }
 
 #[test]
 fn on_a_large_file() {
-    rounds(Setup::xfs(), LARGE, 400, number("TIERFS_SEED", clock()));
+    rounds(Setup::xfs(), LARGE, 300, number("TIERFS_SEED", clock()));
 }
 
 /// `make rounds`: each filesystem and size gets a quarter of them.
