@@ -84,7 +84,8 @@ impl Engine {
         };
         let mut held = None;
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
-            let flags = OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
+            let flags =
+                OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
             let file = self.lower.open(&node, flags).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
             if lease.is_none() && self.lower.features().leases {

@@ -233,4 +233,31 @@ mod tests {
         assert!(bytes(&nodes) < full / 50, "{} bytes stay of {full}", bytes(&nodes));
         assert_eq!(nodes.get(200_500).unwrap(), like_xfs(200_500));
     }
+
+    /// `cargo test --release --lib -- --ignored --nocapture ten_million`
+    #[test]
+    #[ignore = "takes 700 MB and prints the figures of docs/architecture.md"]
+    fn ten_million() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+        };
+        let (nodes, before) = (nodes(), resident());
+        for ino in 0..10_000_000 {
+            nodes.remember(&like_xfs(ino + 1_000));
+            if [1_000_000, 3_000_000, 10_000_000].contains(&(ino + 1)) {
+                let (count, asked) = (ino as usize + 1, bytes(&nodes));
+                println!(
+                    "{count} inodes: {} bytes each asked for, {} resident",
+                    asked / count,
+                    (resident() - before) / count
+                );
+            }
+        }
+        for ino in 0..10_000_000 {
+            nodes.forget(ino + 1_000, 1);
+        }
+        println!("all forgotten: {} bytes asked for, {} resident", bytes(&nodes), resident() - before);
+    }
 }

@@ -95,8 +95,10 @@ impl LowerFile for OpenFile {
         let target = to.as_fd().ok_or_else(|| LowerError::from_errno("copy_file_range", libc::EXDEV))?;
         let (mut from, mut into) = (offset, to_offset);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let mut copy =
-            || retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len)).step("copy_file_range");
+        let mut copy = || {
+            retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len))
+                .step("copy_file_range")
+        };
         let mut copied = Ok(0);
         to.as_owner(&mut || copied = copy())?;
         copied

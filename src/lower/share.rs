@@ -27,8 +27,8 @@ use super::handle::{handle_of, open_handle};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
-    Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode, OpenFlags,
-    RenameMode, SetAttr, SpaceInfo,
+    Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
+    OpenFlags, RenameMode, SetAttr, SpaceInfo,
 };
 use crate::types::{FileId, Inode, RawHandle};
 

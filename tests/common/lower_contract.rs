@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tierfs::ports::{
-    Attr, Caller, FileKind, Keep, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime,
+    Attr, Caller, FileKind, Keep, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr,
+    SetTime,
 };
 use tierfs::types::{Inode, RawHandle, Timestamp};
 

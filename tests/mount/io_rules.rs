@@ -139,7 +139,8 @@ fn a_stub_stays_with_the_daemon_until_its_last_close_and_then_passes_through() {
         assert!(daemon_serves(&rig, &first, LARGE), "a stub");
         wait_for("the end of the recall", || rig.state("large") == "dual");
         let second = direct(&rig, "large");
-        let writer = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(rig.mnt("large")).unwrap();
+        let writer =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(rig.mnt("large")).unwrap();
         assert!(daemon_serves(&rig, &second, LARGE) && daemon_serves(&rig, &writer, LARGE), "while the first is open");
         drop(first);
         assert!(daemon_serves(&rig, &second, LARGE), "while any is open");
@@ -170,9 +171,9 @@ fn fifty_handles_share_one_backing() {
     for file in &handles {
         assert_eq!(&page(file, 0)[..11], b"seen by all");
     }
-    for n in 0..49 {
+    for file in &handles {
         drop(File::open(rig.mnt("a")).unwrap());
-        assert!(!daemon_serves(&rig, &handles[n], 4096 * 4), "{n}");
+        assert!(!daemon_serves(&rig, file, 4 * 4096));
     }
 }
 

@@ -20,6 +20,7 @@ mod migrate;
 mod namespace;
 mod policy;
 mod posix;
+mod quota;
 mod recall;
 mod rounds;
 mod stubs;

@@ -11,11 +11,11 @@ use crate::rig::*;
 const PRELUDE: &str = include_str!("posix/prelude.py");
 
 /// What a scenario says through the mount where the filesystem below says something else: label → value.
-type Differences<'a> = &'a [(&'a str, &'a str)];
+pub type Differences<'a> = &'a [(&'a str, &'a str)];
 
 /// Runs a scenario in a fresh directory below the mount and in one on it, and compares what they say.
 #[track_caller]
-fn compare(rig: &Rig, scenario: &str, state: &str, differences: Differences) {
+pub fn compare(rig: &Rig, scenario: &str, state: &str, differences: Differences) {
     let native = says(rig, scenario, state, "native");
     let mount = says(rig, scenario, state, "mount");
     let known: BTreeMap<_, _> = differences.iter().copied().collect();
@@ -32,7 +32,8 @@ fn compare(rig: &Rig, scenario: &str, state: &str, differences: Differences) {
             _ => {}
         }
     }
-    wrong.extend(known.keys().filter(|label| !native.contains_key(**label)).map(|label| format!("{label}: never said")));
+    wrong
+        .extend(known.keys().filter(|label| !native.contains_key(**label)).map(|label| format!("{label}: never said")));
     let kind = &rig.kind;
     assert!(wrong.is_empty(), "{kind}, {state}: the mount differs from the filesystem below:\n{}", wrong.join("\n"));
 }
@@ -98,7 +99,8 @@ fn rights_of_dual_files() {
 fn rights_of_files_that_the_daemon_serves() {
     let Some(rig) = Rig::new() else { return };
     // Pages of a mapping reach the daemon as writes.
-    let mapped = [("suid/mmap 2767 by another", "('0o767', '0o767')"), ("suid/mmap 6777 by another", "('0o777', '0o777')")];
+    let mapped =
+        [("suid/mmap 2767 by another", "('0o767', '0o767')"), ("suid/mmap 6777 by another", "('0o777', '0o777')")];
     compare(&rig, RIGHTS, "held", &[ROOT_WRITES, &mapped].concat());
 }
 

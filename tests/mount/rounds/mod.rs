@@ -308,8 +308,11 @@ impl World {
         let begun = self.blocks[block].begun.load(SeqCst);
         self.tally.reads.fetch_add(1, SeqCst);
         let right = TAG | (block as u64) << 32;
-        let wrong: Vec<_> =
-            words.iter().filter(|word| !(right + done..=right + begun).contains(*word)).map(|w| format!("{w:x}")).collect();
+        let wrong: Vec<_> = words
+            .iter()
+            .filter(|word| !(right + done..=right + begun).contains(*word))
+            .map(|w| format!("{w:x}"))
+            .collect();
         if wrong.is_empty() {
             return Ok(());
         }
@@ -462,7 +465,8 @@ fn rounds(setup: Setup, base: usize, wanted: u64, seed: u64) {
     // All of it, through the mount and below.
     let blocks = &world.blocks[..world.len.load(SeqCst)];
     let word = |(at, block): (usize, &Block)| TAG | (at as u64) << 32 | block.done.load(SeqCst);
-    let wanted: Vec<u8> = blocks.iter().enumerate().flat_map(|found| word(found).to_le_bytes().repeat(BLOCK / 8)).collect();
+    let wanted: Vec<u8> =
+        blocks.iter().enumerate().flat_map(|found| word(found).to_le_bytes().repeat(BLOCK / 8)).collect();
     rig.same("file", &wanted);
     wait_for("the end of a recall", || rig.state("file") != "stub");
     assert_same(&fs::read(rig.low("file")).unwrap(), &wanted, "below");
