@@ -25,6 +25,10 @@ impl Held {
         (0..8).map(|bits| Self { write: bits & 1 != 0, direct: bits & 2 != 0, mapped: bits & 4 != 0 })
     }
 
+    fn unmapped() -> impl Iterator<Item = Self> {
+        Self::all().filter(|held| !held.mapped)
+    }
+
     #[track_caller]
     fn open(self, rig: &Rig, name: &str, len: usize) -> (File, Option<Mapping>) {
         let flags = if self.direct { libc::O_DIRECT } else { 0 };
@@ -55,7 +59,7 @@ fn check(file: &File, map: Option<&Mapping>, wanted: &[u8], what: &str) {
 /// Rule 3's table, as this filesystem answers it: whatever holds the file and whatever comes, both see the content.
 fn every_pair_of_opens(setup: Setup) {
     let Some(rig) = setup.build() else { return };
-    let cases: Vec<_> = Held::all().flat_map(|held| Held::all().map(move |comes| (held, comes))).collect();
+    let cases: Vec<_> = Held::all().flat_map(|held| Held::unmapped().map(move |comes| (held, comes))).collect();
     for state in ["resident", "dual", "small", "large"] {
         let len = if state == "large" { LARGE } else { SMALL };
         let names: Vec<_> = (0..cases.len()).map(|n| format!("{state}-{n}")).collect();
@@ -72,12 +76,14 @@ fn every_pair_of_opens(setup: Setup) {
             if held.mapped || held.direct {
                 check(&first, first_map.as_ref(), wanted, &what);
             }
-            let (second, second_map) = comes.open(&rig, name, len);
-            check(&second, second_map.as_ref(), wanted, &what);
+            let (second, _) = comes.open(&rig, name, len);
+            check(&second, None, wanted, &what);
             check(&first, first_map.as_ref(), wanted, &what);
-            // The holder may map only now, after the other came.
+            // Both may map only now, after the other came.
             let late = Mapping::of(&first, len, held.write);
+            let second_map = Mapping::of(&second, len, comes.write);
             assert_same(late.bytes(), wanted, &what);
+            assert_same(second_map.bytes(), wanted, &what);
             // What one writes the others see.
             if comes.write {
                 let data = vec![b'w'; 8192];
@@ -88,7 +94,7 @@ fn every_pair_of_opens(setup: Setup) {
             }
             // Mappings outlive their handles.
             drop((first, second));
-            for map in [Some(&late), first_map.as_ref(), second_map.as_ref()].into_iter().flatten() {
+            for map in [Some(&late), Some(&second_map), first_map.as_ref()].into_iter().flatten() {
                 assert_same(&map.bytes()[..4096], &wanted[..4096], &what);
                 assert_same(&map.bytes()[8192..], &wanted[8192..], &what);
             }
@@ -189,10 +195,8 @@ fn a_mapping_pins_a_closed_file_and_nothing_else_does() {
             let (file, map) = held.open(&rig, &name, SMALL);
             drop(file);
             let map = map.unwrap();
-            for _ in 0..3 {
-                code(&rig.try_on(&["release"], &[&name]), 1);
-                code(&rig.try_on(&["migrate"], &[&name]), 1);
-            }
+            code(&rig.try_on(&["release"], &[&name]), 1);
+            code(&rig.try_on(&["migrate"], &[&name]), 1);
             assert_same(map.bytes(), &content, &name);
             assert!(rig.allocated(&name) >= SMALL as u64);
             drop(map);

@@ -40,6 +40,15 @@ fn quotas_act_on_the_owner_and_the_project() {
     rig.mount();
     limit("4096", "20");
     compare(&rig, include_str!("posix/quota.py"), "resident", &[]);
+    // What comes back needs room as well.
+    let content = rig.write("mine", 1 << 20);
+    std::os::unix::fs::chown(rig.mnt("mine"), Some(2001), Some(2001)).unwrap();
+    rig.migrate("mine");
+    limit("64", "0");
+    assert_eq!(errno(std::fs::read(rig.mnt("mine"))), Some(libc::EDQUOT));
+    assert_eq!(rig.state("mine"), "stub");
+    limit("8192", "0");
+    rig.same("mine", &content);
     // A project's directory: whoever writes in it, root's daemon included.
     for (side, dir) in [("below", rig.fs.path().join("project")), ("mount", rig.low("project"))] {
         std::fs::create_dir(&dir).unwrap();

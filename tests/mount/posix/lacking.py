@@ -46,3 +46,21 @@ fcntl.flock(fd, fcntl.LOCK_EX)
 say("lock/seen below", attempt(fcntl.flock, os.open(os.path.join(BELOW, "file"), os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB), "EAGAIN")
 say("file handles", os.stat("file").st_dev == os.stat(BELOW).st_dev, True)
 say("RWF_NOWAIT", ok(os.preadv, fd, [bytearray(100)], 0, os.RWF_NOWAIT))
+
+
+def delayed(path):
+    """Whether content still waits in memory for its place on the disk below (FIEMAP_EXTENT_DELALLOC)."""
+    buffer = array.array("B", struct.pack("<QQIIII", 0, 1 << 40, 0, 0, 8, 0).ljust(32 + 8 * 56, b"\0"))
+    fcntl.ioctl(os.open(os.path.join(BELOW, path), os.O_RDONLY), 0xC020660B, buffer, True)
+    count = struct.unpack_from("<I", buffer, 20)[0]
+    return any(struct.unpack_from("<I", buffer, 32 + 56 * n + 40)[0] & 4 for n in range(count))
+
+
+written("synced", noise(1 << 20), os.O_CREAT | os.O_WRONLY)
+say("syncfs/before", delayed("synced"), True)
+say("syncfs/answers", ok(syscall, 306, fd), "ok")
+say("syncfs/written below", not delayed("synced"), True)
+synced = os.open("synced", os.O_RDWR)
+os.write(synced, noise(1 << 19, 2))
+say("fsync", ok(os.fsync, synced), "ok")
+say("fsync/written below", not delayed("synced"), True)
