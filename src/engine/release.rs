@@ -61,7 +61,12 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            self.confirm_object(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell, &object).await {
+                // Meanwhile a writer may have given the object up: then it is rightly gone.
+                let given_up = cell.lock().record.object.as_ref().is_none_or(|now| now.key != object.key);
+                let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+                return Err(if given_up { changed } else { error });
+            }
             let mtime = object.mtime;
             *note = Some(OpenNote::Settle(
                 self.journal
