@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test bench fmt lint
+.PHONY: help deps demo test rounds known bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,15 @@ test: ## Install what is missing, check format and lints, run all tests
 	    $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
+
+rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
+	@scripts/install-deps.sh test
+	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
+	    $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rounds::many
+
+known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN=1000000)
+	@scripts/install-deps.sh test
+	$(if $(KNOWN),TIERFS_KNOWN=$(KNOWN)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture known::a_million
 
 bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
 	@scripts/install-deps.sh bench

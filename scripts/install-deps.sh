@@ -26,6 +26,7 @@ if [[ $purpose != demo ]]; then
     need getfacl acl
     need rsync rsync
     need python3 python3
+    need setquota quota
 fi
 if [[ $purpose == test ]]; then
     need ganesha.nfsd nfs-ganesha

@@ -16,7 +16,9 @@ use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
-use crate::ports::{Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, Stored};
+use crate::ports::{
+    Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
+};
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Event, Refusal, Verdict};
 use crate::types::{ByteRange, Generation, ObjectKey};
@@ -166,7 +168,12 @@ impl Engine {
             // The bytes were the same when this sync began as at the commit, or there will be no commit.
             self.barrier.wait(cell.node),
         );
-        let stored = stored.map_err(EngineError::remote(cell.node.id))?;
+        let stored = stored.map_err(|error| {
+            // A source that could not be read is no fault of the remote if the file was cut.
+            let cut = error.kind == RemoteErrorKind::Source && file.stat().is_ok_and(|now| now.size < attr.size);
+            let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            if cut { changed } else { EngineError::remote(cell.node.id)(error) }
+        })?;
         durable?;
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };

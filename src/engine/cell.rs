@@ -41,6 +41,8 @@ pub struct Inner {
     pub backing_file: Option<Arc<dyn LowerFile>>,
     /// Whether backing and file may be kept after the last close: open for reading only, and the file has a name.
     pub keeps: bool,
+    /// Handles that pass through and are open for reading and writing: the kernel tells nobody what their mappings write.
+    pub unseen_writers: u32,
     /// The recall that runs, for others to join.
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
@@ -141,6 +143,7 @@ impl Cells {
             backing: None,
             backing_file: None,
             keeps: false,
+            unseen_writers: 0,
             recall: None,
             shown_mtime: None,
         };

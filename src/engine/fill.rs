@@ -15,7 +15,7 @@ use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use super::{Engine, blocking};
 use crate::ports::{
-    Intent, IntentId, IntentKind, JournalError, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
+    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
 };
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
@@ -44,7 +44,7 @@ impl Engine {
         if object.len > available {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
-        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+        let flags = OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
         let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
         if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
             let why = "there is data in it that tierfs did not write";

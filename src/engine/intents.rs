@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, LowerError, OpenFlags, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, OpenFlags, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::types::{Inode, Timestamp};
 
@@ -84,7 +84,8 @@ impl Engine {
         };
         let mut held = None;
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
-            let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
+            let flags =
+                OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
             let file = self.lower.open(&node, flags).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
             if lease.is_none() && self.lower.features().leases {

@@ -9,13 +9,13 @@ mod error;
 mod fill;
 mod intents;
 mod jobs;
-mod kept;
 mod keys;
 mod recall;
 mod release;
 mod source;
 mod sync;
 mod verify;
+mod warm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,9 +26,9 @@ use tokio::sync::{Notify, Semaphore};
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
 pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
-pub use kept::{Kept, KeptFile};
 pub use keys::object_key;
 pub use recall::Recall;
+pub use warm::{Warm, WarmFile};
 
 use crate::ports::{Clock, Journal, Lower, Remote};
 use crate::record::{Claim, PairRef, Record};
@@ -90,7 +90,7 @@ pub struct Engine {
     barrier: Arc<Barrier>,
     pub runtime: Handle,
     /// Lower files that were closed a moment ago.
-    pub kept: Arc<Kept>,
+    pub warm: Arc<Warm>,
     limits: Limits,
     memory: Arc<Semaphore>,
     pub totals: Totals,
@@ -117,7 +117,7 @@ impl Engine {
             journal,
             clock,
             target,
-            kept: Kept::new(runtime.clone()),
+            warm: Warm::new(runtime.clone()),
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
@@ -134,7 +134,8 @@ impl Engine {
         let _ = self.changed.set(hook);
     }
 
-    fn announce_change(&self, file: FileId) {
+    /// Has the kernel ask again for a file's attributes.
+    pub fn announce_change(&self, file: FileId) {
         if let Some(hook) = self.changed.get() {
             hook(file);
         }

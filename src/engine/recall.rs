@@ -14,7 +14,7 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
-use crate::ports::{OpenFlags, SetAttr, SetTime};
+use crate::ports::{Keep, OpenFlags, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
@@ -293,8 +293,10 @@ impl Engine {
         if touched.is_some() {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
-                let file =
-                    lower.open(&node, OpenFlags { read: true, write: true, no_atime: true, ..Default::default() })?;
+                let file = lower.open(
+                    &node,
+                    OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() },
+                )?;
                 file.punch_all()?;
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
             })

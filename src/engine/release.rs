@@ -10,7 +10,7 @@ use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking};
-use crate::ports::{Intent, IntentKind, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{Intent, IntentKind, Keep, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -61,7 +61,12 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            self.confirm_object(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell, &object).await {
+                // Meanwhile a writer may have given the object up: then it is rightly gone.
+                let given_up = cell.lock().record.object.as_ref().is_none_or(|now| now.key != object.key);
+                let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+                return Err(if given_up { changed } else { error });
+            }
             let mtime = object.mtime;
             *note = Some(OpenNote::Settle(
                 self.journal
@@ -157,9 +162,10 @@ impl Engine {
     fn hold_and_mark(&self, cell: &Cell, inner: &mut Inner, seen: Claim) -> EngineResult<Exclusive> {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
-        let flags = OpenFlags { read: true, write: true, no_atime: true, ..Default::default() };
         // What is kept open for the next opener is no opener.
-        self.kept.let_go(cell.node.id);
+        self.warm.let_go(cell.node.id);
+        let keep = if seen == Claim::Releasing { Keep::OwnAndLeft } else { Keep::Own };
+        let flags = OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() };
         let file = match self.lower.open(&cell.node, flags) {
             // It runs as a program.
             Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),

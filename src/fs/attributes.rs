@@ -24,20 +24,24 @@ impl Fs {
         if attr.size > 0 && attr.blocks == 0 {
             attr.blocks = 1;
         }
-        if let Some(cell) = self.engine.cells.live(node.id)
-            && let Some(mtime) = cell.lock().shown_mtime
-        {
-            attr.mtime = mtime;
+        if let Some(cell) = self.engine.cells.live(node.id) {
+            let inner = cell.lock();
+            attr.fleeting = inner.unseen_writers > 0;
+            if let Some(mtime) = inner.shown_mtime {
+                attr.mtime = mtime;
+            }
         }
         attr
     }
 
     /// Changes attributes; a size change may have to wait for content.
     pub fn try_set_attr(&self, id: u64, changes: &SetAttr, patience: Patience) -> Try<Attr> {
-        match self.set_attr_inner(id, changes, patience) {
-            Ok(attempt) => attempt,
-            Err(error) => Try::Done(Err(error)),
+        let attempt = self.set_attr_inner(id, changes, patience).unwrap_or_else(|error| Try::Done(Err(error)));
+        if changes.uid.is_some() {
+            // What is registered with the kernel acts as the owner at that time.
+            self.let_go(self.node(id).ok().map(|node| node.id));
         }
+        attempt
     }
 
     fn set_attr_inner(&self, id: u64, changes: &SetAttr, patience: Patience) -> FsResult<Try<Attr>> {

@@ -123,13 +123,13 @@ impl Fs {
         Ok(())
     }
 
-    /// Sees to it that nothing of ours keeps the blocks of a removed file.
-    fn let_go(&self, removed: Option<FileId>) {
-        let Some(id) = removed else { return };
+    /// Sees to it that nothing of ours stays open of a file that was removed, or has another owner now.
+    pub(super) fn let_go(&self, file: Option<FileId>) {
+        let Some(id) = file else { return };
         if let Some(cell) = self.engine.cells.live(id) {
             cell.lock().keeps = false;
         }
-        self.engine.kept.let_go(id);
+        self.engine.warm.let_go(id);
     }
 
     pub fn remove_dir(&self, parent: u64, name: &OsStr) -> FsResult<()> {

@@ -12,11 +12,14 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, EngineError, Inner, KeptFile, Patience};
-use crate::ports::{Caller, LowerFile, OpenFlags, SetAttr};
+use crate::engine::{Admission, Cell, EngineError, Inner, Patience, WarmFile};
+use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
-use crate::types::{ByteRange, Inode};
+use crate::types::{ByteRange, Inode, Timestamp};
+
+/// How far the clock that dates files may be behind the one that is read here, generously.
+const CLOCK_TICK_NS: i128 = 20_000_000;
 
 /// What the kernel keeps for a lower file it may use itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -49,6 +52,8 @@ const NO_CONTENT: u64 = u64::MAX;
 pub(super) struct OpenFile {
     pub cell: Arc<Cell>,
     pub write: bool,
+    /// When it was opened, if its mappings may write unseen.
+    unseen_since: Option<Timestamp>,
     /// The daemon's descriptor of this handle; made on first need where the kernel serves.
     file: OnceLock<Arc<dyn LowerFile>>,
 }
@@ -117,8 +122,8 @@ impl Fs {
         if let Some(cell) = self.engine.cells.live(node.id) {
             return Ok((cell, None));
         }
-        let at_hand = match self.engine.kept.take(node.id) {
-            Some(KeptFile { file, backing }) => AtHand { file, backing: Some(backing), writes: false },
+        let at_hand = match self.engine.warm.take(node.id) {
+            Some(WarmFile { file, backing }) => AtHand { file, backing: Some(backing), writes: false },
             None => {
                 let flags = OpenFlags { read: true, no_wait: true, ..Default::default() };
                 match self.lower.open(node, flags) {
@@ -214,7 +219,10 @@ impl Fs {
             };
             let _ = file.set(lower);
         }
-        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, file });
+        let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
+        inner.unseen_writers += u32::from(unseen);
+        let unseen_since = unseen.then(|| SystemClock.now());
+        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
         Ok(Opened { fh, service })
     }
 
@@ -239,8 +247,12 @@ impl Fs {
             Some(backing) => backing,
             None => {
                 let fd = ready.file.as_fd().ok_or(FsError::Invalid("this share has no descriptors"))?;
-                let failed = |source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source };
-                register.register(fd).map_err(failed)?
+                // The kernel reads and writes as whoever registers: the file's owner, or users would get at blocks kept for root.
+                let mut registered = None;
+                ready.file.as_owner(&mut || registered = Some(register.register(fd)))?;
+                registered
+                    .unwrap_or_else(|| Err(std::io::ErrorKind::Other.into()))
+                    .map_err(|source| crate::ports::LowerError { op: "FUSE_DEV_IOC_BACKING_OPEN", source })?
             }
         };
         inner.backing = Some(backing.clone());
@@ -331,12 +343,24 @@ impl Fs {
         }
         let file = self.files.remove(fh)?;
         let mut inner = file.cell.lock();
+        if let Some(since) = file.unseen_since {
+            inner.unseen_writers -= 1;
+            // It may have been write(2), of which the kernel knows: that cannot be told apart here.
+            let changed = |attr: &Attr| attr.mtime.nanos_since(since) >= -CLOCK_TICK_NS;
+            let attr = match &inner.backing_file {
+                Some(open) => open.stat(),
+                None => self.lower.stat(&file.cell.node),
+            };
+            if attr.is_ok_and(|attr| changed(&attr)) {
+                self.engine.announce_change(file.cell.node.id);
+            }
+        }
         inner.machine.apply(Event::Close { write: file.write });
         if inner.machine.mode() == IoMode::Idle {
             let closed = (inner.backing.take(), inner.backing_file.take());
             if let (true, (Some(backing), Some(lower))) = (inner.keeps, closed.clone()) {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
-                self.engine.kept.put(file.cell.node.id, KeptFile { file: lower, backing });
+                self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
             }
             drop(inner);
             // Closing reaches into the kernel: not under the lock. A new open registers anew meanwhile.

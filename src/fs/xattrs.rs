@@ -76,7 +76,11 @@ impl Fs {
         self.check_writable()?;
         let node = self.node(id)?;
         if !is_ours(name) {
-            self.lower.set_xattr(&node, name, value, flags)?;
+            if name == "system.posix_acl_access" {
+                self.lower.set_acl(&node, value, flags, who)?;
+            } else {
+                self.lower.set_xattr(&node, name, value, flags)?;
+            }
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
@@ -104,12 +108,13 @@ impl Fs {
         Ok(())
     }
 
-    /// Names, separated and ended by NUL as listxattr(2) wants them. Ours are not among them.
-    pub fn list_xattrs(&self, id: u64) -> FsResult<Vec<u8>> {
+    /// Names, separated and ended by NUL as listxattr(2) wants them. Ours are not among them; `trusted.*` is for root, whom the
+    /// kernel's FUSE client does not tell apart here.
+    pub fn list_xattrs(&self, id: u64, who: &Caller) -> FsResult<Vec<u8>> {
         let names = self.lower.list_xattrs(&self.node(id)?)?;
         Ok(names
             .into_iter()
-            .filter(|name| !is_ours(name))
+            .filter(|name| !is_ours(name) && (who.uid == 0 || !name.as_bytes().starts_with(b"trusted.")))
             .flat_map(|name: OsString| name.into_vec().into_iter().chain([0]))
             .collect())
     }

@@ -18,7 +18,7 @@ use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_k
 use super::crew::{Crew, Turn};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Call, Doomed, Entry, Fs, FsError, FsResult, Opened};
+use crate::fs::{Call, Doomed, Entry, Fs, FsResult, Opened};
 use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -42,6 +42,9 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Requests the kernel may queue in the background; read-ahead of slow stubs takes these, so there must be plenty.
 const MAX_BACKGROUND: u16 = 128;
 
+/// How long the kernel may keep attributes of files that mappings may be writing to.
+const FLEETING_TTL: Duration = Duration::from_secs(1);
+
 /// Serves one session.
 pub struct Adapter {
     pub(super) fs: Arc<Fs>,
@@ -63,9 +66,8 @@ impl Adapter {
         self.crew.turn()
     }
 
-    /// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for.
     fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 { Duration::ZERO } else { self.ttl }
+        attr_ttl(self.ttl, attr)
     }
 
     fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
@@ -85,13 +87,20 @@ impl Adapter {
             reply,
             move |fs, _, patience| fs.try_set_attr(id.0, &changes, patience),
             move |reply, result| match result {
-                Ok(attr) => {
-                    let special = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-                    reply.attr(if special { &Duration::ZERO } else { &ttl }, &attr_to_kernel(id.0, &attr));
-                }
+                Ok(attr) => reply.attr(&attr_ttl(ttl, &attr), &attr_to_kernel(id.0, &attr)),
                 Err(error) => reply.error(errno(&error)),
             },
         );
+    }
+}
+
+/// A write clears setuid, setgid and capabilities below without our seeing it: such attributes are always asked for. What a mapping
+/// may be changing is asked for each second: a log or database that is looked at often costs no more than that.
+fn attr_ttl(ttl: Duration, attr: &Attr) -> Duration {
+    match attr {
+        attr if attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0 => Duration::ZERO,
+        attr if attr.fleeting => ttl.min(FLEETING_TTL),
+        _ => ttl,
     }
 }
 
@@ -489,9 +498,9 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
     }
 
-    fn listxattr(&self, _request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
         let _turn = self.begin(Call::Listxattr);
-        reply_xattr(reply, size, self.fs.list_xattrs(id.0));
+        reply_xattr(reply, size, self.fs.list_xattrs(id.0, &caller(request, 0)));
     }
 
     fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -535,8 +544,9 @@ impl Filesystem for Adapter {
             libc::SEEK_HOLE => SeekTo::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
-        match u64::try_from(offset).map_err(|_| FsError::Invalid("negative offset")) {
-            Err(error) => reply.error(errno(&error)),
+        match u64::try_from(offset) {
+            // As ext4 and XFS say it.
+            Err(_) => reply.error(Errno::ENXIO),
             Ok(offset) => match self.fs.seek(fh.0, offset, to) {
                 Ok(found) => reply.offset(found as i64),
                 Err(error) => reply.error(errno(&error)),

@@ -102,6 +102,7 @@ pub fn open_flags(flags: i32) -> OpenFlags {
         exclusive: flags & libc::O_EXCL != 0,
         no_atime: false,
         no_wait: false,
+        keep: Default::default(),
     }
 }
 

@@ -83,6 +83,7 @@ fn attr(stx: &Statx, btime: Timestamp) -> Attr {
         ctime: time(&stx.stx_ctime),
         btime,
         sealed: stx.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        fleeting: false,
     }
 }
 

@@ -76,7 +76,8 @@ fn prepare_thread() -> LowerResult<u32> {
 pub(super) enum As {
     /// Owner and group of what is made; permission has been granted above and is not asked again.
     Maker,
-    /// `Maker`, for a file made setgid and group-executable: the kernel looks at the maker's groups and `CAP_FSETID`.
+    /// `Maker`, where the kernel looks at the requester's groups and `CAP_FSETID`: a file made setgid and group-executable, an ACL
+    /// on what has setgid.
     MakerWithGroups,
     /// With the requester's own groups and capabilities, so that the kernel checks permissions here.
     Themselves,
@@ -168,6 +169,26 @@ pub(super) fn with_fsetid<T>(call: impl FnOnce() -> LowerResult<T>) -> LowerResu
         .step("capset")?;
     let _back = Back(own);
     call()
+}
+
+/// Runs `call` with `uid` as this thread's filesystem uid, and all its capabilities.
+pub(super) fn with_fsuid<T>(uid: u32, call: impl FnOnce() -> T) -> LowerResult<T> {
+    struct Back(Option<u32>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            if let Some(own) = self.0
+                && let Err(error) = switch(setfsuid, own, "setfsuid")
+            {
+                die(&error);
+            }
+        }
+    }
+    if uid == 0 {
+        return Ok(call());
+    }
+    prepare_thread()?;
+    let _back = Back(switch(setfsuid, uid, "setfsuid")?);
+    Ok(call())
 }
 
 fn die(error: &LowerError) -> ! {

@@ -10,8 +10,10 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::attr::stat_fd;
+use super::creds::with_fsuid;
+use super::kept::Kept;
 use super::{Step, lease, xattr};
-use crate::ports::{Attr, LowerError, LowerFile, LowerResult, SeekTo};
+use crate::ports::{Attr, Keep, LowerError, LowerFile, LowerResult, SeekTo};
 
 /// Punching goes beyond the end, to a multiple of this: a block that the end cuts would only be zeroed, not freed.
 const PUNCH_ALIGN_BYTES: u64 = 1 << 20;
@@ -20,11 +22,27 @@ pub(super) struct OpenFile {
     fd: Arc<OwnedFd>,
     /// `O_DIRECT`: what follows a short read would be unaligned, so it is not asked for.
     direct: bool,
+    /// What the kernel takes from the file at each change, and is given back.
+    kept: Option<Kept>,
 }
 
 impl OpenFile {
     pub(super) fn new(fd: OwnedFd, direct: bool) -> Self {
-        Self { fd: Arc::new(fd), direct }
+        Self { fd: Arc::new(fd), direct, kept: None }
+    }
+
+    /// For what keeps privileges.
+    pub(super) fn keeping(fd: OwnedFd, keep: Keep) -> Self {
+        let fd = Arc::new(fd);
+        Self { kept: Some(Kept::new(Arc::clone(&fd), keep)), fd, direct: false }
+    }
+
+    /// Makes a change of content: a user's, or tiering's own.
+    fn change<T>(&self, change: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
+        match &self.kept {
+            None => with_fsuid(self.stat()?.uid, change)?,
+            Some(kept) => kept.through(change),
+        }
     }
 }
 
@@ -43,15 +61,17 @@ impl LowerFile for OpenFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()> {
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset + done as u64;
-            match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
-                0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
-                put => done += put,
+        self.change(|| {
+            let mut done = 0;
+            while done < data.len() {
+                let at = offset + done as u64;
+                match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
+                    0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
+                    put => done += put,
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> LowerResult<()> {
@@ -60,7 +80,7 @@ impl LowerFile for OpenFile {
 
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()> {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
-        retry_on_intr(|| fallocate(&self.fd, mode, offset, len)).step("fallocate")
+        self.change(|| retry_on_intr(|| fallocate(&self.fd, mode, offset, len)).step("fallocate"))
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> LowerResult<u64> {
@@ -76,8 +96,13 @@ impl LowerFile for OpenFile {
         let target = to.as_fd().ok_or_else(|| LowerError::from_errno("copy_file_range", libc::EXDEV))?;
         let (mut from, mut into) = (offset, to_offset);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len))
-            .step("copy_file_range")
+        let mut copy = || {
+            retry_on_intr(|| copy_file_range(&self.fd, Some(&mut from), target, Some(&mut into), len))
+                .step("copy_file_range")
+        };
+        let mut copied = Ok(0);
+        to.as_owner(&mut || copied = copy())?;
+        copied
     }
 
     fn sync(&self, data_only: bool) -> LowerResult<()> {
@@ -92,6 +117,10 @@ impl LowerFile for OpenFile {
         xattr::get_open(AsFd::as_fd(&*self.fd), name)
     }
 
+    fn as_owner(&self, act: &mut dyn FnMut()) -> LowerResult<()> {
+        with_fsuid(self.stat()?.uid, act)
+    }
+
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(AsFd::as_fd(&*self.fd))
     }
@@ -100,12 +129,14 @@ impl LowerFile for OpenFile {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punch = |len| retry_on_intr(|| fallocate(&self.fd, mode, 0, len));
         let size = self.stat()?.size.max(1);
-        match punch(size.saturating_add(PUNCH_ALIGN_BYTES - 1) / PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES) {
-            // So near the largest size that rounding up passes it.
-            Err(Errno::FBIG | Errno::INVAL) => punch(size),
-            other => other,
-        }
-        .step("fallocate(PUNCH_HOLE)")
+        self.change(|| {
+            match punch(size.saturating_add(PUNCH_ALIGN_BYTES - 1) / PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES) {
+                // So near the largest size that rounding up passes it.
+                Err(Errno::FBIG | Errno::INVAL) => punch(size),
+                other => other,
+            }
+            .step("fallocate(PUNCH_HOLE)")
+        })
     }
 
     fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {

@@ -13,6 +13,7 @@ mod dir;
 mod fdcache;
 mod file;
 mod handle;
+mod kept;
 mod lease;
 mod namespace;
 mod number;

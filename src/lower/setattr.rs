@@ -19,7 +19,9 @@ pub(super) fn apply(node: &Node, changes: &SetAttr) -> LowerResult<()> {
     }
     if changes.uid.is_some() || changes.gid.is_some() {
         let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
-        chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).step("fchownat")?;
+        // The kernel takes set-id bits from programs whatever the capabilities. Setgid without group-execute is no privilege, and
+        // stays with those who may set it; the daemon cannot be asked in their place.
+        with_fsetid(|| chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).step("fchownat"))?;
     }
     if let Some(mode) = changes.mode {
         chmod(fd, mode & 0o7777)?;

@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Step;
 use super::attr::{stat_fd, stat_name};
+use super::creds::{ActingAs, As};
 use super::dir::OpenDir;
 use super::fdcache::{FdCache, Node};
 use super::file::OpenFile;
@@ -27,8 +28,8 @@ use super::number::{self, ByNumber};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
-    Attr, Caller, FileKind, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode, OpenFlags,
-    RenameMode, SetAttr, SpaceInfo,
+    Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
+    OpenFlags, RenameMode, SetAttr, SpaceInfo,
 };
 use crate::types::{FileId, Inode, RawHandle};
 
@@ -350,7 +351,10 @@ impl Lower for Share {
 
     fn open(&self, node: &Inode, flags: OpenFlags) -> LowerResult<Arc<dyn LowerFile>> {
         let fd = self.open_content(&*self.node(node)?, content_flags(flags))?;
-        Ok(Arc::new(OpenFile::new(fd, flags.direct)))
+        Ok(Arc::new(match flags.keep {
+            Keep::Nothing => OpenFile::new(fd, flags.direct),
+            keep => OpenFile::keeping(fd, keep),
+        }))
     }
 
     fn open_dir(&self, node: &Inode) -> LowerResult<Arc<dyn LowerDir>> {
@@ -364,8 +368,13 @@ impl Lower for Share {
     }
 
     fn set_xattr(&self, node: &Inode, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()> {
+        xattr::set(self.node(node)?.fd(), name, value, flags)
+    }
+
+    fn set_acl(&self, node: &Inode, value: &[u8], flags: i32, who: &Caller) -> LowerResult<()> {
         let node = self.node(node)?;
-        xattr::set(node.fd(), node.kind, name, value, flags)
+        let _as_requester = ActingAs::new(who, As::MakerWithGroups)?;
+        xattr::set(node.fd(), OsStr::new("system.posix_acl_access"), value, flags)
     }
 
     fn list_xattrs(&self, node: &Inode) -> LowerResult<Vec<OsString>> {

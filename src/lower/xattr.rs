@@ -10,9 +10,8 @@ use rustix::fs::{XattrFlags, fgetxattr, getxattr, listxattr, removexattr, setxat
 use rustix::io::Errno;
 
 use super::Step;
-use super::creds::with_fsetid;
 use super::handle::FdPath;
-use crate::ports::{FileKind, LowerResult};
+use crate::ports::LowerResult;
 
 /// The kernel's bound on a value and on a list (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const BYTES_MAX: usize = 64 * 1024;
@@ -39,12 +38,9 @@ pub(super) fn list(fd: BorrowedFd<'_>) -> LowerResult<Vec<OsString>> {
         .collect())
 }
 
-pub(super) fn set(fd: BorrowedFd<'_>, kind: FileKind, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()> {
-    let path = FdPath::new(fd);
-    let call = || setxattr(path.as_c_str(), name, value, XattrFlags::from_bits_retain(flags as u32)).step("setxattr");
-    // An ACL change strips setgid unless the caller is in the group or has CAP_FSETID. On a directory the bit is no
-    // privilege, and losing it would change who owns what is made there; on a file the kernel's caution stays.
-    if kind == FileKind::Directory && name == "system.posix_acl_access" { with_fsetid(call) } else { call() }
+pub(super) fn set(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()> {
+    let flags = XattrFlags::from_bits_retain(flags as u32);
+    setxattr(FdPath::new(fd).as_c_str(), name, value, flags).step("setxattr")
 }
 
 pub(super) fn remove(fd: BorrowedFd<'_>, name: &OsStr) -> LowerResult<()> {

@@ -71,6 +71,8 @@ pub struct Attr {
     pub btime: Timestamp,
     /// Immutable (`chattr +i`) or append-only (`+a`): left alone by tiering (R32).
     pub sealed: bool,
+    /// Somebody may be changing it without anybody being told: to be asked for again soon. Never said by the share itself.
+    pub fleeting: bool,
 }
 
 /// What the lower filesystem can do, found by trying at mount time.
@@ -112,6 +114,18 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// What tiering leaves alone of the privileges of a file (setuid, setgid, file capabilities), which every change of content costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// New content: none.
+    #[default]
+    Nothing,
+    /// Those it has: the same content comes or goes.
+    Own,
+    /// Also those that an interrupted transfer left beside it; only while its content is remote, so that nobody else's can have come.
+    OwnAndLeft,
+}
+
 /// How to open content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlags {
@@ -129,6 +143,8 @@ pub struct OpenFlags {
     pub no_atime: bool,
     /// Fails with `EWOULDBLOCK` where somebody's lease would have to be waited for.
     pub no_wait: bool,
+    /// Which privileges of the file outlive what is written through this descriptor.
+    pub keep: Keep,
 }
 
 /// What to make in a directory.
@@ -203,6 +219,8 @@ pub trait LowerFile: Send + Sync {
     fn stat(&self) -> LowerResult<Attr>;
     /// An extended attribute; `ENODATA` where it is not set.
     fn xattr(&self, name: &OsStr) -> LowerResult<Vec<u8>>;
+    /// Acts with the uid of the file's owner, so that blocks which the filesystem keeps for root stay root's.
+    fn as_owner(&self, act: &mut dyn FnMut()) -> LowerResult<()>;
     /// The descriptor the kernel may read and write directly (FUSE passthrough); `None` in a simulation.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Deallocates all of the content and keeps the size (`PUNCH_HOLE | KEEP_SIZE`). mtime changes; the caller restores it.
@@ -266,6 +284,9 @@ pub trait Lower: Send + Sync {
     /// Extended attributes as they are below; the record's name is filtered by the caller, see [`Lower::record_xattr`].
     fn xattr(&self, node: &Inode, name: &OsStr) -> LowerResult<Vec<u8>>;
     fn set_xattr(&self, node: &Inode, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()>;
+    /// Sets `system.posix_acl_access` as `who`: on a file or directory with setgid the bit stays only if they are in its group
+    /// or may keep it (`CAP_FSETID`).
+    fn set_acl(&self, node: &Inode, value: &[u8], flags: i32, who: &Caller) -> LowerResult<()>;
     fn list_xattrs(&self, node: &Inode) -> LowerResult<Vec<OsString>>;
     fn remove_xattr(&self, node: &Inode, name: &OsStr) -> LowerResult<()>;
 

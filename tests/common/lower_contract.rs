@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tierfs::ports::{
-    Attr, Caller, FileKind, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime,
+    Attr, Caller, FileKind, Keep, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr,
+    SetTime,
 };
 use tierfs::types::{Inode, RawHandle, Timestamp};
 
@@ -26,6 +27,7 @@ const NONE: OpenFlags = OpenFlags {
     exclusive: false,
     no_atime: false,
     no_wait: false,
+    keep: Keep::Nothing,
 };
 
 pub fn os(name: &str) -> &OsStr {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::process::{Child, Command};
 use std::sync::Arc;
 
-use tierfs::ports::{Attr, Caller, FileKind, Lower, NewNode, OpenFlags, SetAttr};
+use tierfs::ports::{Attr, Caller, FileKind, Keep, Lower, NewNode, OpenFlags, SetAttr};
 use tierfs::types::Inode;
 
 use crate::Env;
@@ -199,17 +199,56 @@ pub fn chmod_setgid_is_kept(env: Env) {
     });
 }
 
-pub fn an_acl_leaves_a_directory_setgid(env: Env) {
-    let (sub, model) = (contract::dir(&*env.share, "sub"), contract::dir(&*env.share, "model"));
-    chown(&env, &sub, 1000, 3000);
-    chmod(&env, &sub, 0o2775);
+pub fn an_acl_takes_setgid_from_those_outside_the_group(env: Env) {
+    let (sub, file) = (contract::dir(&*env.share, "sub"), contract::file(&*env.share, "file", b""));
+    let model = contract::dir(&*env.share, "model");
     run("setfacl", &["-m", "u:77:rwx", env.fs.path().join("model").to_str().expect("UTF-8")]);
-    let name = OsStr::new("system.posix_acl_access");
-    let acl = env.share.xattr(&model, name).expect("acl");
-    as_daemon(&env, |lower| {
-        lower.set_xattr(&sub, name, &acl, 0).expect("set the acl");
-        assert_eq!(lower.stat(&sub).expect("stat").mode & 0o2000, 0o2000);
-    });
+    let acl = env.share.xattr(&model, OsStr::new("system.posix_acl_access")).expect("acl");
+    let owner = Caller { uid: 1000, gid: 1000, pid: 0, umask: 0 };
+    let member = Caller { gid: 3000, ..owner };
+    for (who, kept) in [(owner, 0), (member, 0o2000), (contract::ROOT, 0o2000)] {
+        for node in [&sub, &file] {
+            chown(&env, node, 1000, 3000);
+            chmod(&env, node, 0o2775);
+            as_daemon(&env, |lower| {
+                let before = thread_status();
+                lower.set_acl(node, &acl, 0, &who).expect("set the acl");
+                assert_eq!(lower.stat(node).expect("stat").mode & 0o2000, kept, "{who:?}");
+                assert_eq!(thread_status(), before);
+            });
+        }
+    }
+}
+
+/// Recall writes a program's content and release punches it: neither is a change of content that should cost its privileges.
+pub fn tiering_keeps_privileges(env: Env) {
+    let (capability, copy) = (OsStr::new("security.capability"), OsStr::new("trusted.tierfs.capability"));
+    let value = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let node = contract::file(&*env.share, "program", b"content");
+    chmod(&env, &node, 0o6755);
+    env.share.set_xattr(&node, capability, &value, 0).expect("set");
+    let has = |name| env.share.xattr(&node, name).ok();
+    let change = |keep| {
+        as_daemon(&env, |lower| {
+            let file = lower.open(&node, OpenFlags { keep, ..BOTH }).expect("open");
+            file.write_at(b"content", 0).expect("write");
+            file.punch_all().expect("punch");
+        });
+    };
+    change(Keep::Own);
+    assert_eq!(env.share.stat(&node).expect("stat").mode, 0o6755);
+    assert_eq!((has(capability).as_deref(), has(copy)), (Some(&value[..]), None));
+    // Somebody died in between.
+    let die = || {
+        env.share.set_xattr(&node, copy, &value, 0).expect("set");
+        let _ = env.share.remove_xattr(&node, capability);
+    };
+    die();
+    change(Keep::OwnAndLeft);
+    assert_eq!((has(capability).as_deref(), has(copy)), (Some(&value[..]), None));
+    die();
+    change(Keep::Own);
+    assert_eq!((has(capability), has(copy)), (None, None), "what belonged to older content came back");
 }
 
 pub fn writes_clear_setuid(env: Env) {

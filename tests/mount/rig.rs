@@ -66,6 +66,8 @@ impl Setup {
 
 pub struct Rig {
     pub fs: LoopFs,
+    /// Of the filesystem below.
+    pub kind: &'static str,
     dir: tempfile::TempDir,
     pub faults: Faults,
     runtime: Runtime,
@@ -99,6 +101,7 @@ impl Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut rig = Self {
             fs,
+            kind: setup.kind,
             dir,
             faults: Faults::default(),
             runtime,

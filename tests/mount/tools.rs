@@ -107,6 +107,9 @@ pub struct Mapping {
     len: usize,
 }
 
+// SAFETY: the mapping belongs to the process, not to a thread, and only its owner unmaps it.
+unsafe impl Send for Mapping {}
+
 impl Mapping {
     /// Maps `len` bytes, shared; `write`: for writing too.
     pub fn of(file: &fs::File, len: usize, write: bool) -> Self {
@@ -121,6 +124,13 @@ impl Mapping {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: mapped for as long as `self`; nobody writes to it while the slice lives.
         unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
+    }
+
+    /// Reads what others may be writing meanwhile.
+    pub fn copy_out(&self, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= self.len);
+        // SAFETY: within the mapping; `to` is not part of it.
+        unsafe { std::ptr::copy(self.at.cast::<u8>().add(offset), to.as_mut_ptr(), to.len()) }
     }
 
     pub fn set(&mut self, offset: usize, data: &[u8]) {

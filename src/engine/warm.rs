@@ -2,7 +2,7 @@
 //! again, and then needs neither an open below nor a registration.
 //!
 //! Invariant: only files open for reading are kept, never one whose last name is gone, and none while the engine asks the kernel whether
-//! somebody has the file open (a lease): [`Kept::let_go`] comes first.
+//! somebody has the file open (a lease): [`Warm::let_go`] comes first.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -19,11 +19,11 @@ use crate::types::FileId;
 const KEEP: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Files kept at most; each is a descriptor of the daemon's and an open file of the kernel's.
-const KEPT_MAX: usize = 2048;
+const WARM_MAX: usize = 2048;
 
 /// A lower file that the kernel may be given again.
 #[derive(Clone)]
-pub struct KeptFile {
+pub struct WarmFile {
     pub file: Arc<dyn LowerFile>,
     /// What the kernel gave for it; opaque here.
     pub backing: Arc<dyn Any + Send + Sync>,
@@ -31,25 +31,25 @@ pub struct KeptFile {
 
 #[derive(Default)]
 struct Files {
-    by_id: HashMap<FileId, (KeptFile, Instant)>,
+    by_id: HashMap<FileId, (WarmFile, Instant)>,
     /// Oldest first; an entry whose file was taken meanwhile, or put again later, means nothing.
     order: VecDeque<(FileId, Instant)>,
     swept: bool,
 }
 
 /// The files kept.
-pub struct Kept {
+pub struct Warm {
     files: Mutex<Files>,
     runtime: Handle,
 }
 
-impl Kept {
+impl Warm {
     pub(super) fn new(runtime: Handle) -> Arc<Self> {
         Arc::new(Self { files: Mutex::default(), runtime })
     }
 
     /// Takes a file out, to be opened again.
-    pub fn take(&self, id: FileId) -> Option<KeptFile> {
+    pub fn take(&self, id: FileId) -> Option<WarmFile> {
         self.files.lock().by_id.remove(&id).map(|(file, _)| file)
     }
 
@@ -60,13 +60,13 @@ impl Kept {
     }
 
     /// Keeps a file, and closes the oldest where there are too many.
-    pub fn put(self: &Arc<Self>, id: FileId, file: KeptFile) {
+    pub fn put(self: &Arc<Self>, id: FileId, file: WarmFile) {
         let now = Instant::now();
         let (_replaced, _oldest, start) = {
             let mut files = self.files.lock();
             let replaced = files.by_id.insert(id, (file, now));
             files.order.push_back((id, now));
-            let oldest = if files.by_id.len() > KEPT_MAX { files.remove_oldest() } else { None };
+            let oldest = if files.by_id.len() > WARM_MAX { files.remove_oldest() } else { None };
             (replaced, oldest, !std::mem::replace(&mut files.swept, true))
         };
         if start {
@@ -76,7 +76,7 @@ impl Kept {
 }
 
 impl Files {
-    fn remove_oldest(&mut self) -> Option<KeptFile> {
+    fn remove_oldest(&mut self) -> Option<WarmFile> {
         while let Some((id, since)) = self.order.pop_front() {
             if self.by_id.get(&id).is_some_and(|(_, at)| *at == since) {
                 return self.by_id.remove(&id).map(|(file, _)| file);
@@ -86,7 +86,7 @@ impl Files {
     }
 
     /// Takes out what is older than `limit`.
-    fn expired(&mut self, limit: Instant) -> Vec<KeptFile> {
+    fn expired(&mut self, limit: Instant) -> Vec<WarmFile> {
         let mut expired = Vec::new();
         while self.order.front().is_some_and(|(_, since)| *since <= limit) {
             let Some((id, since)) = self.order.pop_front() else { break };
@@ -99,12 +99,12 @@ impl Files {
 }
 
 /// Closes what is kept for too long, until nothing is kept any more.
-async fn sweep(kept: Weak<Kept>) {
+async fn sweep(warm: Weak<Warm>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let Some(kept) = kept.upgrade() else { return };
+        let Some(warm) = warm.upgrade() else { return };
         let (expired, done) = {
-            let mut files = kept.files.lock();
+            let mut files = warm.files.lock();
             let expired = Instant::now().checked_sub(KEEP).map(|limit| files.expired(limit)).unwrap_or_default();
             files.swept = !files.order.is_empty();
             (expired, !files.swept)

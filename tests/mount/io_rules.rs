@@ -1,0 +1,286 @@
+//! The kernel's rules for who serves a file (passthrough or the daemon), as programs meet them: no combination of opens and mappings
+//! gives an error, zeros or stale bytes, and each file is served the way it should be.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use crate::rig::*;
+use tierfs::record::Claim;
+
+/// Large enough to be served by the daemon while it comes back.
+const LARGE: usize = 24 * CHUNK;
+const SMALL: usize = 4 * CHUNK;
+
+/// How a file is held.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    write: bool,
+    direct: bool,
+    mapped: bool,
+}
+
+impl Held {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..8).map(|bits| Self { write: bits & 1 != 0, direct: bits & 2 != 0, mapped: bits & 4 != 0 })
+    }
+
+    fn unmapped() -> impl Iterator<Item = Self> {
+        Self::all().filter(|held| !held.mapped)
+    }
+
+    #[track_caller]
+    fn open(self, rig: &Rig, name: &str, len: usize) -> (File, Option<Mapping>) {
+        let flags = if self.direct { libc::O_DIRECT } else { 0 };
+        let file = OpenOptions::new().read(true).write(self.write).custom_flags(flags).open(rig.mnt(name));
+        let file = file.unwrap_or_else(|error| panic!("{name}, {self:?}: {error}"));
+        let map = self.mapped.then(|| Mapping::of(&file, len, self.write));
+        (file, map)
+    }
+}
+
+/// Reads a page by a handle of any kind.
+fn page(file: &File, at: usize) -> Vec<u8> {
+    let mut memory = vec![0u8; 3 * 4096];
+    let skip = memory.as_ptr().align_offset(4096);
+    file.read_exact_at(&mut memory[skip..skip + 4096], at as u64).unwrap();
+    memory[skip..skip + 4096].to_vec()
+}
+
+fn check(file: &File, map: Option<&Mapping>, wanted: &[u8], what: &str) {
+    for at in [0, 4096, wanted.len() - 4096] {
+        assert_same(&page(file, at), &wanted[at..at + 4096], what);
+    }
+    if let Some(map) = map {
+        assert_same(map.bytes(), wanted, &format!("{what}, mapped"));
+    }
+}
+
+/// Rule 3's table, as this filesystem answers it: whatever holds the file and whatever comes, both see the content.
+fn every_pair_of_opens(setup: Setup) {
+    let Some(rig) = setup.build() else { return };
+    let cases: Vec<_> = Held::all().flat_map(|held| Held::unmapped().map(move |comes| (held, comes))).collect();
+    for state in ["resident", "dual", "small", "large"] {
+        let len = if state == "large" { LARGE } else { SMALL };
+        let names: Vec<_> = (0..cases.len()).map(|n| format!("{state}-{n}")).collect();
+        let content: Vec<_> = names.iter().map(|name| rig.write(name, len)).collect();
+        let all: Vec<_> = names.iter().map(String::as_str).collect();
+        match state {
+            "resident" => {}
+            "dual" => drop(rig.on(&["migrate", "--archive-only"], &all)),
+            _ => drop(rig.on(&["migrate"], &all)),
+        }
+        for ((name, (held, comes)), wanted) in names.iter().zip(&cases).zip(&content) {
+            let what = format!("{} {state}, held {held:?}, comes {comes:?}", rig.kind);
+            let (first, first_map) = held.open(&rig, name, len);
+            if held.mapped || held.direct {
+                check(&first, first_map.as_ref(), wanted, &what);
+            }
+            let (second, _) = comes.open(&rig, name, len);
+            check(&second, None, wanted, &what);
+            check(&first, first_map.as_ref(), wanted, &what);
+            // Both may map only now, after the other came.
+            let late = Mapping::of(&first, len, held.write);
+            let second_map = Mapping::of(&second, len, comes.write);
+            assert_same(late.bytes(), wanted, &what);
+            assert_same(second_map.bytes(), wanted, &what);
+            // What one writes the others see.
+            if comes.write {
+                let data = vec![b'w'; 8192];
+                let skip = data.as_ptr().align_offset(4096);
+                second.write_all_at(&data[skip..skip + 4096], 4096).unwrap();
+                assert_same(&page(&first, 4096), &[b'w'; 4096], &what);
+                assert_same(&late.bytes()[4096..8192], &[b'w'; 4096], &what);
+            }
+            // Mappings outlive their handles.
+            drop((first, second));
+            for map in [Some(&late), Some(&second_map), first_map.as_ref()].into_iter().flatten() {
+                assert_same(&map.bytes()[..4096], &wanted[..4096], &what);
+                assert_same(&map.bytes()[8192..], &wanted[8192..], &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_pair_of_opens_is_served_on_ext4() {
+    every_pair_of_opens(Setup::default());
+}
+
+#[test]
+fn every_pair_of_opens_is_served_on_xfs() {
+    every_pair_of_opens(Setup::xfs());
+}
+
+/// Bytes a process has read by system calls so far: what passes through is not among the daemon's.
+fn read_by(pid: i32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// Whether the daemon reads what is read here.
+fn daemon_serves(rig: &Rig, file: &File, len: usize) -> bool {
+    let before = read_by(rig.daemon.unwrap());
+    let mut found = vec![0u8; len + 4096];
+    let skip = found.as_ptr().align_offset(4096);
+    file.read_exact_at(&mut found[skip..skip + len], 0).unwrap();
+    read_by(rig.daemon.unwrap()) - before >= len as u64
+}
+
+fn direct(rig: &Rig, name: &str) -> File {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(rig.mnt(name)).unwrap()
+}
+
+/// One mode an inode at a time: changed only when nobody has it open.
+#[test]
+fn a_stub_stays_with_the_daemon_until_its_last_close_and_then_passes_through() {
+    for setup in [Setup::default(), Setup::xfs()] {
+        let Some(rig) = setup.build() else { return };
+        rig.quiet();
+        rig.write("large", LARGE);
+        rig.write("small", SMALL);
+        assert!(!daemon_serves(&rig, &direct(&rig, "large"), LARGE), "resident");
+        rig.on(&["migrate"], &["large", "small"]);
+        let first = direct(&rig, "large");
+        assert!(daemon_serves(&rig, &first, LARGE), "a stub");
+        wait_for("the end of the recall", || rig.state("large") == "dual");
+        let second = direct(&rig, "large");
+        let writer =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(rig.mnt("large")).unwrap();
+        assert!(daemon_serves(&rig, &second, LARGE) && daemon_serves(&rig, &writer, LARGE), "while the first is open");
+        drop(first);
+        assert!(daemon_serves(&rig, &second, LARGE), "while any is open");
+        drop((second, writer));
+        wait_for("the closes to be noticed", || !daemon_serves(&rig, &direct(&rig, "large"), LARGE));
+        // A small stub comes back inside its open. Its recall becomes durable a little later.
+        assert_same(&page(&direct(&rig, "small"), 0), &noise("small", SMALL)[..4096], "small");
+        wait_for("passthrough", || !daemon_serves(&rig, &direct(&rig, "small"), SMALL));
+    }
+}
+
+/// All passthrough handles of an inode share one backing, which the daemon keeps once.
+#[test]
+fn fifty_handles_share_one_backing() {
+    let Some(rig) = Rig::new() else { return };
+    let content = rig.write("a", SMALL);
+    let handles: Vec<_> = (0..50)
+        .map(|n| OpenOptions::new().read(true).write(n % 2 == 1).append(n % 4 == 3).open(rig.mnt("a")).unwrap())
+        .collect();
+    let links = fs::read_dir(format!("/proc/{}/fd", rig.daemon.unwrap())).unwrap();
+    let of_it = links.flatten().filter(|link| fs::read_link(link.path()).is_ok_and(|path| path.ends_with("share/a")));
+    let count = of_it.count();
+    assert!(count <= 2, "{count} descriptors of the daemon for one file");
+    for file in &handles {
+        assert_same(&page(file, 8192), &content[8192..12_288], "each handle");
+    }
+    handles[1].write_all_at(b"seen by all", 0).unwrap();
+    for file in &handles {
+        assert_eq!(&page(file, 0)[..11], b"seen by all");
+    }
+    for file in &handles {
+        drop(File::open(rig.mnt("a")).unwrap());
+        assert!(!daemon_serves(&rig, file, 4 * 4096));
+    }
+}
+
+/// A release asks the kernel for a lease, which knows of mappings that outlive their handles.
+#[test]
+fn a_mapping_pins_a_closed_file_and_nothing_else_does() {
+    for setup in [Setup::default(), Setup::xfs()] {
+        let Some(rig) = setup.build() else { return };
+        for held in Held::all().filter(|held| held.mapped) {
+            let name = format!("{held:?}").replace(' ', "");
+            let content = rig.write(&name, SMALL);
+            rig.on(&["migrate", "--archive-only"], &[&name]);
+            let (file, map) = held.open(&rig, &name, SMALL);
+            drop(file);
+            let map = map.unwrap();
+            code(&rig.try_on(&["release"], &[&name]), 1);
+            code(&rig.try_on(&["migrate"], &[&name]), 1);
+            assert_same(map.bytes(), &content, &name);
+            assert!(rig.allocated(&name) >= SMALL as u64);
+            drop(map);
+            wait_for("the release", || rig.try_on(&["migrate"], &[&name]).status.success());
+            assert_eq!((rig.state(&name).as_str(), rig.allocated(&name) <= 4096), ("stub", true));
+            rig.same(&name, &content);
+        }
+    }
+}
+
+/// Writes through passthrough are invisible to the daemon: the record must not claim equality when the open is answered.
+#[test]
+fn an_open_for_writing_makes_the_record_resident_before_its_answer() {
+    let Some(mut rig) = Rig::new() else { return };
+    for (n, flags) in [libc::O_WRONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND].into_iter().enumerate() {
+        let name = format!("a{n}");
+        let mut wanted = rig.write(&name, SMALL);
+        rig.on(&["migrate", "--archive-only"], &[&name]);
+        assert_eq!(rig.record(&name).unwrap().claim, Claim::Dual);
+        let read = flags & libc::O_ACCMODE == libc::O_RDWR;
+        let file = OpenOptions::new().read(read).write(true).custom_flags(flags & libc::O_APPEND).open(rig.mnt(&name));
+        assert!(rig.record(&name).is_none_or(|record| record.claim == Claim::Resident), "{flags:#o}");
+        // Nothing more is needed of the daemon: what is written now outlives it.
+        let mut file = file.unwrap();
+        rig.kill();
+        if flags & libc::O_APPEND != 0 {
+            std::io::Write::write_all(&mut file, b"written without a daemon").unwrap();
+            wanted.extend_from_slice(b"written without a daemon");
+        } else {
+            file.write_all_at(b"written without a daemon", 5).unwrap();
+            wanted[5..29].copy_from_slice(b"written without a daemon");
+        }
+        drop(file);
+        rig.crash();
+        rig.mount();
+        assert_eq!(rig.state(&name), "resident");
+        rig.same(&name, &wanted);
+        rig.migrate(&name);
+        rig.same(&name, &wanted);
+    }
+}
+
+/// An open that fails still counts: the next ones find the file in order.
+#[test]
+fn a_failed_open_leaves_no_trace() {
+    let Some(mut rig) = Rig::new() else { return };
+    let content = rig.write("large", LARGE);
+    rig.migrate("large");
+    rig.quiet();
+    rig.stop_server();
+    // Opening a large stub for reading asks nobody; for writing it needs all of it.
+    let reader = File::open(rig.mnt("large")).unwrap();
+    assert_eq!(errno(OpenOptions::new().write(true).open(rig.mnt("large"))), Some(libc::ETIMEDOUT));
+    assert!(reader.as_raw_fd() > 0);
+    rig.start_server();
+    check(&reader, None, &content, "after the endpoint came back");
+    drop(reader);
+    wait_for("the end of the recall", || rig.state("large") == "dual");
+    wait_for("passthrough", || !daemon_serves(&rig, &direct(&rig, "large"), LARGE));
+    rig.migrate("large");
+    rig.same("large", &content);
+}
+
+/// Pages that the kernel cached from the daemon do not outlive a change made by passthrough, and the other way round.
+#[test]
+fn no_page_survives_a_change_of_mode() {
+    for setup in [Setup::default(), Setup::xfs()] {
+        let Some(rig) = setup.build() else { return };
+        let mut wanted = rig.write("a", LARGE);
+        for round in 0..6u8 {
+            wait_for("the release", || rig.try_on(&["migrate"], &["a"]).status.success());
+            // Cached from the daemon.
+            rig.same("a", &wanted);
+            wait_for("the end of the recall", || rig.state("a") == "dual");
+            // Changed by passthrough.
+            let file = OpenOptions::new().read(true).write(true).open(rig.mnt("a")).unwrap();
+            let at = usize::from(round) * 3 * 4096 + 100;
+            file.write_all_at(&[round | 0x40; 5000], at as u64).unwrap();
+            wanted[at..at + 5000].fill(round | 0x40);
+            let mut map = Mapping::of(&file, wanted.len(), true);
+            map.set(at + 200_000, &[round | 0x60; 5000]);
+            wanted[at + 200_000..at + 205_000].fill(round | 0x60);
+            drop((file, map));
+            rig.same("a", &wanted);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Quotas of the filesystem below act on the right user and project.
+//!
+//! Needs a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, and setquota(8). Where the kernel has none this is said, with what it says of
+//! itself; a kernel that should have quotas and refuses them is a failure, and so is its lack with `TIERFS_NEED_QUOTA=1`.
+
+use std::process::Command;
+
+use crate::common::run;
+use crate::posix::compare;
+use crate::rig::*;
+
+/// Whether this kernel's configuration, if it shows one, has quotas for ext4.
+fn kernel_has_quotas() -> Option<bool> {
+    let output = Command::new("zcat").arg("/proc/config.gz").output().ok().filter(|output| output.status.success())?;
+    let config = String::from_utf8_lossy(&output.stdout).into_owned();
+    Some(["CONFIG_QUOTA=y", "CONFIG_QFMT_V2=y"].iter().all(|wanted| config.lines().any(|line| line == *wanted)))
+}
+
+#[test]
+fn quotas_act_on_the_owner_and_the_project() {
+    let Some(mut rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
+    let image = rig.fs.scratch().join("image");
+    rig.fs.unmount();
+    run("tune2fs", &["-O", "quota,project", "-Q", "usrquota,prjquota", image.to_str().unwrap()]);
+    if !rig.fs.try_mount(",usrquota,prjquota") {
+        assert_ne!(
+            kernel_has_quotas(),
+            Some(true),
+            "this kernel has quotas, and does not mount ext4 with them: see dmesg"
+        );
+        assert!(std::env::var_os("TIERFS_NEED_QUOTA").is_none(), "this kernel has no quotas for ext4");
+        eprintln!(
+            "NOT TESTED: quotas. This kernel has none for ext4 (CONFIG_QUOTA and CONFIG_QFMT_V2); docs/semantics.md tells"
+        );
+        return;
+    }
+    let top = rig.fs.path();
+    let top = top.to_str().unwrap();
+    let limit = |block: &str, inodes: &str| run("setquota", &["-u", "2001", "0", block, "0", inodes, top]);
+    rig.mount();
+    limit("4096", "20");
+    compare(&rig, include_str!("posix/quota.py"), "resident", &[]);
+    // What comes back needs room as well.
+    let content = rig.write("mine", 1 << 20);
+    std::os::unix::fs::chown(rig.mnt("mine"), Some(2001), Some(2001)).unwrap();
+    rig.migrate("mine");
+    limit("64", "0");
+    assert_eq!(errno(std::fs::read(rig.mnt("mine"))), Some(libc::EDQUOT));
+    assert_eq!(rig.state("mine"), "stub");
+    limit("8192", "0");
+    rig.same("mine", &content);
+    // A project's directory: whoever writes in it, root's daemon included.
+    for (side, dir) in [("below", rig.fs.path().join("project")), ("mount", rig.low("project"))] {
+        std::fs::create_dir(&dir).unwrap();
+        run("chattr", &["-p", "77", "+P", dir.to_str().unwrap()]);
+        run("setquota", &["-P", "77", "0", "4096", "0", "0", top]);
+        let dir = if side == "mount" { rig.mnt("project") } else { dir };
+        std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+        let output = as_nobody(&dir, "dd if=/dev/urandom of=file bs=64k count=200 status=none");
+        assert!(said(&output).contains("quota exceeded"), "{side}: {}", said(&output));
+        std::fs::remove_file(dir.join("file")).unwrap();
+    }
+}
