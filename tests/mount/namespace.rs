@@ -281,7 +281,7 @@ fn listings_side_by_side_each_see_every_name_once() {
         for (n, step) in [(0, 1501), (1, 137)] {
             seen[n].extend(listings[n].by_ref().take(step).map(name));
         }
-        assert_eq!(fs::read_dir(rig.mnt("dir")).unwrap().take(300).map(name).count(), 300);
+        assert_eq!(fs::read_dir(rig.mnt("dir")).unwrap().take(300).filter(Result::is_ok).count(), 300);
     }
     for seen in seen {
         assert_eq!(seen.len(), all.len());
