@@ -167,5 +167,6 @@ pub struct MountInfo {
     /// Transfers running now.
     pub transfers: u64,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
+    #[serde(default)]
     pub requests: BTreeMap<String, u64>,
 }

@@ -28,13 +28,21 @@ pub struct Export {
     pub rig: Rig,
     nfs_port: u16,
     mount_port: u16,
+    /// Ends Ganesha when its input ends: with this value, or with the test's process, however that ends.
+    leash: Child,
 }
 
 impl Export {
     /// `None` where mounting is not possible (which is said).
     pub fn of(rig: Option<Rig>) -> Option<Self> {
         let rig = rig?;
-        let export = Self { nfs_port: free_port(), mount_port: free_port(), rig };
+        let leash = Command::new("sh")
+            .args(["-c", LEASH])
+            .args([rig.scratch("ganesha.pid"), rig.scratch("root/etc/ganesha/ganesha.conf")])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let export = Self { nfs_port: free_port(), mount_port: free_port(), leash, rig };
         fs::create_dir(export.place("recovery")).unwrap();
         export.compile(&["-shared", "-fPIC"], &source("rpcbind.c"), "rpcbind.so", &[]);
         export.compile(&[], &source("client.c"), "client", &["-lnfs"]);
@@ -216,8 +224,13 @@ impl Drop for Export {
             eprintln!("--- Ganesha's log ---\n{}", self.log());
         }
         self.end_ganesha();
+        drop(self.leash.stdin.take());
+        let _ = self.leash.wait();
     }
 }
+
+/// Only what runs by this test's configuration: the process id may be another's by then.
+const LEASH: &str = r#"trap '' TERM INT; read -r line; pid=$(cat "$0" 2>/dev/null) && grep -qF "$1" "/proc/$pid/cmdline" && kill -9 "$pid""#;
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nfs").join(name)
