@@ -1,7 +1,7 @@
 //! Setuid, setgid and file capabilities of a file whose content only comes and goes: recall writes, release punches.
 //!
-//! Invariant: whoever dies in between, the capability is in the file or in its copy beside it, and the next who changes the file
-//! this way puts it back. The kernel takes capabilities at every change of content, and nothing stops it; set-id bits it leaves to
+//! Invariant: whoever dies in between, the capability is in the file or in its copy beside it (unless there was no room for one),
+//! and the next who changes the file this way puts it back. The kernel takes capabilities at every change of content, and nothing stops it; set-id bits it leaves to
 //! those who have `CAP_FSETID`.
 
 use std::os::fd::OwnedFd;
@@ -52,7 +52,11 @@ impl Kept {
     /// The copy is made before the first change, in the same journal of the filesystem: it cannot be lost before the original.
     fn copy_capability(&self) -> LowerResult<Option<Vec<u8>>> {
         if let Some(found) = self.xattr(CAPABILITY) {
-            fsetxattr(&*self.fd, COPY, &found, XattrFlags::empty()).step("fsetxattr")?;
+            match fsetxattr(&*self.fd, COPY, &found, XattrFlags::empty()) {
+                // Attributes of a user may leave no room for it. Then a crash costs the capability; the content matters more.
+                Err(Errno::NOSPC | Errno::DQUOT) => tracing::warn!("no room for a copy of a program's capabilities"),
+                copied => copied.step("fsetxattr")?,
+            }
             return Ok(Some(found));
         }
         if self.keep == Keep::OwnAndLeft {
@@ -76,8 +80,12 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let State::Changed(Some(capability)) = self.state.get_mut() else { return };
-        let put_back = fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty())
-            .and_then(|()| fremovexattr(&*self.fd, COPY));
+        let put_back = fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty()).and_then(|()| {
+            match fremovexattr(&*self.fd, COPY) {
+                Err(Errno::NODATA) => Ok(()),
+                removed => removed,
+            }
+        });
         if let Err(errno) = put_back {
             tracing::warn!(%errno, "a program's capabilities could not be put back; they stay in {COPY}");
         }
