@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell};
+use crate::engine::{Admission, Cell, Wanted};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -27,9 +27,9 @@ impl<T> Try<T> {
     }
 }
 
-/// What an attempt waits for.
+/// What an attempt waits for. To be kept until the next attempt is over, so that nothing is released in between.
 pub struct Blocker {
-    cell: Arc<Cell>,
+    wanted: Wanted,
     on: On,
 }
 
@@ -50,29 +50,30 @@ impl Blocker {
             Admission::Sync => On::Disk,
             Admission::Wait | Admission::Go => On::Step,
         };
-        Self { cell: cell.clone(), on }
+        Self { wanted: cell.want(), on }
     }
 
     pub(super) fn content(cell: &Arc<Cell>, range: Option<ByteRange>) -> Self {
-        Self { cell: cell.clone(), on: On::Content(range) }
+        Self { wanted: cell.want(), on: On::Content(range) }
     }
 }
 
 impl Fs {
     /// Waits until an attempt is worth making again, or its thread `pid` is being killed.
-    pub async fn unblock(&self, blocker: Blocker, pid: u32) -> FsResult<()> {
+    pub async fn unblock(&self, blocker: &Blocker, pid: u32) -> FsResult<()> {
         let waiting = async {
-            match blocker.on {
+            let cell = blocker.wanted.cell();
+            match &blocker.on {
                 On::Disk => Ok(()),
                 On::Step => {
                     let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
-                    blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;
+                    cell.wait_until(|inner| !busy(inner.machine.activity())).await;
                     Ok(())
                 }
-                On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
+                On::Content(range) => match self.engine.start_recall(cell).await? {
                     None => Ok(()),
                     Some(recall) => match range {
-                        Some(range) => recall.available(range).await,
+                        Some(range) => recall.available(*range).await,
                         None => recall.finished().await,
                     },
                 },
