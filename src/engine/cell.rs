@@ -5,7 +5,6 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -27,25 +26,7 @@ pub struct Cell {
     inner: Mutex<Inner>,
     /// Signalled whenever an activity ends.
     pub changed: Notify,
-    /// Requests that wait for the content, or for a step to end: see [`Wanted`].
-    wanted: AtomicU32,
     table: Weak<Cells>,
-}
-
-/// Held by a request from when it is blocked until its next attempt is over. Nothing is released meanwhile: or a release that waited
-/// beside it would always be first, and the request would see one recall after the other go to waste.
-pub struct Wanted(Arc<Cell>);
-
-impl Wanted {
-    pub fn cell(&self) -> &Arc<Cell> {
-        &self.0
-    }
-}
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        self.0.wanted.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 /// What the cell's lock guards.
@@ -66,17 +47,6 @@ pub struct Inner {
 impl Cell {
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock()
-    }
-
-    /// Keeps the content from being released until the guard is dropped.
-    pub fn want(self: &Arc<Self>) -> Wanted {
-        self.wanted.fetch_add(1, Ordering::SeqCst);
-        Wanted(self.clone())
-    }
-
-    /// Whether a request waits for the content.
-    pub fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst) > 0
     }
 
     /// Waits until `ready` says so, looking again whenever an activity ends.
@@ -149,7 +119,6 @@ impl Cells {
             node: *node,
             inner: Mutex::new(inner),
             changed: Notify::new(),
-            wanted: AtomicU32::new(0),
             table: Arc::downgrade(self),
         });
         shard.insert(node.id, Arc::downgrade(&cell));

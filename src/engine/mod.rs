@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-pub use cell::{Cell, Cells, Inner, Wanted, activity_of, load_record, state_of};
+pub use cell::{Cell, Cells, Inner, activity_of, load_record, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
 pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
 pub use keys::object_key;

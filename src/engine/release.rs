@@ -92,7 +92,7 @@ impl Engine {
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let inner = cell.lock();
         self.check_pair(&cell.node, &inner.record)?;
-        if inner.machine.handles() > 0 || cell.is_wanted() {
+        if inner.machine.handles() > 0 {
             return refuse(Refusal::Open);
         }
         if inner.machine.pinned() {
@@ -136,9 +136,6 @@ impl Engine {
         }
         if inner.record.claim != seen {
             return refuse(Refusal::Changed);
-        }
-        if cell.is_wanted() {
-            return refuse(Refusal::Open);
         }
         self.check_pair(&cell.node, &inner.record)?;
         let attr = self.lower.stat(&cell.node).map_err(&failed)?;

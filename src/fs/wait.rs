@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Wanted};
+use crate::engine::{Admission, Cell};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -27,9 +27,9 @@ impl<T> Try<T> {
     }
 }
 
-/// What an attempt waits for. To be kept until the next attempt is over, so that nothing is released in between.
+/// What an attempt waits for.
 pub struct Blocker {
-    wanted: Wanted,
+    cell: Arc<Cell>,
     on: On,
 }
 
@@ -50,30 +50,29 @@ impl Blocker {
             Admission::Sync => On::Disk,
             Admission::Wait | Admission::Go => On::Step,
         };
-        Self { wanted: cell.want(), on }
+        Self { cell: cell.clone(), on }
     }
 
     pub(super) fn content(cell: &Arc<Cell>, range: Option<ByteRange>) -> Self {
-        Self { wanted: cell.want(), on: On::Content(range) }
+        Self { cell: cell.clone(), on: On::Content(range) }
     }
 }
 
 impl Fs {
     /// Waits until an attempt is worth making again, or its thread `pid` is being killed.
-    pub async fn unblock(&self, blocker: &Blocker, pid: u32) -> FsResult<()> {
+    pub async fn unblock(&self, blocker: Blocker, pid: u32) -> FsResult<()> {
         let waiting = async {
-            let cell = blocker.wanted.cell();
-            match &blocker.on {
+            match blocker.on {
                 On::Disk => Ok(()),
                 On::Step => {
                     let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
-                    cell.wait_until(|inner| !busy(inner.machine.activity())).await;
+                    blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;
                     Ok(())
                 }
-                On::Content(range) => match self.engine.start_recall(cell).await? {
+                On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
                     None => Ok(()),
                     Some(recall) => match range {
-                        Some(range) => recall.available(*range).await,
+                        Some(range) => recall.available(range).await,
                         None => recall.finished().await,
                     },
                 },

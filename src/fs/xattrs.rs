@@ -95,7 +95,7 @@ impl Fs {
 
     /// Carries out a command and waits for its end.
     pub async fn run_command(&self, command: Command) -> FsResult<()> {
-        self.engine.run_one(command.kind, &command.file).await?;
+        self.engine.run_locked(command.kind, &command.file).await?;
         Ok(())
     }
 

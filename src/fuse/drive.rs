@@ -64,7 +64,7 @@ impl Adapter {
         let mut at_hand = (reply, attempt);
         self.fs.engine.runtime.spawn(async move {
             loop {
-                if let Err(error) = fs.unblock(&blocker, pid).await {
+                if let Err(error) = fs.unblock(blocker, pid).await {
                     return finish(at_hand.0, Err(error));
                 }
                 let fs = fs.clone();

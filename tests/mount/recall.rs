@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tierfs::gateway::faults::{Effect, Rule};
@@ -349,41 +348,4 @@ fn slow_and_failing_answers_are_told_as_such_and_pass() {
     // Once is not noticed.
     rig.faults.add(Rule::new(Effect::InternalError).method("GET").times(1));
     rig.same("a", &content);
-}
-
-/// Whoever waits for content gets it, also while others ask again and again to release the file: those lie in wait for the recall's end, and
-/// won the race each time, so that an open took seconds and fetched the same object dozens of times.
-#[test]
-fn an_open_is_not_outrun_by_releases() {
-    let Some(rig) = Rig::new() else { return };
-    rig.quiet();
-    let content = rig.write("file", 4 * CHUNK);
-    let path = rig.mnt("file");
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = set_xattr(&path, "user.tierfs.release", b"1");
-                }
-            });
-        }
-        for round in 0..10 {
-            // The releases may be first, and may refuse the migration's own.
-            wait_for("a stub", || {
-                let _ = set_xattr(&path, "user.tierfs.migrate", b"1");
-                rig.state("file") == "stub"
-            });
-            let before = rig.requests().op("GetObject");
-            drop(fs::OpenOptions::new().read(true).write(true).open(&path).unwrap());
-            let gets = rig.requests().op("GetObject") - before;
-            // A release may have been under way when the open came.
-            if gets > 2 * 5 {
-                stop.store(true, Ordering::Relaxed);
-                panic!("round {round}: {gets} requests to bring back 4 chunks and their manifest once");
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    rig.same("file", &content);
 }

@@ -44,7 +44,8 @@ const PROFILES: [Profile; 6] = [
 
 /// The library to load into fsx, compiled by the C compiler that building needs, too.
 fn shim(rig: &Rig) -> PathBuf {
-    let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/fsx_shim.c"), rig.scratch("fsx_shim.so"));
+    let (source, library) =
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/fsx_shim.c"), rig.scratch("fsx_shim.so"));
     run("cc", &["-O1", "-Wall", "-shared", "-fPIC", "-o", library.to_str().unwrap(), source, "-ldl"]);
     library
 }
@@ -92,7 +93,7 @@ fn fsx(kind: &'static str, operations: u64, seed: u64) {
 
 #[test]
 fn fsx_finds_no_mismatch_on_files_that_move() {
-    fsx("ext4", 1000, 7);
+    fsx("ext4", 2000, 7);
 }
 
 #[test]

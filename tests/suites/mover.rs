@@ -13,7 +13,7 @@ use crate::dice::Dice;
 use crate::tools::{set_xattr, xattr};
 
 /// Longest pause between two requests of a thread, in milliseconds: who works with the files shall get on, too.
-const PACE_MS: u64 = 1;
+const PACE_MS: u64 = 20;
 
 /// What was done how often, by what was asked and how it ended.
 #[derive(Default)]

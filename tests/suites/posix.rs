@@ -47,7 +47,8 @@ fn pjdfstest(rig: &Rig, at: &Path, pattern: &str) -> Outcomes {
     for dir in [&other, &bin] {
         fs::create_dir_all(dir).unwrap();
     }
-    fs::write(&configuration, CONFIGURATION.replace("REMOUNT", if pattern.is_empty() { "false" } else { "true" })).unwrap();
+    fs::write(&configuration, CONFIGURATION.replace("REMOUNT", if pattern.is_empty() { "false" } else { "true" }))
+        .unwrap();
     // Debian's mount.fuse would be asked to remount, and would mount anew: see docs/semantics.md.
     fs::write(bin.join("mount"), "#!/bin/sh\nexec /bin/mount -i \"$@\"\n").unwrap();
     fs::set_permissions(bin.join("mount"), fs::Permissions::from_mode(0o755)).unwrap();
