@@ -15,7 +15,7 @@ use crate::rig::*;
 /// Longest pause after a close, in microseconds. Where the movers catch a file, its next open waits much longer.
 const PAUSE_US: &str = "4000";
 /// Closes for each that has a pause: few enough that 100,000 operations take minutes.
-const PAUSE_ONE_IN: &str = "50";
+const PAUSE_ONE_IN: &str = "10";
 /// Weights of every profile; the rest is what differs.
 const COMMON: &str = "close_open = 10\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 0.5\nfdatasync = 0.5\npunch_hole = 3\n\
     sendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n";

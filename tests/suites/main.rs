@@ -14,6 +14,7 @@ mod rig;
 mod tools;
 
 mod dice;
+mod exercise;
 mod fsx;
 mod mover;
 mod place;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,11 +50,14 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
                 return;
             }
             let path = &files[dice.below(files.len() as u64) as usize];
+            let seen = identity(path);
             let ended = match set_xattr(path, &attribute, b"1") {
                 Ok(()) => "done".to_owned(),
                 Err(libc::EBUSY) => "busy".to_owned(),
                 // Removed or replaced meanwhile; links and special files cannot be moved.
                 Err(libc::ENOENT | libc::ESTALE | libc::ENOTDIR) => "gone".to_owned(),
+                // Removed, and its inode number used again: the kernel answers so for the old inode (`docs/semantics.md`).
+                Err(libc::EIO) if identity(path) != seen => "gone".to_owned(),
                 Err(libc::EINVAL | libc::EPERM | libc::EOPNOTSUPP) => "refused".to_owned(),
                 Err(errno) => panic!(
                     "{verb} {}: {}; its state is {:?}",
@@ -66,6 +70,11 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
             std::thread::sleep(Duration::from_millis(dice.below(PACE_MS)));
         }
     }
+}
+
+/// What tells a file from another of its name, unless it is written to.
+fn identity(path: &Path) -> Option<(u64, i64, i64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 
 /// All regular files below `tree`, as far as they can still be seen.

@@ -1,14 +1,13 @@
 //! Where a suite runs, and what with: a rig large enough, the installed tools, the budget of a soak.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::mover::Transfers;
 use crate::rig::*;
-
-/// Both filesystems that shares live on.
-pub const KINDS: [&str; 2] = ["ext4", "xfs"];
 
 /// A rig with room (the image is sparse) on `kind`.
 pub fn rig(kind: &'static str, size: u64) -> Option<Rig> {
@@ -31,11 +30,6 @@ pub fn installed(name: &str) -> PathBuf {
 #[track_caller]
 pub fn ends(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
-}
-
-/// A place on the machine's own filesystem, next to the mount.
-pub fn beside(mountpoint: &Path, name: &str) -> PathBuf {
-    mountpoint.parent().expect("a mountpoint has a parent").join(name)
 }
 
 /// Says how much moved; panics where nothing did, because then nothing was tested.
@@ -69,4 +63,27 @@ impl Progress {
     pub fn say(&self, what: &str) {
         eprintln!("[{:6.1} s] {what}", self.0.elapsed().as_secs_f32());
     }
+}
+
+/// Whether somebody interrupted the soak (SIGINT, SIGTERM): what runs comes to its end and cleans up.
+pub fn stopped() -> bool {
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    static WATCHED: OnceLock<()> = OnceLock::new();
+    WATCHED.get_or_init(|| {
+        std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                use tokio::signal::unix::{SignalKind, signal};
+                let (mut int, mut term) =
+                    (signal(SignalKind::interrupt()).unwrap(), signal(SignalKind::terminate()).unwrap());
+                tokio::select! {
+                    _ = int.recv() => {}
+                    _ = term.recv() => {}
+                }
+            });
+            eprintln!("interrupted: cleaning up");
+            STOPPED.store(true, Ordering::SeqCst);
+        });
+    });
+    STOPPED.load(Ordering::SeqCst)
 }
