@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test bench fmt lint
+.PHONY: help deps demo test soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,10 @@ test: ## Install what is missing, check format and lints, run all tests
 	    $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
+
+soak: ## Hours of random work on files that move (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=part of a test's name; ctrl-C ends it cleanly)
+	@scripts/install-deps.sh soak
+	SOAK_SEED=$${SOAK_SEED:-$$(date +%s)} $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test($(SOAK))'
 
 bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
 	@scripts/install-deps.sh bench

@@ -12,10 +12,10 @@ use crate::mover::while_moving;
 use crate::place::{Progress, ends, installed, moved_enough, rig, soak_seed};
 use crate::rig::*;
 
-/// Longest pause after a close, in microseconds. Where the movers catch a file, its next open waits much longer.
-const PAUSE_US: &str = "4000";
+/// Longest pause after a close, in microseconds: a copy begins when its file has rested for 20 ms.
+const PAUSE_US: &str = "80000";
 /// Closes for each that has a pause: few enough that 100,000 operations take minutes.
-const PAUSE_ONE_IN: &str = "10";
+const PAUSE_ONE_IN: &str = "50";
 /// Weights of every profile; the rest is what differs.
 const COMMON: &str = "close_open = 10\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 0.5\nfdatasync = 0.5\npunch_hole = 3\n\
     sendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n";
@@ -93,7 +93,7 @@ fn fsx(kind: &'static str, operations: u64, seed: u64) {
 
 #[test]
 fn fsx_finds_no_mismatch_on_files_that_move() {
-    fsx("ext4", 2000, 7);
+    fsx("ext4", 4000, 7);
 }
 
 #[test]

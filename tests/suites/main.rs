@@ -19,3 +19,4 @@ mod fsx;
 mod mover;
 mod place;
 mod posix;
+mod programs;
