@@ -25,9 +25,10 @@ test: ## Install what is missing, check format and lints, run all tests
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
 
-soak: ## Hours of random work on files that move (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=part of a test's name; ctrl-C ends it cleanly)
+soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng)
 	@scripts/install-deps.sh soak
-	SOAK_SEED=$${SOAK_SEED:-$$(date +%s)} $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test($(SOAK))'
+	@seed=$${SOAK_SEED:-$$(date +%s)}; echo "SOAK_SEED=$$seed"; SOAK_SEED=$$seed \
+	    $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test(soak_$(SOAK))'
 
 bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
 	@scripts/install-deps.sh bench

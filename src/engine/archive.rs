@@ -16,7 +16,9 @@ use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
-use crate::ports::{Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, Stored};
+use crate::ports::{
+    Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
+};
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
 use crate::types::{ByteRange, Generation, ObjectKey};
@@ -175,7 +177,16 @@ impl Engine {
             // The bytes were the same when this sync began as at the commit, or there will be no commit.
             self.barrier.wait(cell.node),
         );
-        let stored = stored?;
+        let stored = match stored {
+            // It became shorter while it was read: nothing is wrong with the disk or the remote.
+            Err(EngineError::Remote { source, .. })
+                if source.kind == RemoteErrorKind::Source
+                    && !same_attr(&file.stat().map_err(EngineError::lower(cell.node.id))?, attr) =>
+            {
+                return Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed });
+            }
+            stored => stored?,
+        };
         durable?;
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
@@ -205,7 +216,7 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
         let now = file.stat().map_err(&failed)?;
-        let same = (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime);
+        let same = same_attr(&now, before);
         let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
         match inner.machine.apply(Event::ArchiveCopied { unchanged: same && unwritten }) {
             Verdict::Save(Claim::Dual) => {}
@@ -325,6 +336,11 @@ fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
         return Ok(());
     };
     Err(EngineError::Unfit { file: cell.node.id, why })
+}
+
+/// Whether nothing was written between two looks.
+fn same_attr(now: &Attr, before: &Attr) -> bool {
+    (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime)
 }
 
 /// Ends once the file may have been changed since its copy began.
