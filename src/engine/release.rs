@@ -61,7 +61,12 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            self.confirm_object(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell, &object).await {
+                // A writer may have given the object up while it was asked for; then nothing is wrong with it.
+                let claimed = cell.lock().record.object.as_ref().is_some_and(|now| now.key == object.key);
+                let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+                return Err(if claimed { error } else { changed });
+            }
             let mtime = object.mtime;
             *note = Some(OpenNote::Settle(
                 self.journal

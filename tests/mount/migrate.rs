@@ -319,3 +319,21 @@ fn a_writer_ends_the_copy_that_it_spoils() {
     rig.migrate("a");
     rig.same("a", b"new");
 }
+
+/// A writer gives the object up while a release asks the remote for it: the file is busy, nothing is missing.
+#[test]
+fn an_object_given_up_during_a_release_is_not_missed() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    rig.write("a", 1000);
+    rig.on(&["migrate", "--archive-only"], &["a"]);
+    let (path, slow) = (rig.mnt("a"), rig.fault(Effect::Delay(Duration::from_secs(2)), "HEAD"));
+    std::thread::scope(|scope| {
+        let releasing = scope.spawn(|| set_xattr(&path, "user.tierfs.release", b"1"));
+        wait_for("the question", || rig.faults.hits(slow) > 0);
+        drop(OpenOptions::new().write(true).truncate(true).open(&path).unwrap());
+        // With a retention of nothing, the object is gone before the answer.
+        wait_for("the deletion", || rig.objects().is_empty());
+        assert_eq!(releasing.join().unwrap(), Err(libc::EBUSY));
+    });
+}

@@ -38,7 +38,7 @@ struct Writer {
     dice: Dice,
     steps: u64,
     story: VecDeque<String>,
-    /// Kept open over several steps: the file's number and what it contained when its last name went.
+    /// Kept open over several steps, with the file's number.
     held: Option<(usize, File)>,
 }
 

@@ -58,6 +58,8 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
                 Err(libc::ENOENT | libc::ESTALE | libc::ENOTDIR) => "gone".to_owned(),
                 // Removed, and its inode number used again: the kernel answers so for the old inode (`docs/semantics.md`).
                 Err(libc::EIO) if identity(path) != seen => "gone".to_owned(),
+                // Seen once, with a stressor that fills directories; nothing of ours answers so.
+                Err(libc::ENOMEM) => "no memory".to_owned(),
                 Err(libc::EINVAL | libc::EPERM | libc::EOPNOTSUPP) => "refused".to_owned(),
                 Err(errno) => panic!(
                     "{verb} {}: {}; its state is {:?}",

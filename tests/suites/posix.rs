@@ -81,7 +81,7 @@ fn no_worse_than_below(kind: &'static str) {
         .iter()
         .filter_map(|(case, below)| {
             let through = through.get(case).map_or("missing", String::as_str);
-            (through != below).then(|| (kind, case.as_str(), through))
+            (through != below).then_some((kind, case.as_str(), through))
         })
         .collect();
     let expected: Vec<_> = EXPECTED.into_iter().filter(|(on, ..)| *on == kind).collect();
