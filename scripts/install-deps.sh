@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building, testing or measuring tierfs needs on a fresh Debian 12 or 13, and says what it installs.
-# Quiet when nothing is missing. Usage: install-deps.sh [demo|test|bench]
+# Quiet when nothing is missing. Usage: install-deps.sh [demo|test|soak|bench]
 set -euo pipefail
 
 purpose=${1:-test}
@@ -34,6 +34,14 @@ if [[ $purpose == test ]]; then
     [[ -e /usr/include/nfsc/libnfs.h ]] || packages+=(libnfs-dev)
     need nfs-ls libnfs-utils
 fi
+if [[ $purpose == test || $purpose == soak ]]; then
+    need git git
+    need fio fio
+fi
+if [[ $purpose == soak ]]; then
+    need stress-ng stress-ng
+    need dbench dbench
+fi
 if [[ $purpose == bench ]]; then
     need rclone rclone
     need mergerfs mergerfs
@@ -65,7 +73,7 @@ if ((${#packages[@]})); then
 fi
 
 have cargo || die "cargo is missing: install Rust 1.95 or later, https://rustup.rs"
-if [[ $purpose == test ]]; then
+if [[ $purpose == test || $purpose == soak ]]; then
     for component in clippy rustfmt; do
         if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
             have rustup || die "cargo ${component/rustfmt/fmt} is missing: install it, or use rustup"
@@ -77,6 +85,14 @@ if [[ $purpose == test ]]; then
         say "installing with cargo: cargo-nextest (a few minutes)"
         cargo install --quiet --locked cargo-nextest
     fi
+    # Suites that others wrote, in a cache beside the tree. The versions are those that docs/testing.md speaks of.
+    tools=${TIERFS_TOOLS:-$HOME/.cache/tierfs/tools}
+    for suite in pjdfstest@0.2.2 fsx@0.3.2; do
+        [[ -x $tools/bin/${suite%@*} ]] && continue
+        say "installing with cargo into $tools: $suite (a minute)"
+        cargo install --quiet --locked --jobs 2 --root "$tools" "$suite" 2>/dev/null ||
+            die "cargo install --locked --root $tools $suite failed: run it to see why"
+    done
 fi
 
 # Said here rather than by a test that fails half way. Building needs neither.

@@ -20,11 +20,13 @@ use crate::ports::{
     Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
 use crate::record::{Claim, ObjectRef, Record};
-use crate::tier::{Event, Refusal, Verdict};
+use crate::tier::{Activity, Event, Refusal, Verdict};
 use crate::types::{ByteRange, Generation, ObjectKey};
 
 /// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
+/// How often an upload looks whether a writer has spoilt it.
+const DISTURBED_PERIOD: Duration = Duration::from_millis(50);
 /// Memory a single upload may hold: eight parts of 8 MiB in flight.
 const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
 
@@ -163,17 +165,28 @@ impl Engine {
             (source.clone(), None)
         };
         let metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let put = async {
+            // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
+            tokio::select! {
+                stored = target.remote.put(key, attr.size, body, &metadata) => stored.map_err(EngineError::remote(cell.node.id)),
+                () = disturbed(cell) => Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed }),
+            }
+        };
         let (stored, durable) = tokio::join!(
-            target.remote.put(key, attr.size, body, &metadata),
+            put,
             // The bytes were the same when this sync began as at the commit, or there will be no commit.
             self.barrier.wait(cell.node),
         );
-        let stored = stored.map_err(|error| {
-            // A source that could not be read is no fault of the remote if the file was cut.
-            let cut = error.kind == RemoteErrorKind::Source && file.stat().is_ok_and(|now| now.size < attr.size);
-            let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
-            if cut { changed } else { EngineError::remote(cell.node.id)(error) }
-        })?;
+        let stored = match stored {
+            // It became shorter while it was read: nothing is wrong with the disk or the remote.
+            Err(EngineError::Remote { source, .. })
+                if source.kind == RemoteErrorKind::Source
+                    && !same_attr(&file.stat().map_err(EngineError::lower(cell.node.id))?, attr) =>
+            {
+                return Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed });
+            }
+            stored => stored?,
+        };
         durable?;
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
@@ -203,7 +216,7 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
         let now = file.stat().map_err(&failed)?;
-        let same = (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime);
+        let same = same_attr(&now, before);
         let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
         match inner.machine.apply(Event::ArchiveCopied { unchanged: same && unwritten }) {
             Verdict::Save(Claim::Dual) => {}
@@ -323,4 +336,19 @@ fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
         return Ok(());
     };
     Err(EngineError::Unfit { file: cell.node.id, why })
+}
+
+/// Whether nothing was written between two looks.
+fn same_attr(now: &Attr, before: &Attr) -> bool {
+    (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime)
+}
+
+/// Ends once the file may have been changed since its copy began.
+async fn disturbed(cell: &Cell) {
+    loop {
+        tokio::time::sleep(DISTURBED_PERIOD).await;
+        if cell.lock().machine.activity() == (Activity::Archiving { disturbed: true }) {
+            return;
+        }
+    }
 }

@@ -61,7 +61,12 @@ impl Engine {
         let noted: Noted = async move { journal.add(note).await }.boxed().shared();
         // Under way while the first chunks are fetched; none is written before it is there.
         self.runtime.spawn(noted.clone());
-        let fetched = match self.chunk_hashes(cell, object).await {
+        let hashes = tokio::select! {
+            hashes = self.chunk_hashes(cell, object) => hashes,
+            // Or who empties the file would wait for a remote that does not answer.
+            () = recall.until_cancelled() => Err(EngineError::Cancelled),
+        };
+        let fetched = match hashes {
             Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
             Err(error) => Err(error),
         };

@@ -23,6 +23,10 @@ const RETRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500),
 /// still look open.
 const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
 
+/// The same where the asker holds the inode's lock: setxattr(2) does, and every write and truncation of the file waits for it. Who asks
+/// so tries again himself (`control::by_xattr`).
+const IN_USE_PAUSES_LOCKED: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
+
 /// How long a job waits for another transfer of a file.
 const REST_WITHIN: Duration = Duration::from_secs(30);
 
@@ -118,10 +122,24 @@ impl Engine {
 
     /// One file, with patience for what passes.
     pub async fn run_one(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
+        self.run_patiently(kind, file, &IN_USE_PAUSES).await
+    }
+
+    /// One file for somebody who keeps its users from going on meanwhile.
+    pub async fn run_locked(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
+        self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await
+    }
+
+    async fn run_patiently(
+        self: &Arc<Self>,
+        kind: JobKind,
+        file: &Candidate,
+        in_use: &[Duration],
+    ) -> EngineResult<Outcome> {
         if file.attr.kind != FileKind::Regular {
             return Err(EngineError::Unfit { file: file.node.id, why: Unfit::NotRegular });
         }
-        let (mut pauses, mut in_use) = (RETRY_PAUSES.iter(), IN_USE_PAUSES.iter());
+        let (mut pauses, mut in_use) = (RETRY_PAUSES.iter(), in_use.iter());
         loop {
             let (error, pause) = match self.attempt(kind, file).await {
                 Err(error) if error.is_transient() => {

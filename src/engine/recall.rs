@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -18,6 +19,9 @@ use crate::ports::{Keep, OpenFlags, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
+
+/// How long a cut may take that has cancelled a recall.
+const CUT_WITHIN: Duration = Duration::from_millis(20);
 
 /// A recall that runs or has run.
 pub struct Recall {
@@ -182,9 +186,13 @@ impl Engine {
 
     /// Brings a file's content back and waits for the end. `true`: it was away.
     pub async fn recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
-        match self.start_recall(cell).await? {
-            None => Ok(false),
-            Some(recall) => recall.finished().await.map(|()| true),
+        loop {
+            let Some(recall) = self.start_recall(cell).await? else { return Ok(false) };
+            match recall.finished().await {
+                // Somebody cut the file to nothing meanwhile: there is most likely nothing to bring back any more.
+                Err(EngineError::Cancelled) => tokio::time::sleep(CUT_WITHIN).await,
+                ended => return ended.map(|()| true),
+            }
         }
     }
 
@@ -208,13 +216,18 @@ impl Engine {
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         self.runtime.spawn(async move {
             let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
-            if let Err(error) = &outcome {
+            if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
                 let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();
                 tracing::warn!(file = %cell.node.id, path = %path.display(), object = %object.key, "recall failed: {error}");
             }
+            // Who cut the file to nothing tells the kernel its size by itself. An invalidation before that would make the kernel believe
+            // its own, old size rather than the end that a reader is answered, and show the reader zeros.
+            let emptied = matches!(outcome, Err(EngineError::Cancelled));
             shared.finish(outcome);
             this.totals.running.fetch_sub(1, Ordering::SeqCst);
-            this.announce_change(cell.node.id);
+            if !emptied {
+                this.announce_change(cell.node.id);
+            }
         });
         Ok(recall)
     }

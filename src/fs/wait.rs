@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell};
+use crate::engine::{Admission, Cell, EngineError, Inner};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
 /// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
+
+/// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
+const CUT_WITHIN: Duration = Duration::from_millis(20);
 
 /// An attempt that either ended or must wait for a transfer and then be made again.
 pub enum Try<T> {
@@ -89,16 +92,36 @@ impl Fs {
             match on {
                 On::Disk | On::Open(_) => Ok(()),
                 On::Step => {
-                    let busy = |activity| matches!(activity, Activity::Releasing | Activity::Recalling { .. });
-                    blocker.cell.wait_until(|inner| !busy(inner.machine.activity())).await;
+                    // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
+                    let mut cancelled = false;
+                    let rests = |inner: &mut Inner| match inner.machine.activity() {
+                        Activity::Recalling { cancelled: true } => {
+                            cancelled = true;
+                            false
+                        }
+                        Activity::Recalling { cancelled: false } => cancelled,
+                        Activity::Releasing => false,
+                        Activity::None | Activity::Archiving { .. } => true,
+                    };
+                    blocker.cell.wait_until(rests).await;
                     Ok(())
                 }
                 On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
                     None => Ok(()),
-                    Some(recall) => match range {
-                        Some(range) => recall.available(range).await,
-                        None => recall.finished().await,
-                    },
+                    Some(recall) => {
+                        let ended = match range {
+                            Some(range) => recall.available(range).await,
+                            None => recall.finished().await,
+                        };
+                        match ended {
+                            // Somebody cuts the file to nothing: the next attempt finds what is there then.
+                            Err(EngineError::Cancelled) => {
+                                tokio::time::sleep(CUT_WITHIN).await;
+                                Ok(())
+                            }
+                            ended => ended,
+                        }
+                    }
                 },
             }
         };

@@ -104,7 +104,14 @@ impl Fs {
 
     /// Carries out a command and waits for its end.
     pub async fn run_command(&self, command: Command) -> FsResult<()> {
-        self.engine.run_one(command.kind, &command.file).await?;
+        let ended = self.engine.run_locked(command.kind, &command.file).await;
+        if let Err(error) = &ended
+            && !error.is_skip()
+        {
+            // Who asks by an attribute is answered by a number only.
+            tracing::warn!(path = %command.file.path.display(), "{:?} failed: {error}", command.kind);
+        }
+        ended?;
         Ok(())
     }
 

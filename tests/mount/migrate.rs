@@ -337,3 +337,47 @@ fn a_migration_right_after_a_read_waits_for_the_recall_to_end() {
     rig.on(&["migrate"], &["a"]);
     assert_eq!(rig.state("a"), "stub");
 }
+
+/// setxattr(2) locks the inode for as long as it is asked, so a writer would wait for a copy that its open has made worthless: an upload that
+/// takes an hour would be an hour without a write.
+#[test]
+fn a_writer_ends_the_copy_that_it_spoils() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    rig.write("a", 3 * CHUNK);
+    let path = rig.mnt("a");
+    let hanging = rig.fault(Effect::Hang, "PUT");
+    let puts = rig.requests().method("PUT");
+    std::thread::scope(|scope| {
+        let migrating = scope.spawn(|| set_xattr(&path, "user.tierfs.migrate", b"1"));
+        wait_for("the upload", || rig.requests().method("PUT") > puts);
+        let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        file.set_len(3).unwrap();
+        // Long before the remote's deadline.
+        wait_for("the copy's end", || migrating.is_finished());
+        assert_eq!(migrating.join().unwrap(), Err(libc::EBUSY));
+    });
+    rig.faults.remove(hanging);
+    rig.same("a", b"new");
+    rig.migrate("a");
+    rig.same("a", b"new");
+}
+
+/// A writer gives the object up while a release asks the remote for it: the file is busy, nothing is missing.
+#[test]
+fn an_object_given_up_during_a_release_is_not_missed() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    rig.write("a", 1000);
+    rig.on(&["migrate", "--archive-only"], &["a"]);
+    let (path, slow) = (rig.mnt("a"), rig.fault(Effect::Delay(Duration::from_secs(2)), "HEAD"));
+    std::thread::scope(|scope| {
+        let releasing = scope.spawn(|| set_xattr(&path, "user.tierfs.release", b"1"));
+        wait_for("the question", || rig.faults.hits(slow) > 0);
+        drop(OpenOptions::new().write(true).truncate(true).open(&path).unwrap());
+        // With a retention of nothing, the object is gone before the answer.
+        wait_for("the deletion", || rig.objects().is_empty());
+        assert_eq!(releasing.join().unwrap(), Err(libc::EBUSY));
+    });
+}

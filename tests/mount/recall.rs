@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -348,4 +349,35 @@ fn slow_and_failing_answers_are_told_as_such_and_pass() {
     // Once is not noticed.
     rig.faults.add(Rule::new(Effect::InternalError).method("GET").times(1));
     rig.same("a", &content);
+}
+
+/// Found by the exerciser: who waited for a recall that a truncating open made needless got ECANCELED instead of the emptied file.
+#[test]
+fn who_waits_for_a_file_that_is_emptied_gets_the_empty_file() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    for (n, len) in [3 * CHUNK, (1 << 20) + CHUNK].into_iter().enumerate() {
+        for (m, waits) in [
+            (|path| fs::read(path).map(|content| content.len())) as fn(PathBuf) -> std::io::Result<usize>,
+            |path| OpenOptions::new().read(true).write(true).open(path)?.metadata().map(|meta| meta.len() as usize),
+            |path| set_xattr(&path, "user.tierfs.recall", b"1").map(|()| 0).map_err(std::io::Error::from_raw_os_error),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let name = format!("{n}-{m}");
+            rig.write(&name, len);
+            rig.migrate(&name);
+            let (path, gets) = (rig.mnt(&name), rig.gets());
+            let hanging = rig.fault(Effect::Hang, "GET");
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| waits(path.clone()));
+                wait_for("the recall", || rig.gets() > gets);
+                drop(OpenOptions::new().write(true).truncate(true).open(&path).unwrap());
+                assert_eq!(waiting.join().unwrap().unwrap(), 0, "{name}");
+            });
+            rig.faults.remove(hanging);
+            rig.same(&name, b"");
+        }
+    }
 }

@@ -1,0 +1,109 @@
+//! fsx: random reads, writes, mappings, cuts and holes, compared at each read, on files that are moved away meanwhile.
+//!
+//! An open file is never released, so every profile closes and opens its file often, with a pause between. That pause, and O_DIRECT,
+//! which fsx does not know, come from a small library loaded into it (`fsx_shim.c`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::run;
+use crate::mover::while_moving;
+use crate::place::{Progress, ends, installed, moved_enough, rig, soak_seed};
+use crate::rig::*;
+
+/// Longest pause after a close, in microseconds: a copy begins when its file has rested for 20 ms.
+const PAUSE_US: &str = "80000";
+/// Closes for each that has a pause: few enough that 100,000 operations take minutes.
+const PAUSE_ONE_IN: &str = "50";
+/// Weights of every profile; the rest is what differs.
+const COMMON: &str = "close_open = 10\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 0.5\nfdatasync = 0.5\npunch_hole = 3\n\
+    sendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n";
+const MAPPED: &str = "mapread = 10\nmapwrite = 10\nposix_fallocate = 1\n";
+const UNMAPPED: &str = "mapread = 0\nmapwrite = 0\n";
+/// What O_DIRECT needs. fsx cannot align its posix_fallocate.
+const ALIGNED: &str = "[opsize]\nalign = 4096\n";
+
+struct Profile {
+    name: &'static str,
+    /// What stands before the weights.
+    settings: &'static str,
+    weights: &'static str,
+    direct: bool,
+}
+
+const PROFILES: [Profile; 6] = [
+    Profile { name: "calls", settings: "", weights: UNMAPPED, direct: false },
+    Profile { name: "mapped", settings: "", weights: MAPPED, direct: false },
+    Profile { name: "unsynced", settings: "nomsyncafterwrite = true\n", weights: MAPPED, direct: false },
+    // Beyond 1 MiB a stub is opened before its content is there.
+    Profile { name: "large", settings: "flen = 3000000\n[opsize]\nmax = 300000\n", weights: MAPPED, direct: false },
+    Profile { name: "direct", settings: ALIGNED, weights: UNMAPPED, direct: true },
+    Profile { name: "direct-mapped", settings: ALIGNED, weights: "mapread = 5\nmapwrite = 5\n", direct: true },
+];
+
+/// The library to load into fsx, compiled by the C compiler that building needs, too.
+fn shim(rig: &Rig) -> PathBuf {
+    let (source, library) =
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/fsx_shim.c"), rig.scratch("fsx_shim.so"));
+    run("cc", &["-O1", "-Wall", "-shared", "-fPIC", "-o", library.to_str().unwrap(), source, "-ldl"]);
+    library
+}
+
+fn command(profile: &Profile, dir: &Path, artifacts: &Path, shim: &Path, operations: u64, seed: u64) -> Command {
+    let Profile { name, settings, weights, direct } = profile;
+    let configuration = artifacts.join(format!("{name}.toml"));
+    fs::write(&configuration, format!("{settings}[weights]\n{COMMON}{weights}")).unwrap();
+    let mut command = Command::new(installed("fsx"));
+    command.arg("-f").arg(configuration).arg("-P").arg(artifacts);
+    command.args(["-N", &operations.to_string(), "-S", &seed.to_string()]).arg(dir.join(name)).current_dir("/");
+    command.env("LD_PRELOAD", shim).env("FSX_FILE", format!("/{name}")).env("FSX_PAUSE_US", PAUSE_US);
+    command.env("FSX_PAUSE_ONE_IN", PAUSE_ONE_IN);
+    if *direct {
+        command.env("FSX_DIRECT", "1");
+    }
+    command
+}
+
+/// Runs all profiles at once, `operations` each, with movers on their files.
+fn fsx(kind: &'static str, operations: u64, seed: u64) {
+    let Some(rig) = rig(kind, 1 << 30) else { return };
+    let (dir, artifacts, shim) = (rig.mnt("fsx"), rig.scratch("artifacts"), shim(&rig));
+    fs::create_dir(&dir).unwrap();
+    fs::create_dir(&artifacts).unwrap();
+    eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
+    let progress = Progress::new();
+    let files: Vec<PathBuf> = PROFILES.iter().map(|profile| dir.join(profile.name)).collect();
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let ((), transfers) = while_moving(&files, seed, || {
+        std::thread::scope(|scope| {
+            for profile in &PROFILES {
+                let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
+                let progress = &progress;
+                scope.spawn(move || {
+                    let (output, name) = (ends(&mut command), profile.name);
+                    assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
+                    progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch"));
+                });
+            }
+        });
+    });
+    moved_enough(&rig, &format!("fsx on {kind}"), &transfers);
+}
+
+#[test]
+fn fsx_finds_no_mismatch_on_files_that_move() {
+    fsx("ext4", 4000, 7);
+}
+
+#[test]
+#[ignore = "long: make soak"]
+fn soak_fsx_on_ext4() {
+    fsx("ext4", 100_000, soak_seed());
+}
+
+#[test]
+#[ignore = "long: make soak"]
+fn soak_fsx_on_xfs() {
+    fsx("xfs", 100_000, soak_seed());
+}
