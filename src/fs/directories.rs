@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::Fs;
 use super::error::FsResult;
-use crate::ports::{DirEntry, LowerDir};
+use crate::ports::{DirEntryRef, LowerDir};
 use crate::types::FileId;
 
 /// Listings that go on without opening the directory again. Others go on as well, by opening it and seeking.
@@ -20,15 +20,12 @@ const CURSORS_MAX: usize = 64;
 /// A cursor nobody came back to for so long is closed at the next listing.
 const CURSOR_LIFE: Duration = Duration::from_secs(10);
 
-/// An open directory in the midst of a listing.
+/// An open directory in the midst of a listing; it has read ahead.
 struct Cursor {
     of: FileId,
     /// Where it goes on.
     at: u64,
     dir: Arc<dyn LowerDir>,
-    /// What was read below and not yet asked for, next entry last. Reading it again would cost a seek, after which ext4 sorts the
-    /// whole block anew.
-    left: Vec<DirEntry>,
     used: Instant,
 }
 
@@ -61,36 +58,28 @@ impl Listings {
 impl Fs {
     /// Gives `take` the entries of a directory from `offset` on (0, or an entry's `next_offset`), until it says that it has no room for the
     /// one it got, or there are no more.
-    pub fn read_dir(&self, id: u64, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> FsResult<()> {
+    pub fn read_dir(&self, id: u64, offset: u64, mut take: impl FnMut(&DirEntryRef<'_>) -> bool) -> FsResult<()> {
         let node = self.node(id)?;
         // From the start, the directory is read as it is now (rewinddir(3)).
         let under_way = if offset == 0 { None } else { self.listings.take(node.id, offset) };
         let mut cursor = match under_way {
             Some(cursor) => cursor,
-            None => {
-                let dir = self.lower.open_dir(&node)?;
-                Cursor { of: node.id, at: offset, dir, left: Vec::new(), used: Instant::now() }
-            }
+            None => Cursor { of: node.id, at: offset, dir: self.lower.open_dir(&node)?, used: Instant::now() },
         };
-        loop {
-            while let Some(entry) = cursor.left.last() {
-                if take(entry) {
-                    self.listings.put(cursor);
-                    return Ok(());
-                }
-                cursor.at = entry.next_offset as u64;
-                cursor.left.pop();
+        let mut at = offset;
+        cursor.dir.each(offset as i64, &mut |entry| {
+            let full = take(entry);
+            if !full {
+                at = entry.next_offset as u64;
             }
-            cursor.left = cursor.dir.read(cursor.at as i64)?;
-            if cursor.left.is_empty() {
-                // The kernel asks once more where a listing ended, and then has no use for it.
-                if cursor.at != offset {
-                    self.listings.put(cursor);
-                }
-                return Ok(());
-            }
-            cursor.left.reverse();
+            full
+        })?;
+        // The kernel asks once more where a listing ended, and then has no use for it.
+        if at != offset {
+            cursor.at = at;
+            self.listings.put(cursor);
         }
+        Ok(())
     }
 
     pub fn sync_dir(&self, id: u64, data_only: bool) -> FsResult<()> {

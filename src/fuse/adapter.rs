@@ -401,7 +401,7 @@ impl Filesystem for Adapter {
         let _turn = self.begin(Call::Readdir);
         let listed = self.fs.read_dir(id.0, offset, |entry| {
             let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
-            reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, &entry.name)
+            reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, entry.name)
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -426,13 +426,13 @@ impl Filesystem for Adapter {
                 let mut attr = NOTHING;
                 attr.kind = FileType::Directory;
                 attr.ino = INodeNo(self.fs.node_id(entry.ino));
-                return reply.add(attr.ino, next, &entry.name, &Duration::ZERO, &attr, Generation(0));
+                return reply.add(attr.ino, next, entry.name, &Duration::ZERO, &attr, Generation(0));
             }
             // A name that vanished since the directory was read is not listed.
-            let Ok(found) = self.fs.lookup(id.0, &entry.name) else { return false };
+            let Ok(found) = self.fs.lookup(id.0, entry.name) else { return false };
             let attr = attr_to_kernel(found.id, &found.attr);
             let (ino, generation) = (INodeNo(found.id), Generation(found.generation));
-            let full = reply.add(ino, next, &entry.name, &self.attr_ttl(&found.attr), &attr, generation);
+            let full = reply.add(ino, next, entry.name, &self.attr_ttl(&found.attr), &attr, generation);
             if full {
                 // It was not told to the kernel, so the kernel will not forget it.
                 self.fs.forget(found.id, 1);

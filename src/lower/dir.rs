@@ -1,21 +1,26 @@
 //! An open directory of the share.
 //!
-//! Invariant: offsets are the lower filesystem's own (`d_off`), so a listing can go on in another process.
+//! Invariant: offsets are the lower filesystem's own (`d_off`), so a listing can go on in another process. What was read and not yet
+//! taken stays for the next call: reading it again would cost a seek, after which ext4 sorts the whole block anew.
 
-use std::ffi::OsStr;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+#![allow(unsafe_code, reason = "getdents64 as rustix has it cannot be left half way and taken up again")]
+
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use parking_lot::Mutex;
-use rustix::fs::{RawDir, SeekFrom, fdatasync, fsync, seek};
+use rustix::fs::{FileType, SeekFrom, fdatasync, fsync, seek};
 
 use super::Step;
 use super::attr::kind_of;
-use crate::ports::{DirEntry, LowerDir, LowerError, LowerResult};
+use crate::ports::{DirEntryRef, LowerDir, LowerError, LowerResult};
 
 /// Bytes asked of the kernel at a time: some 800 entries with names of middling length.
 const BUFFER_BYTES: usize = 32 * 1024;
+/// Where the name begins in a `struct linux_dirent64` (getdents(2)); inode, offset, length and type are before it.
+const NAME_AT: usize = 19;
 
 pub(super) struct OpenDir {
     fd: OwnedFd,
@@ -23,47 +28,75 @@ pub(super) struct OpenDir {
 }
 
 struct Cursor {
-    /// Where the descriptor stands; `None` after an error, when nobody knows.
+    /// Where the next entry of the buffer, or of the descriptor, is; `None` after an error, when nobody knows.
     at: Option<i64>,
-    buffer: Box<[MaybeUninit<u8>]>,
+    buffer: Box<[u8]>,
+    /// What of the buffer was read and not taken.
+    left: std::ops::Range<usize>,
 }
 
 impl OpenDir {
     /// `fd` is a directory open for reading that stands at its start.
     pub(super) fn new(fd: OwnedFd) -> Self {
-        let buffer = Box::new_uninit_slice(BUFFER_BYTES);
-        Self { fd, cursor: Mutex::new(Cursor { at: Some(0), buffer }) }
+        let buffer = vec![0; BUFFER_BYTES].into();
+        Self { fd, cursor: Mutex::new(Cursor { at: Some(0), buffer, left: 0..0 }) }
+    }
+
+    /// Reads the next entries into the buffer; `false` at the end.
+    fn fill(&self, cursor: &mut Cursor) -> LowerResult<bool> {
+        // SAFETY: the kernel writes at most `buffer.len()` bytes into the buffer, which lives through the call.
+        let got = unsafe {
+            libc::syscall(libc::SYS_getdents64, self.fd.as_raw_fd(), cursor.buffer.as_mut_ptr(), cursor.buffer.len())
+        };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error()).step("getdents64")?;
+        cursor.left = 0..got;
+        Ok(got > 0)
     }
 }
 
+/// The entry at the start of `bytes` and its length; `None` for what is no entry.
+fn parse(bytes: &[u8]) -> Option<(DirEntryRef<'_>, usize)> {
+    let number = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
+    let name = CStr::from_bytes_until_nul(bytes.get(NAME_AT..len)?).ok()?;
+    let entry = DirEntryRef {
+        name: OsStr::from_bytes(name.to_bytes()),
+        ino: number(0)?,
+        // Of the type in a mode word, `d_type` is the upper four bits (`IFTODT` of glibc).
+        kind: kind_of(FileType::from_raw_mode(u32::from(*bytes.get(18)?) << 12)),
+        next_offset: number(8)? as i64,
+    };
+    Some((entry, len))
+}
+
 impl LowerDir for OpenDir {
-    fn read(&self, offset: i64) -> LowerResult<Vec<DirEntry>> {
+    fn each(&self, offset: i64, take: &mut dyn FnMut(&DirEntryRef<'_>) -> bool) -> LowerResult<()> {
         let mut cursor = self.cursor.lock();
-        if cursor.at.take() != Some(offset) {
+        let stands = cursor.at.take();
+        // From the start, the directory is read as it is now (rewinddir(3)).
+        if stands != Some(offset) || offset == 0 {
             let start = u64::try_from(offset).map_err(|_| LowerError::from_errno("lseek", libc::EINVAL))?;
+            cursor.left = 0..0;
             seek(&self.fd, SeekFrom::Start(start)).step("lseek")?;
         }
-        let mut end = offset;
-        let mut entries = Vec::new();
-        {
-            let mut batch = RawDir::new(&self.fd, &mut cursor.buffer);
-            while let Some(entry) = batch.next() {
-                let entry = entry.step("getdents64")?;
-                end = entry.next_entry_cookie() as i64;
-                entries.push(DirEntry {
-                    name: OsStr::from_bytes(entry.file_name().to_bytes()).to_os_string(),
-                    ino: entry.ino(),
-                    kind: kind_of(entry.file_type()),
-                    next_offset: end,
-                });
-                // One buffer a call.
-                if batch.is_buffer_empty() {
-                    break;
+        let mut at = offset;
+        loop {
+            while !cursor.left.is_empty() {
+                let Some((entry, len)) = parse(&cursor.buffer[cursor.left.clone()]) else {
+                    return Err(LowerError::from_errno("getdents64", libc::EIO));
+                };
+                if take(&entry) {
+                    cursor.at = Some(at);
+                    return Ok(());
                 }
+                at = entry.next_offset;
+                cursor.left.start += len;
+            }
+            if !self.fill(&mut cursor)? {
+                cursor.at = Some(at);
+                return Ok(());
             }
         }
-        cursor.at = Some(end);
-        Ok(entries)
     }
 
     fn sync(&self, data_only: bool) -> LowerResult<()> {

@@ -192,13 +192,22 @@ pub enum SeekTo {
 }
 
 /// One directory entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DirEntry {
-    pub name: OsString,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirEntryRef<'a> {
+    pub name: &'a OsStr,
     pub ino: u64,
     /// `None` where the filesystem does not say (`DT_UNKNOWN`).
     pub kind: Option<FileKind>,
     /// Offset of the entry after this one, as the lower filesystem numbers them (`d_off`); valid across restarts.
+    pub next_offset: i64,
+}
+
+/// One directory entry, to keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    pub name: OsString,
+    pub ino: u64,
+    pub kind: Option<FileKind>,
     pub next_offset: i64,
 }
 
@@ -234,11 +243,28 @@ pub trait LowerFile: Send + Sync {
     fn nobody_writes(&self) -> LowerResult<bool>;
 }
 
+/// Entries that [`LowerDir::read`] keeps at a time.
+const DIR_ENTRIES_MAX: usize = 1024;
+
 /// An open lower directory.
 pub trait LowerDir: Send + Sync {
-    /// Entries from `offset` (0, or some entry's `next_offset`), "." and ".." included, as many as a bounded buffer
-    /// holds; empty at the end.
-    fn read(&self, offset: i64) -> LowerResult<Vec<DirEntry>>;
+    /// Gives `take` the entries from `offset` on (0, or some entry's `next_offset`), "." and ".." included, until it says that it has
+    /// no room for the one it got, or there are no more. From 0, the directory is read as it is now.
+    fn each(&self, offset: i64, take: &mut dyn FnMut(&DirEntryRef<'_>) -> bool) -> LowerResult<()>;
+
+    /// As many entries from `offset` on as memory is to be spent on; empty at the end.
+    fn read(&self, offset: i64) -> LowerResult<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        self.each(offset, &mut |entry| {
+            let full = entries.len() == DIR_ENTRIES_MAX;
+            if !full {
+                let DirEntryRef { name, ino, kind, next_offset } = *entry;
+                entries.push(DirEntry { name: name.to_owned(), ino, kind, next_offset });
+            }
+            full
+        })?;
+        Ok(entries)
+    }
     fn sync(&self, data_only: bool) -> LowerResult<()>;
 }
 

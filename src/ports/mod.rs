@@ -8,8 +8,8 @@ mod remote;
 
 pub use journal::{Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{
-    Attr, Caller, DirEntry, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult,
-    NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo,
+    Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
+    LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo,
 };
 pub use remote::{
     Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, SourceError, Stored,
