@@ -15,7 +15,6 @@ use fuser::{
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
-use super::crew::{Crew, Turn};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
 use crate::fs::{Call, Doomed, Entry, Fs, FsResult, Opened};
@@ -49,21 +48,18 @@ const FLEETING_TTL: Duration = Duration::from_secs(1);
 pub struct Adapter {
     pub(super) fs: Arc<Fs>,
     ttl: Duration,
-    crew: Crew,
     /// Whether the kernel must have an answer to each opening of a directory.
     opens_directories: bool,
 }
 
 impl Adapter {
-    /// `ttl_s`: seconds the kernel may keep entries and attributes. `threads`: those that will serve the session.
-    pub fn new(fs: Arc<Fs>, ttl_s: u64, threads: usize) -> Self {
-        Self { fs, ttl: Duration::from_secs(ttl_s), crew: Crew::new(threads), opens_directories: true }
+    /// `ttl_s`: seconds the kernel may keep entries and attributes.
+    pub fn new(fs: Arc<Fs>, ttl_s: u64) -> Self {
+        Self { fs, ttl: Duration::from_secs(ttl_s), opens_directories: true }
     }
 
-    /// To be kept while a request is worked on.
-    fn begin(&self, call: Call) -> Turn<'_> {
+    fn note(&self, call: Call) {
         self.fs.calls.note(call);
-        self.crew.turn()
     }
 
     fn attr_ttl(&self, attr: &Attr) -> Duration {
@@ -122,7 +118,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.begin(Call::Lookup);
+        self.note(Call::Lookup);
         let result = self.fs.lookup(parent.0, name);
         if result.as_ref().is_err_and(Fs::is_absent) {
             // Node 0: the kernel may remember that there is nothing.
@@ -132,13 +128,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, id: INodeNo, lookups: u64) {
-        // No turn: one request of the kernel's forgets many, and they take next to no time.
-        self.fs.calls.note(Call::Forget);
+        self.note(Call::Forget);
         self.fs.forget(id.0, lookups);
     }
 
     fn getattr(&self, _request: &Request, id: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = self.begin(Call::Getattr);
+        self.note(Call::Getattr);
         match self.fs.attr(id.0) {
             Ok(attr) => reply.attr(&self.attr_ttl(&attr), &attr_to_kernel(id.0, &attr)),
             Err(error) => reply.error(errno(&error)),
@@ -163,7 +158,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.begin(Call::Setattr);
+        self.note(Call::Setattr);
         let changes = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -176,7 +171,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
-        let _turn = self.begin(Call::Readlink);
+        self.note(Call::Readlink);
         match self.fs.read_link(id.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(&error)),
@@ -193,7 +188,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.begin(Call::Mknod);
+        self.note(Call::Mknod);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let what = NewNode::Special(kind, device_from_kernel(rdev));
         let made = self.fs.make(parent.0, name, what, mode & 0o7777, &caller(request, umask));
@@ -201,20 +196,20 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let _turn = self.begin(Call::Mkdir);
+        self.note(Call::Mkdir);
         let made = self.fs.make(parent.0, name, NewNode::Directory, mode & 0o7777, &caller(request, umask));
         self.reply_entry(reply, made);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let _turn = self.begin(Call::Symlink);
+        self.note(Call::Symlink);
         let what = NewNode::Symlink(target.as_os_str());
         let made = self.fs.make(parent.0, name, what, 0o777, &caller(request, 0));
         self.reply_entry(reply, made);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.begin(Call::Unlink);
+        self.note(Call::Unlink);
         let (file, removal) = match self.fs.removal(parent.0, name) {
             Ok(Doomed { file, leaves: None }) => return finish_empty(reply, self.fs.unlink(parent.0, name, file)),
             Ok(Doomed { file, leaves: Some(removal) }) => (file, removal),
@@ -228,7 +223,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.begin(Call::Rmdir);
+        self.note(Call::Rmdir);
         finish_empty(reply, self.fs.remove_dir(parent.0, name));
     }
 
@@ -242,7 +237,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.begin(Call::Rename);
+        self.note(Call::Rename);
         let mode = match flags {
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
@@ -269,12 +264,12 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.begin(Call::Link);
+        self.note(Call::Link);
         self.reply_entry(reply, self.fs.link(id.0, parent.0, name));
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.begin(Call::Open);
+        self.note(Call::Open);
         let flags = open_flags(flags.0);
         self.drive(
             request.pid(),
@@ -300,7 +295,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.begin(Call::Create);
+        self.note(Call::Create);
         let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
         let ttl = self.ttl;
         self.drive(
@@ -332,7 +327,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.begin(Call::Read);
+        self.note(Call::Read);
         self.drive(
             request.pid(),
             reply,
@@ -356,7 +351,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.begin(Call::Write);
+        self.note(Call::Write);
         match self.fs.write(fh.0, offset, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(&error)),
@@ -364,7 +359,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        let _turn = self.begin(Call::Flush);
+        self.note(Call::Flush);
         reply.ok();
     }
 
@@ -378,18 +373,17 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.begin(Call::Release);
+        self.note(Call::Release);
         finish_empty(reply, self.fs.release(fh.0));
     }
 
     fn fsync(&self, _request: &Request, _id: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let turn = self.begin(Call::Fsync);
-        turn.will_wait();
+        self.note(Call::Fsync);
         finish_empty(reply, self.fs.sync(fh.0, datasync));
     }
 
     fn opendir(&self, _request: &Request, _id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.begin(Call::Opendir);
+        self.note(Call::Opendir);
         if self.opens_directories {
             return reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
         }
@@ -398,7 +392,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, id: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let _turn = self.begin(Call::Readdir);
+        self.note(Call::Readdir);
         let listed = self.fs.read_dir(id.0, offset, |entry| {
             let kind = entry.kind.map_or(FileType::RegularFile, kind_to_kernel);
             reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, entry.name)
@@ -417,7 +411,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.begin(Call::Readdirplus);
+        self.note(Call::Readdirplus);
         let listed = self.fs.read_dir(id.0, offset, |entry| {
             let dots = entry.name == "." || entry.name == "..";
             let next = entry.next_offset as u64;
@@ -446,18 +440,17 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _request: &Request, _id: INodeNo, _fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        let _turn = self.begin(Call::Releasedir);
+        self.note(Call::Releasedir);
         reply.ok();
     }
 
     fn fsyncdir(&self, _request: &Request, id: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let turn = self.begin(Call::Fsyncdir);
-        turn.will_wait();
+        self.note(Call::Fsyncdir);
         finish_empty(reply, self.fs.sync_dir(id.0, datasync));
     }
 
     fn statfs(&self, _request: &Request, _id: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.begin(Call::Statfs);
+        self.note(Call::Statfs);
         match self.fs.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -483,7 +476,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.begin(Call::Setxattr);
+        self.note(Call::Setxattr);
         let command = match self.fs.set_xattr(id.0, name, value, flags, &caller(request, 0)) {
             Ok(None) => return reply.ok(),
             Ok(Some(command)) => command,
@@ -494,17 +487,17 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.begin(Call::Getxattr);
+        self.note(Call::Getxattr);
         reply_xattr(reply, size, self.fs.xattr(id.0, name, &caller(request, 0)));
     }
 
     fn listxattr(&self, request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.begin(Call::Listxattr);
+        self.note(Call::Listxattr);
         reply_xattr(reply, size, self.fs.list_xattrs(id.0, &caller(request, 0)));
     }
 
     fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.begin(Call::Removexattr);
+        self.note(Call::Removexattr);
         finish_empty(reply, self.fs.remove_xattr(id.0, name));
     }
 
@@ -519,7 +512,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let _turn = self.begin(Call::Ioctl);
+        self.note(Call::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -533,12 +526,12 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.begin(Call::Fallocate);
+        self.note(Call::Fallocate);
         finish_empty(reply, self.fs.allocate(fh.0, mode, offset, length));
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let _turn = self.begin(Call::Lseek);
+        self.note(Call::Lseek);
         let to = match whence {
             libc::SEEK_DATA => SeekTo::Data,
             libc::SEEK_HOLE => SeekTo::Hole,
@@ -567,7 +560,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.begin(Call::CopyFileRange);
+        self.note(Call::CopyFileRange);
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         self.drive(

@@ -2,7 +2,6 @@
 
 mod adapter;
 mod convert;
-mod crew;
 mod drive;
 mod errno;
 mod session;

@@ -17,7 +17,7 @@ use super::adapter::Adapter;
 use crate::fs::Fs;
 use crate::types::FileId;
 
-/// Threads that read requests, as far as `crew` lets them. Cloned channels would lose requests when the daemon dies.
+/// Threads that read requests. Cloned channels would lose requests when the daemon dies.
 const SESSION_THREADS: usize = 4;
 /// Attribute invalidations waiting to be sent; when full, the kernel's time-out for attributes does the work.
 const INVALIDATIONS_MAX: usize = 4096;
@@ -73,7 +73,7 @@ impl Mount {
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(SESSION_THREADS);
-        let adapter = Adapter::new(fs.clone(), options.ttl_s, SESSION_THREADS);
+        let adapter = Adapter::new(fs.clone(), options.ttl_s);
         let session = Session::from_fd(adapter, device, SessionACL::All, config).map_err(|error| {
             // Nobody serves it: take it away again rather than leave a mount that hangs.
             let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
