@@ -178,9 +178,7 @@ impl Engine {
             // would go round here without ever waiting, and keep the runtime from the very work that is waited for.
             cell.wait_until(|inner| match inner.machine.activity() {
                 Activity::None => true,
-                Activity::Recalling { .. } => {
-                    inner.recall.as_ref().is_some_and(|recall| !recall.is_ending())
-                }
+                Activity::Recalling { .. } => inner.recall.as_ref().is_some_and(|recall| !recall.is_ending()),
                 _ => false,
             })
             .await;

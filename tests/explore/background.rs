@@ -84,7 +84,11 @@ fn deletion(out: &mut Out) {
         }
         Deletion::Sync { note, gone } => {
             out.system("deletion: what was seen is made durable", |s| {
-                if gone { s.disk.sync_all() } else { s.disk.sync_file() }
+                if gone {
+                    s.disk.sync_all()
+                } else {
+                    s.disk.sync_file()
+                }
                 s.lock = 0;
                 s.deletion = Deletion::Delete { note };
             });
@@ -126,14 +130,20 @@ fn deletion(out: &mut Out) {
 
 /// `reference`: what the inode says of the object.
 fn look(out: &mut Out, note: u8, key: u8) {
-    let (from, unlink, record) = (out.from, out.has(Bug::UnlinkBelieved), out.has(Bug::RecordBelieved) || out.has(Bug::DeletedBeforeClaim));
-    let after = |gone: bool, believed: bool| if believed { Deletion::Delete { note } } else { Deletion::Sync { note, gone } };
-    let to = |deletion| move |s: &mut State| {
-        // What the record says is made durable under the cell's lock.
-        s.lock = if let Deletion::Sync { gone: false, .. } = deletion { LOCK } else { s.lock };
-        s.deletion = deletion;
+    let (from, unlink, record) =
+        (out.from, out.has(Bug::UnlinkBelieved), out.has(Bug::RecordBelieved) || out.has(Bug::DeletedBeforeClaim));
+    let after =
+        |gone: bool, believed: bool| if believed { Deletion::Delete { note } } else { Deletion::Sync { note, gone } };
+    let to = |deletion| {
+        move |s: &mut State| {
+            // What the record says is made durable under the cell's lock.
+            s.lock = if let Deletion::Sync { gone: false, .. } = deletion { LOCK } else { s.lock };
+            s.deletion = deletion;
+        }
     };
-    let free = record || (from.lock == 0 && !from.cell.is_some_and(|cell| cell.machine.is_unknown())
+    let free = record
+        || (from.lock == 0
+            && !from.cell.is_some_and(|cell| cell.machine.is_unknown())
             && from.activity() != Activity::Releasing);
     let names = from.disk.rec.key == key;
     if out.has(Bug::DeletionUnchecked) {

@@ -119,7 +119,9 @@ pub fn boot(out: &mut Out) {
             out.system("start: a transfer's note is looked at", |s| {
                 // Without a name it is out of reach: what it named goes when its last user does.
                 let unlinked = s.disk.names == 0 && !world.has(Bug::UnlinkedSettled);
-                let rec = if s.is_gone() || unlinked { Rec::none() } else {
+                let rec = if s.is_gone() || unlinked {
+                    Rec::none()
+                } else {
                     match judge(s, world.bug) {
                         Judged::Fine(rec) => rec,
                         Judged::Demote { .. } => {

@@ -53,7 +53,8 @@ fn asks(out: &mut Out) {
             count(&mut s.spent);
         });
     };
-    let opening = from.requests.iter().flatten().filter(|r| matches!(r.ask, Ask::OpenRead | Ask::OpenWrite | Ask::OpenTruncate));
+    let opening =
+        from.requests.iter().flatten().filter(|r| matches!(r.ask, Ask::OpenRead | Ask::OpenWrite | Ask::OpenTruncate));
     if named && spent.opens < bounds.opens && from.handles() + (opening.count() as u8) < bounds.handles {
         ask("open for reading", Ask::OpenRead, |s| s.opens += 1);
         ask("open for writing", Ask::OpenWrite, |s| s.opens += 1);
@@ -150,7 +151,8 @@ fn outside(out: &mut Out) {
     }
     // Its write is synced: of what is lost by power while nobody can know it, no record can tell. A lease keeps it out.
     let local = matches!(from.disk.rec.claim, Claim::Resident | Claim::Dual);
-    if spent.bypasses < bounds.bypasses && local && !from.work.iter().any(|work| work.lease) && from.disk.bytes.size > 0 {
+    if spent.bypasses < bounds.bypasses && local && !from.work.iter().any(|work| work.lease) && from.disk.bytes.size > 0
+    {
         out.user("a write beside the mount", |s| {
             s.spent.bypasses += 1;
             write(s, 0);

@@ -145,8 +145,9 @@ impl World {
                 break;
             }
         }
-        if violation.is_none() && !cut {
-            violation = endless(&visited).map(|mark| ("the system goes round for ever, and somebody waits".to_owned(), mark));
+        if violation.is_none() {
+            violation =
+                endless(&visited).map(|mark| ("the system goes round for ever, and somebody waits".to_owned(), mark));
         }
         let states = visited.len();
         let violation = violation.map(|(what, mark)| self.trace(&visited, what, mark));
@@ -173,7 +174,9 @@ impl World {
 
     fn trace(&self, visited: &Visited, what: String, mark: u64) -> Violation {
         let mut marks = vec![mark];
-        while let Some(from) = visited.get(marks.last().expect("it has one")).map(|seen| seen.from).filter(|from| *from != 0) {
+        while let Some(from) =
+            visited.get(marks.last().expect("it has one")).map(|seen| seen.from).filter(|from| *from != 0)
+        {
             marks.push(from);
         }
         let first = marks.pop().expect("it has one");
@@ -190,7 +193,7 @@ impl World {
     }
 }
 
-/// A state from which the system alone does not come to rest.
+/// A state from which the system alone does not come to rest. (Where the exploration was cut short, a way that leaves it counts as ended.)
 fn endless(visited: &Visited) -> Option<u64> {
     let mut ends: HashMap<u64, (), BuildHasherDefault<Identity>> = HashMap::default();
     for start in visited.keys() {

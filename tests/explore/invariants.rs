@@ -60,8 +60,8 @@ fn over_claims(s: &State) -> Option<&'static str> {
         let whole_set = disk.bytes.sizes & (1 << rec.len) != 0;
         match rec.claim {
             Claim::Resident | Claim::Dual => {
-                let allowed = kept(disk.bytes.sizes, s.truth.sizes)
-                    && (0..2).all(|c| kept(disk.bytes.chs[c], s.truth.chs[c]));
+                let allowed =
+                    kept(disk.bytes.sizes, s.truth.sizes) && (0..2).all(|c| kept(disk.bytes.chs[c], s.truth.chs[c]));
                 if !allowed {
                     return Some("a record that may survive calls local what is not the content");
                 }

@@ -102,7 +102,8 @@ pub fn steps(out: &mut Out) {
     match recall.at {
         Fill::Open => {
             let refuse = |s: &mut State| go(s, Fill::Leave);
-            if recall.rec.claim == Claim::Stub && (0..CHUNKS).any(|c| ![0, FREED].contains(&out.from.disk.bytes.ch[c])) {
+            if recall.rec.claim == Claim::Stub && (0..CHUNKS).any(|c| ![0, FREED].contains(&out.from.disk.bytes.ch[c]))
+            {
                 return out.system("recall: data that tierfs did not write", |s| {
                     if s.spent.bypasses == 0 && s.spent.faults == 0 && !s.is_open_outside() {
                         s.violate("a stub's own blocks are taken for somebody else's");
@@ -178,7 +179,11 @@ fn fetch(out: &mut Out, recall: &Recall) {
     let all = ALL >> (CHUNKS as u8 - recall.rec.len);
     let cancelled = recall.cancelled && !out.has(Bug::RecallOutlivesCut);
     if recall.local == all {
-        return out.system("recall: all is there", |s| if let Some(recall) = &mut s.recall { recall.at = Fill::Time });
+        return out.system("recall: all is there", |s| {
+            if let Some(recall) = &mut s.recall {
+                recall.at = Fill::Time
+            }
+        });
     }
     for chunk in 0..recall.rec.len {
         let (bit, index) = (1 << chunk, usize::from(chunk));

@@ -47,7 +47,8 @@ fn step(out: &mut Out, index: usize, work: Work) {
             }
             let seen_releasing = cell.machine.claim() == Claim::Releasing;
             let pc = if work.note == 0 { Pc::Confirm } else { Pc::Mark };
-            s.work[index] = Work { pc, key: cell.rec.key, mtime: cell.rec.mtime, seen_releasing, note: work.note, ..Work::idle() };
+            s.work[index] =
+                Work { pc, key: cell.rec.key, mtime: cell.rec.mtime, seen_releasing, note: work.note, ..Work::idle() };
         }),
         Pc::Confirm if free => {
             let there = from.object(work.key).is_some();

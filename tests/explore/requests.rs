@@ -73,7 +73,9 @@ fn step(out: &mut Out, index: usize, Request { ask, at }: Request) {
                 }
             }
         }),
-        At::DemoteFlush => out.sync("load: the cut is synced before the record", |s| turn.go(s, At::DemoteSave), |s| turn.end(s)),
+        At::DemoteFlush => {
+            out.sync("load: the cut is synced before the record", |s| turn.go(s, At::DemoteSave), |s| turn.end(s))
+        }
         At::DemoteSave => out.system("load: the record becomes resident", |s| {
             s.save(s.disk.rec.into_resident());
             turn.go(s, At::DemoteSync);
@@ -145,13 +147,15 @@ fn step(out: &mut Out, index: usize, Request { ask, at }: Request) {
         At::Joined(wanted) if from.recall.is_some_and(|r| ranged(ask) && r.local & wanted == wanted) => {
             out.system("the range is there", |s| turn.go(s, At::Try));
         }
-        At::WaitRest if match from.activity() {
-            Activity::None => true,
-            Activity::Recalling { cancelled: false } => {
-                out.has(Bug::WaitSpins) || from.recall.is_some_and(|recall| !recall.cancelled && !recall.failed)
-            }
-            _ => false,
-        } => {
+        At::WaitRest
+            if match from.activity() {
+                Activity::None => true,
+                Activity::Recalling { cancelled: false } => {
+                    out.has(Bug::WaitSpins) || from.recall.is_some_and(|recall| !recall.cancelled && !recall.failed)
+                }
+                _ => false,
+            } =>
+        {
             out.system("waited for rest", |s| turn.go(s, At::WantRecall(ALL)));
         }
         At::WaitStep if !matches!(from.activity(), Activity::Releasing | Activity::Recalling { .. }) => {
@@ -393,14 +397,22 @@ fn unlink(out: &mut Out, turn: &Turn, at: At) {
     };
     if at == At::Noted {
         return out.system("unlink: the name goes", |s| {
-            if late { note(s, 0) } else { take(s) }
+            if late {
+                note(s, 0)
+            } else {
+                take(s)
+            }
             turn.end(s);
         });
     }
     let rec = leaves(out.from);
     if out.from.disk.names == 1 && (rec.key != 0 || rec.sup != 0) {
         out.system("unlink: the deletion is noted", |s| {
-            if late { take(s) } else { note(s, turn.lock()) }
+            if late {
+                take(s)
+            } else {
+                note(s, turn.lock())
+            }
             turn.go(s, At::Noted);
         });
         out.fault("  … the journal fails", |s| turn.end(s));

@@ -180,7 +180,9 @@ impl Out<'_> {
 pub enum Judged {
     Fine(Rec),
     /// It is to be made resident; `cut`: because the file is empty.
-    Demote { cut: bool },
+    Demote {
+        cut: bool,
+    },
     /// Contradicts the file: an error.
     Changed,
 }
