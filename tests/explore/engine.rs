@@ -166,7 +166,7 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
         node: rig.node,
         kind: IntentKind::Delete { not_before: Default::default() },
     };
-    std::fs::remove_file(rig.dir.path().join("share/f")).unwrap();
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
     rig.log.calls.lock().clear();
     rig.runtime.block_on(rig.journal.add(note)).unwrap();
     rig.engine.start_deletions();
