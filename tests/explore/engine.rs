@@ -175,7 +175,7 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
         assert!(Instant::now() < until, "not deleted");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(rig.log.calls.lock()[..2], ["sync all", "delete"]);
+    assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
 }
 
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
