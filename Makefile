@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds known soak bench fmt lint
+.PHONY: help deps demo test explore rounds known soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ test: ## Install what is missing, check format and lints, run all tests
 	    $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
+
+explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME)
+	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test explore -- --ignored --nocapture
 
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
 	@scripts/install-deps.sh test

@@ -15,7 +15,7 @@ use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use crate::ports::{Attr, Lower, LowerFile};
 use crate::record::{Claim, Record};
-use crate::tier::{Activity, Machine};
+use crate::tier::{Activity, Event, Machine};
 use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
 
 /// Shards of the table, so that session threads rarely meet.
@@ -85,11 +85,28 @@ impl Drop for Cell {
 pub struct Cells {
     lower: Arc<dyn Lower>,
     shards: [Mutex<HashMap<FileId, Weak<Cell>>>; SHARDS],
+    /// Files of which a failed sync left unknown what is durable. Held here: if the last user's end were that of the cell, the next one
+    /// would believe the stored record, which may be in memory only.
+    unknown: Mutex<HashMap<FileId, Arc<Cell>>>,
 }
 
 impl Cells {
     pub fn new(lower: Arc<dyn Lower>) -> Arc<Self> {
-        Arc::new(Self { lower, shards: Default::default() })
+        Arc::new(Self { lower, shards: Default::default(), unknown: Mutex::default() })
+    }
+
+    /// A sync of the file's record failed: the cell stays until [`Cells::forget_unknown`].
+    pub(super) fn note_unknown(&self, cell: &Cell, inner: &mut Inner) {
+        inner.machine.apply(Event::SaveUnknown);
+        if let Some(cell) = self.live(cell.node.id) {
+            self.unknown.lock().insert(cell.node.id, cell);
+        }
+    }
+
+    /// The stored record is durable again.
+    pub(super) fn forget_unknown(&self, cell: &Cell) {
+        // Dropped after the lock is given back: this may be the last to hold it, but for the caller.
+        let _cell = self.unknown.lock().remove(&cell.node.id);
     }
 
     fn shard(&self, id: FileId) -> &Mutex<HashMap<FileId, Weak<Cell>>> {
@@ -124,6 +141,18 @@ impl Cells {
     /// The cell of an inode that was made just now, and so has no record.
     pub fn get_new(self: &Arc<Self>, node: &Inode) -> EngineResult<Arc<Cell>> {
         self.get_with(node, || Ok(Record::unclaimed()))
+    }
+
+    /// Does `work` while nobody uses the file, and so nobody changes its record; else the cell, for whoever has it.
+    pub(super) fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
+        let shard = self.shard(id).lock();
+        match shard.get(&id).and_then(Weak::upgrade) {
+            Some(cell) => {
+                drop(shard);
+                Err(cell)
+            }
+            None => Ok(work()),
+        }
     }
 
     fn get_with(
@@ -188,10 +217,18 @@ fn judge_record(lower: &dyn Lower, node: &Inode, stored: Option<Vec<u8>>) -> Eng
 /// stale record knows, and it would be believed.
 fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
     let generation = Generation(record.generation.0 + 1);
+    let before = record.encode();
     let record = record.into_resident(generation);
     if !lower.features().read_only {
-        lower.save_record(node, &record.encode()).map_err(EngineError::lower(node.id))?;
-        lower.sync_node(node).map_err(EngineError::lower(node.id))?;
+        let failed = EngineError::lower(node.id);
+        // A cut first: a resident record that survives a cut which does not would call holes content.
+        lower.sync_node(node).map_err(&failed)?;
+        lower.save_record(node, &record.encode()).map_err(&failed)?;
+        if let Err(error) = lower.sync_node(node) {
+            // Nothing changes until a record is durable: the next load judges anew, and does not believe one that is in memory only.
+            lower.save_record(node, &before).map_err(&failed)?;
+            return Err(failed(error));
+        }
     }
     Ok(record)
 }

@@ -11,6 +11,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, OpenFlags, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
+use crate::tier::Activity;
 use crate::types::{Inode, Timestamp};
 
 /// Notes handled per look at the journal.
@@ -29,9 +30,12 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 enum Reference {
     /// Its record names the object.
     Named,
-    /// It has no name left but is still open somewhere: its last reader may need the object.
-    OpenUnlinked,
+    /// It has no name left but is still open somewhere, so its last reader may need the object; or just now nobody can tell.
+    Later,
+    /// It does not name the object, durably.
     None,
+    /// It is no more; whether durably is not known.
+    Gone,
 }
 
 impl Engine {
@@ -39,6 +43,13 @@ impl Engine {
     pub async fn recover(self: &Arc<Self>) -> EngineResult<usize> {
         let mut after = None;
         let mut count = 0;
+        if !self.lower.features().read_only {
+            // A process that was killed may have left records in the page cache that the disk does not have: all that follows believes
+            // what it reads.
+            let lower = self.lower.clone();
+            let synced = blocking(move || lower.sync_all()).await?;
+            synced.map_err(EngineError::lower(self.lower.root().id))?;
+        }
         loop {
             let batch = self.journal.unfinished(after, BATCH).await?;
             let Some((last, _)) = batch.last() else { return Ok(count) };
@@ -68,7 +79,9 @@ impl Engine {
     fn settle(&self, intent: &Intent) -> EngineResult<bool> {
         let failed = EngineError::lower(intent.node.id);
         let node = match self.lower.by_handle(&intent.node.handle) {
-            Ok((node, _)) if node.id == intent.node.id => node,
+            // Without a name it is out of reach, and only lives as long as somebody from before has it open: what it names is deleted
+            // when it is gone.
+            Ok((node, attr)) if node.id == intent.node.id && attr.nlink > 0 => node,
             Ok(_) => return Ok(false),
             Err(error) if is_gone(&error) => return Ok(false),
             Err(error) => return Err(failed(error)),
@@ -146,6 +159,7 @@ impl Engine {
         let Ok(target) = self.target() else { return Ok(false) };
         let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
         let more = due.len() == BATCH;
+        let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             let (this, noted) = (self.clone(), intent.clone());
             match blocking(move || this.reference(&noted)).await?? {
@@ -154,14 +168,25 @@ impl Engine {
                     self.journal.remove(id).await?;
                     continue;
                 }
-                Reference::OpenUnlinked => {
+                Reference::Later => {
                     let now = self.clock.now();
                     let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
                     self.journal.set_delete(id, later).await?;
                     continue;
                 }
-                Reference::None => {}
+                Reference::None => doomed.push((id, intent)),
+                Reference::Gone => {
+                    any_gone = true;
+                    doomed.push((id, intent));
+                }
             }
+        }
+        if any_gone {
+            // The removals may be in memory only: a power loss would bring back files whose objects are deleted.
+            let lower = self.lower.clone();
+            blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))?;
+        }
+        for (id, intent) in doomed {
             let failed = EngineError::remote(intent.node.id);
             let manifest = intent.manifest.then(|| manifest_key(&intent.key));
             for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
@@ -179,19 +204,44 @@ impl Engine {
         let failed = EngineError::lower(intent.node.id);
         let (node, attr) = match self.lower.by_handle(&intent.node.handle) {
             Ok(found) if found.0.id == intent.node.id => found,
-            Ok(_) => return Ok(Reference::None),
-            Err(error) if is_gone(&error) => return Ok(Reference::None),
+            Ok(_) => return Ok(Reference::Gone),
+            Err(error) if is_gone(&error) => return Ok(Reference::Gone),
             Err(error) => return Err(failed(error)),
         };
-        // The stored record decides, as it is: what cannot be decoded may name anything.
-        let Some(stored) = self.lower.load_record(&node).map_err(&failed)? else { return Ok(Reference::None) };
-        let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
-        let names = record.object.is_some_and(|object| object.key == intent.key);
+        // Under the lock that every change of the record takes, so that what is synced is what was looked at.
+        let names = match self.cells.unless_live(node.id, || self.stored_names(&node, intent)) {
+            Ok(names) => names?,
+            Err(cell) => {
+                let inner = cell.lock();
+                // A sync would wait for the lease of a release, and that for this lock.
+                if inner.machine.is_unknown() || inner.machine.activity() == Activity::Releasing {
+                    return Ok(Reference::Later);
+                }
+                let names = inner.record.object.as_ref().is_some_and(|object| object.key == intent.key);
+                if !names {
+                    self.lower.sync_node(&node).map_err(&failed)?;
+                }
+                names
+            }
+        };
         Ok(match (names, attr.nlink) {
             (false, _) => Reference::None,
-            (true, 0) => Reference::OpenUnlinked,
+            (true, 0) => Reference::Later,
             (true, _) => Reference::Named,
         })
+    }
+
+    /// Whether the stored record names the object. It decides as it is: what cannot be decoded may name anything. A "no" is durable.
+    fn stored_names(&self, node: &Inode, intent: &Intent) -> EngineResult<bool> {
+        let failed = EngineError::lower(node.id);
+        if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
+            let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+            if record.object.is_some_and(|object| object.key == intent.key) {
+                return Ok(true);
+            }
+        }
+        self.lower.sync_node(node).map_err(&failed)?;
+        Ok(false)
     }
 
     /// Before the last name of an inode goes: its objects' deletion is noted, durably. If the removal then fails, the

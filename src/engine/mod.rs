@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-pub use cell::{Cell, Cells, Inner, activity_of, load_record, state_of};
+pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
 pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
@@ -202,7 +202,7 @@ impl Engine {
         let claim = record.claim;
         inner.record = record;
         if let Err(error) = self.lower.sync_node(&cell.node) {
-            inner.machine.apply(Event::SaveUnknown);
+            self.cells.note_unknown(cell, inner);
             return Err(failed(error));
         }
         inner.machine.apply(Event::Saved(claim));
@@ -215,6 +215,7 @@ impl Engine {
         self.lower.save_record(&cell.node, &inner.record.encode()).map_err(&failed)?;
         self.lower.sync_node(&cell.node).map_err(&failed)?;
         inner.machine.apply(Event::Reestablished(inner.record.claim));
+        self.cells.forget_unknown(cell);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking};
 use crate::ports::{Keep, OpenFlags, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
-use crate::tier::{Event, Verdict};
+use crate::tier::{Activity, Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
 
 /// How long a cut may take that has cancelled a recall.
@@ -78,6 +78,11 @@ impl Recall {
     fn chunks_of(&self, range: ByteRange, chunks: usize) -> (usize, usize) {
         let end = (range.end().div_ceil(self.chunk_size) as usize).min(chunks);
         (((range.offset / self.chunk_size) as usize).min(end), end)
+    }
+
+    /// Whether it brings nothing more: it was cancelled or has failed, and cleans up.
+    fn is_ending(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst) || self.failed.load(Ordering::SeqCst)
     }
 
     pub(super) async fn until_cancelled(&self) {
@@ -167,18 +172,18 @@ impl Engine {
                     }
                     Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
                     _ => {
-                        if let Some(recall) = inner.recall.clone().filter(|r| !r.cancelled.load(Ordering::SeqCst)) {
+                        if let Some(recall) = inner.recall.clone().filter(|recall| !recall.is_ending()) {
                             return Ok(Some(recall));
                         }
                     }
                 }
             }
-            // A release runs, or a cancelled recall cleans up: both are short.
-            cell.wait_until(|inner| {
-                matches!(
-                    inner.machine.activity(),
-                    crate::tier::Activity::None | crate::tier::Activity::Recalling { cancelled: false }
-                )
+            // A release runs, or a recall that was cancelled or failed cleans up. The condition is that of joining above: a looser one
+            // would go round here without ever waiting, and keep the runtime from the very work that is waited for.
+            cell.wait_until(|inner| match inner.machine.activity() {
+                Activity::None => true,
+                Activity::Recalling { .. } => inner.recall.as_ref().is_some_and(|recall| !recall.is_ending()),
+                _ => false,
             })
             .await;
         }

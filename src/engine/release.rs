@@ -81,14 +81,14 @@ impl Engine {
             ));
         }
         let exclusive = {
-            let (this, cell) = (self.clone(), cell.clone());
+            let (this, cell, confirmed) = (self.clone(), cell.clone(), object.clone());
             let marked = blocking(move || {
                 let mut inner = cell.lock();
-                this.mark_releasing(&cell, &mut inner, claim)
+                this.mark_releasing(&cell, &mut inner, claim, &confirmed)
             });
             marked.await??
         };
-        let result = self.punch(cell, &object, exclusive).await;
+        let result = self.punch(cell, &object, claim, exclusive).await;
         cell.changed.notify_waiters();
         result.map(|()| true)
     }
@@ -133,13 +133,20 @@ impl Engine {
     }
 
     /// Under the cell's lock: everything that decides, and the mark. On success the activity is `Releasing`.
-    fn mark_releasing(&self, cell: &Cell, inner: &mut Inner, seen: Claim) -> EngineResult<Exclusive> {
+    fn mark_releasing(
+        &self,
+        cell: &Cell,
+        inner: &mut Inner,
+        seen: Claim,
+        confirmed: &ObjectRef,
+    ) -> EngineResult<Exclusive> {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         if inner.machine.is_unknown() {
             self.reestablish(cell, inner)?;
         }
-        if inner.record.claim != seen {
+        // Its times may have been set meanwhile, too: what the note carries would put back the old ones.
+        if inner.record.claim != seen || inner.record.object.as_ref() != Some(confirmed) {
             return refuse(Refusal::Changed);
         }
         self.check_pair(&cell.node, &inner.record)?;
@@ -194,14 +201,24 @@ impl Engine {
         Ok(Exclusive { file, _lease: lease })
     }
 
-    async fn punch(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, exclusive: Exclusive) -> EngineResult<()> {
+    /// `seen`: the claim before the mark.
+    async fn punch(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        seen: Claim,
+        exclusive: Exclusive,
+    ) -> EngineResult<()> {
         let failed = EngineError::lower(cell.node.id);
         if let Err(error) = self.barrier.wait_through(cell.node, Some(exclusive.file.clone())).await {
-            // Nothing is freed: local bytes and object are both good, whichever record survives. Say dual again.
+            // Nothing was freed by this attempt: unless an earlier one stuck after its mark, local bytes and object are both good,
+            // whichever record survives, and it is dual again.
             let mut inner = cell.lock();
-            inner.machine.apply(Event::SaveUnknown);
+            self.cells.note_unknown(cell, &mut inner);
             inner.machine.apply(Event::ReleaseAbandoned);
-            inner.record.claim = Claim::Dual;
+            if seen == Claim::Dual {
+                inner.record.claim = Claim::Dual;
+            }
             inner.shown_mtime = None;
             if let Err(again) = self.reestablish(cell, &mut inner) {
                 tracing::error!(file = %cell.node.id, "the record's state on disk is unknown: {again}");

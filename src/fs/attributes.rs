@@ -3,8 +3,9 @@
 use super::Fs;
 use super::error::FsResult;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, EngineError, Patience};
+use crate::engine::{Admission, EngineError, Patience, same_content};
 use crate::ports::{Attr, FileKind, SetAttr, SpaceInfo};
+use crate::record::Claim;
 use crate::tier::Event;
 use crate::types::Inode;
 
@@ -60,6 +61,11 @@ impl Fs {
         }
         let cell = self.engine.cells.get(&node)?;
         let mut inner = cell.lock();
+        // The record must not follow the times of content that is not its object's.
+        let beside = event == Event::SetTimes
+            && inner.record.claim == Claim::Dual
+            && !same_content(&self.lower.stat(&node)?, &inner.record);
+        let event = if beside { Event::Resize { to_zero: false } } else { event };
         match self.engine.admit(&cell, &mut inner, event, patience)? {
             Admission::Go => {}
             other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),

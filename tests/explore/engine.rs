@@ -1,0 +1,209 @@
+//! Traces that the exploration found in the code, led along the real engine: over a real share whose syncs fail when told to.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierfs::engine::{Cell, Engine, Limits, Patience, Target, load_record};
+use tierfs::journal::SqliteJournal;
+use tierfs::lower::Share;
+use tierfs::ports::{Intent, IntentKind, Journal, Lower, Remote, SystemClock};
+use tierfs::record::{Claim, PairRef, Record};
+use tierfs::tier::{Activity, Event};
+use tierfs::types::Inode;
+
+use crate::doubles::{Flaky, Log, Memory};
+
+const CHUNK: usize = 64 << 10;
+
+struct Rig {
+    dir: tempfile::TempDir,
+    log: Arc<Log>,
+    lower: Arc<dyn Lower>,
+    remote: Arc<Memory>,
+    journal: Arc<SqliteJournal>,
+    engine: Arc<Engine>,
+    runtime: tokio::runtime::Runtime,
+    node: Inode,
+}
+
+/// A share with one file of two chunks, an engine with one worker thread.
+fn rig() -> Rig {
+    let _ = tierfs::lower::ignore_sigio();
+    let dir = tempfile::tempdir().unwrap();
+    let share = dir.path().join("share");
+    std::fs::create_dir(&share).unwrap();
+    std::fs::write(share.join("f"), [[1; CHUNK], [2; CHUNK]].concat()).unwrap();
+    let log = Arc::new(Log::default());
+    let lower: Arc<dyn Lower> = Arc::new(Flaky { share: Share::open(&share).unwrap(), log: log.clone() });
+    let remote = Arc::new(Memory { log: log.clone(), ..Memory::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let journal = Arc::new(SqliteJournal::open(dir.path().join("journal")).unwrap());
+    let pair = PairRef {
+        name: "p".parse().unwrap(),
+        local_cluster: "east".parse().unwrap(),
+        local_share: "s".into(),
+        remote_cluster: "west".parse().unwrap(),
+        remote_share: "b".into(),
+    };
+    let target = Target {
+        pair,
+        prefix: String::new(),
+        remote: remote.clone() as Arc<dyn Remote>,
+        chunk_size: CHUNK as u32,
+        retention_s: 0,
+    };
+    let (handle, limits) = (runtime.handle().clone(), Limits::default());
+    let engine = Engine::new(lower.clone(), journal.clone(), Arc::new(SystemClock), Some(target), handle, limits);
+    let (node, _) = lower.lookup(&lower.root(), OsStr::new("f")).unwrap();
+    Rig { dir, log, lower, remote, journal, engine, runtime, node }
+}
+
+impl Rig {
+    fn cell(&self) -> Arc<Cell> {
+        self.engine.cells.get(&self.node).unwrap()
+    }
+
+    fn archive(&self) {
+        let cell = self.cell();
+        self.runtime.block_on(self.engine.archive(&cell, Path::new("f"))).unwrap();
+    }
+
+    fn release(&self) -> bool {
+        let cell = self.cell();
+        self.runtime.block_on(self.engine.release(&cell, None)).is_ok()
+    }
+
+    fn record(&self) -> Record {
+        load_record(&*self.lower, &self.node).unwrap()
+    }
+
+    /// Waits until nobody holds the cell any more.
+    fn rest(&self) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.engine.cells.live(self.node.id).is_some() {
+            assert!(Instant::now() < until, "somebody holds the cell");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn fail_syncs(&self, answers: &[bool]) {
+        *self.log.syncs.lock() = answers.iter().copied().collect();
+    }
+
+    fn content(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("share/f")).unwrap()
+    }
+}
+
+/// A release stuck after it had freed the blocks; the next one's first sync failed, and the file was called dual: zeros were served.
+#[test]
+fn a_second_release_that_fails_never_calls_freed_blocks_local() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    rig.fail_syncs(&[true, false]);
+    assert!(!rig.release(), "the sync of the holes fails");
+    assert_eq!((rig.record().claim, rig.content()), (Claim::Releasing, vec![0; 2 * CHUNK]));
+    rig.fail_syncs(&[false]);
+    assert!(!rig.release(), "the sync of the mark fails");
+    assert_eq!(rig.record().claim, Claim::Releasing);
+    let cell = rig.cell();
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    assert_eq!(rig.content(), [[1; CHUNK], [2; CHUNK]].concat());
+}
+
+/// An open for writing failed at the sync of its record. The next one found that record in the page cache, and synced nothing.
+#[test]
+fn what_a_failed_sync_left_unknown_outlives_its_user() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let open = || {
+        let cell = rig.cell();
+        let event = Event::OpenWrite { passthrough: false };
+        rig.engine.admit(&cell, &mut cell.lock(), event, Patience::Disk).map(|_| ())
+    };
+    rig.fail_syncs(&[false]);
+    open().expect_err("its sync fails");
+    assert!(rig.cell().lock().machine.is_unknown());
+    rig.log.calls.lock().clear();
+    open().expect("syncs work again");
+    assert_eq!(*rig.log.calls.lock(), ["save", "sync"]);
+}
+
+/// A file cut while it was a stub, by a process that died before the record followed: the record must not be durable before the cut.
+#[test]
+fn a_stub_found_empty_is_synced_before_it_is_resident() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    std::fs::OpenOptions::new().write(true).open(rig.dir.path().join("share/f")).unwrap().set_len(0).unwrap();
+    rig.log.calls.lock().clear();
+    rig.fail_syncs(&[true, false]);
+    assert!(rig.engine.cells.get(&rig.node).is_err(), "the sync of the record fails");
+    // Nobody may take for durable what is not.
+    assert_eq!(*rig.log.calls.lock(), ["sync", "save", "sync", "save"]);
+    let stored = Record::decode(&rig.lower.load_record(&rig.node).unwrap().unwrap()).unwrap();
+    assert_eq!(stored.claim, Claim::Stub);
+    assert_eq!(rig.record().claim, Claim::Resident);
+}
+
+/// An object was deleted because its file was gone, and a power loss might have brought the file back.
+#[test]
+fn an_object_is_deleted_after_its_files_removal_is_durable() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let record = rig.record();
+    let note = Intent {
+        pair: "p".parse().unwrap(),
+        key: record.object.unwrap().key,
+        manifest: false,
+        node: rig.node,
+        kind: IntentKind::Delete { not_before: Default::default() },
+    };
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
+    rig.log.calls.lock().clear();
+    rig.runtime.block_on(rig.journal.add(note)).unwrap();
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !rig.log.calls.lock().iter().any(|call| call == "delete") {
+        assert!(Instant::now() < until, "not deleted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
+}
+
+/// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
+/// threads as such readers the cleaning up never came to its turn.
+#[test]
+fn who_meets_a_failing_recall_waits_for_its_end() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    *rig.remote.broken_at.lock() = Some(0);
+    let cell = rig.cell();
+    let (engine, first) = (rig.engine.clone(), cell.clone());
+    let (done, ended) = std::sync::mpsc::channel();
+    rig.runtime.spawn(async move {
+        let recall = engine.start_recall(&first).await.unwrap().unwrap();
+        // As a failing fetch does, while others still run.
+        recall.cancel();
+        let again = engine.start_recall(&first).await;
+        let _ = done.send(again.map(|recall| recall.is_some()));
+    });
+    let again = ended.recv_timeout(Duration::from_secs(60));
+    if again.is_err() {
+        // Its thread never ends.
+        std::mem::forget(rig.runtime);
+        panic!("it goes round for ever");
+    }
+    assert!(again.unwrap().unwrap(), "a new recall begins");
+    rig.runtime.block_on(cell.wait_until(|inner| inner.machine.activity() == Activity::None));
+}
