@@ -358,7 +358,10 @@ impl Fs {
         inner.machine.apply(Event::Close { write: file.write });
         if inner.machine.mode() == IoMode::Idle {
             let closed = (inner.backing.take(), inner.backing_file.take());
-            if let (true, (Some(backing), Some(lower))) = (inner.keeps, closed.clone()) {
+            // A file handle opens an unlinked file too, and a kept one would never end.
+            if let (true, (Some(backing), Some(lower))) = (inner.keeps, closed.clone())
+                && lower.stat().is_ok_and(|attr| attr.nlink > 0)
+            {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
             }

@@ -104,6 +104,47 @@ pub(super) fn truncate_fd(fd: BorrowedFd<'_>, len: i64) -> LowerResult<()> {
     }
 }
 
+/// `getxattrat(2)`, Linux 6.13, whose number is the same on every architecture that got it with this name.
+const SYS_GETXATTRAT: libc::c_long = 464;
+
+/// `struct xattr_args` of `linux/xattr.h`.
+#[repr(C)]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+/// Whether `name` in `dir` has the extended attribute, without opening it or following a link; `None` where the kernel cannot tell so.
+pub(super) fn has_xattr_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr) -> LowerResult<Option<bool>> {
+    if cfg!(any(target_arch = "mips", target_arch = "mips64")) {
+        return Ok(None);
+    }
+    // No room for a value: only its length is asked for.
+    let mut args = XattrArgs { value: 0, size: 0, flags: 0 };
+    // SAFETY: both strings end with NUL, and `args` has the layout and the size that are told; all live through the call.
+    let answer = unsafe {
+        libc::syscall(
+            SYS_GETXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            attribute.as_ptr(),
+            &raw mut args,
+            size_of::<XattrArgs>(),
+        )
+    };
+    if answer >= 0 {
+        return Ok(Some(true));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENODATA) => Ok(Some(false)),
+        Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(None),
+        _ => Err(error).step("getxattrat"),
+    }
+}
+
 /// The name `/proc/self/fd/N`: for calls that take no `O_PATH` descriptor. Kept on the stack.
 pub(super) struct FdPath([u8; 32]);
 

@@ -4,9 +4,9 @@
 //! filesystem. The share is entered through a private clone of its mount, without the mounts below it, so nothing here
 //! can cross into another filesystem, the daemon's own mount included, wherever that is mounted.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use super::creds::{ActingAs, As};
 use super::dir::OpenDir;
 use super::fdcache::{FdCache, Node};
 use super::file::OpenFile;
-use super::handle::{handle_of, open_handle};
+use super::handle::{handle_of, has_xattr_at, open_handle};
 use super::number::{self, ByNumber};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::{namespace, path, setattr, xattr};
@@ -260,6 +260,21 @@ impl Lower for Share {
         }
         let (node, attr) = self.find(self.node(dir)?.fd(), name)?;
         Ok((node.inode, attr))
+    }
+
+    fn unclaimed(&self, dir: &Inode, name: &OsStr) -> LowerResult<Option<FileId>> {
+        namespace::check_name(name)?;
+        let Ok(c_name) = CString::new(name.as_bytes()) else { return Ok(None) };
+        if !self.private {
+            return Ok(None);
+        }
+        let dir = self.node(dir)?;
+        let stat = stat_name(dir.fd(), name)?;
+        if stat.dev != self.dev || stat.attr.kind != FileKind::Regular || stat.attr.nlink != 1 {
+            return Ok(None);
+        }
+        let Ok(record) = CString::new(self.record_xattr()) else { return Ok(None) };
+        Ok((has_xattr_at(dir.fd(), &c_name, &record)? == Some(false)).then_some(stat.id))
     }
 
     fn by_handle(&self, handle: &RawHandle) -> LowerResult<(Inode, Attr)> {

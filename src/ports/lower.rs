@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::types::{Inode, RawHandle, Timestamp};
+use crate::types::{FileId, Inode, RawHandle, Timestamp};
 
 /// A call to the lower filesystem that failed: which one, and the kernel's reason.
 #[derive(Debug, thiserror::Error)]
@@ -276,6 +276,8 @@ pub trait Lower: Send + Sync {
 
     /// Finds `name` in `dir`, following nothing. "." and ".." work for directories; ".." of the root is the root.
     fn lookup(&self, dir: &Inode, name: &OsStr) -> LowerResult<(Inode, Attr)>;
+    /// Which file `name` is, if it is a regular one with one name and without a record; `None`: look closer.
+    fn unclaimed(&self, dir: &Inode, name: &OsStr) -> LowerResult<Option<FileId>>;
     /// Finds an inode again by a handle stored earlier; `ESTALE` if it is gone or was reused.
     fn by_handle(&self, handle: &RawHandle) -> LowerResult<(Inode, Attr)>;
     /// Finds an inode by its number alone; `ESTALE` if there is none, if it is a directory beside the share, or where the

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tierfs::lower::Share;
 use tierfs::ports::*;
-use tierfs::types::{ByteRange, Inode, ObjectKey, RawHandle};
+use tierfs::types::{ByteRange, FileId, Inode, ObjectKey, RawHandle};
 
 /// What happened below, in order, and which syncs fail.
 #[derive(Default)]
@@ -102,6 +102,9 @@ impl Lower for Flaky {
     }
     fn lookup(&self, dir: &Inode, name: &OsStr) -> LowerResult<(Inode, Attr)> {
         self.share.lookup(dir, name)
+    }
+    fn unclaimed(&self, dir: &Inode, name: &OsStr) -> LowerResult<Option<FileId>> {
+        self.share.unclaimed(dir, name)
     }
     fn by_handle(&self, handle: &RawHandle) -> LowerResult<(Inode, Attr)> {
         self.share.by_handle(handle)

@@ -147,3 +147,19 @@ pub fn direct_io(env: Env) {
     assert_ne!(env.share.stat(&node).expect("stat").atime, Default::default(), "an ordinary read leaves one");
     env.share.make(&node, os("below"), NewNode::Directory, 0o755, &ROOT).expect_err("not a directory");
 }
+
+pub fn only_a_file_with_one_name_and_no_record_is_unclaimed(env: Env) {
+    let lower = &*env.share;
+    let root = lower.root();
+    let (plain, claimed) = (contract::file(lower, "plain", b"x"), contract::file(lower, "claimed", b"x"));
+    lower.save_record(&claimed, b"any").expect("record");
+    lower.make(&root, os("link"), NewNode::Symlink(os("plain")), 0o777, &ROOT).expect("symlink");
+    contract::dir(lower, "dir");
+    let wanted = [("plain", Some(plain.id)), ("claimed", None), ("link", None), ("dir", None)];
+    for (name, id) in wanted {
+        assert_eq!(lower.unclaimed(&root, os(name)).expect(name), id, "{name}");
+    }
+    lower.link(&plain, &root, os("second")).expect("link");
+    assert_eq!(lower.unclaimed(&root, os("plain")).expect("two names"), None);
+    assert_eq!(errno(lower.unclaimed(&root, os("nothing"))), libc::ENOENT);
+}

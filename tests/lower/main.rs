@@ -57,6 +57,7 @@ macro_rules! on_both {
 }
 
 on_both! {
+    inodes::only_a_file_with_one_name_and_no_record_is_unclaimed,
     leases::an_open_waits_for_a_lease,
     leases::another_process_counts,
     leases::mappings_count_after_their_close,
