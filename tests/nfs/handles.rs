@@ -207,6 +207,7 @@ fn an_unlinked_file_is_found_while_it_is_open() {
         let content = rig.write("open", 3 * CHUNK);
         let mut python = Handles::on(&rig);
         let handle = python.take(&rig, "open");
+        let below = fs::File::open(rig.low("open")).unwrap();
         let file = fs::File::open(rig.mnt("open")).unwrap();
         fs::remove_file(rig.mnt("open")).unwrap();
         drop_caches();
@@ -214,6 +215,10 @@ fn an_unlinked_file_is_found_while_it_is_open() {
         let ino = file.metadata().unwrap().ino();
         assert!(found.starts_with(&format!("{ino} {} 0 ", content.len())), "{found}");
         drop(file);
+        // Opened and closed anew while it lives, it is not kept for the next one.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert_eq!(python.open(&handle), found);
+        drop(below);
         wait_for("the inode's end", || python.open(&handle) == stale());
     });
 }
