@@ -119,6 +119,13 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
+    /// Which bytes chunk `index` of content of `len` bytes covers, in chunks of `chunk_size` bytes. `None` beyond the last.
+    pub fn of_chunk(index: u64, chunk_size: u32, len: u64) -> Option<Self> {
+        let size = u64::from(chunk_size);
+        let offset = index.checked_mul(size).filter(|offset| *offset < len)?;
+        Some(Self { offset, len: size.min(len - offset) })
+    }
+
     /// One past the last byte.
     pub fn end(&self) -> u64 {
         self.offset + self.len

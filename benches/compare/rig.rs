@@ -109,6 +109,13 @@ pub fn filesystem_of(path: &Path) -> String {
     }
 }
 
+/// Takes a mount away, from under its users if need be.
+pub fn unmount(path: &Path) {
+    if run(command("umount").arg(path)).is_err() {
+        let _ = run(command("umount").arg("-l").arg(path));
+    }
+}
+
 /// ext4 in a sparse file, mounted by a loop device.
 pub struct LoopFs {
     pub path: PathBuf,
@@ -135,9 +142,7 @@ impl LoopFs {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        if run(command("umount").arg(&self.path)).is_err() {
-            let _ = run(command("umount").arg("-l").arg(&self.path));
-        }
+        unmount(&self.path);
     }
 }
 
@@ -230,9 +235,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if run(command("umount").arg(&self.path)).is_err() {
-            let _ = run(command("umount").arg("-l").arg(&self.path));
-        }
+        unmount(&self.path);
     }
 }
 

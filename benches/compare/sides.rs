@@ -68,9 +68,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        if rig::run(rig::command("umount").arg(&self.root)).is_err() {
-            let _ = rig::run(rig::command("umount").arg("-l").arg(&self.root));
-        }
+        rig::unmount(&self.root);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -9,22 +9,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::locate::xattr;
 use super::protocol::{Failure, FileState, FileStatus, Progress, Reply, StateTotal, Summary, WirePath};
+use crate::engine::IN_USE_PAUSES;
 
 const THREADS: usize = 16;
 const QUEUE_FILES: usize = 1_024;
 /// Deepest directory nesting walked; the kernel's longest path allows less.
 const DEPTH_MAX: usize = 4_096;
-
-/// Pauses before a file in use is given up: what was closed a moment ago may still look open. They are here rather than in the daemon
-/// because the kernel locks the inode for as long as it is asked.
-const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
 
 /// What a user asks for files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +89,7 @@ fn steer_one(path: &Path, metadata: &Metadata, steer: Steer) -> Outcome {
     let (name, value) = steer.attribute();
     let ask = || rustix::fs::lsetxattr(path, name, value, XattrFlags::empty());
     let mut asked = ask();
+    // Here rather than in the daemon, because the kernel locks the inode for as long as it is asked.
     for pause in IN_USE_PAUSES {
         if asked != Err(Errno::BUSY) {
             break;

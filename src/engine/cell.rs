@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
-use crate::ports::{Attr, Lower, LowerFile};
+use crate::ports::{Attr, Lower, LowerFile, if_set};
 use crate::record::{Claim, Record};
 use crate::tier::{Activity, Event, Machine};
 use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
@@ -129,12 +129,8 @@ impl Cells {
     /// As [`Cells::get`], by way of `file`, which is open: cheaper.
     pub fn get_through(self: &Arc<Self>, node: &Inode, file: &dyn LowerFile) -> EngineResult<Arc<Cell>> {
         self.get_with(node, || {
-            let stored = match file.xattr(OsStr::new(self.lower.record_xattr())) {
-                Ok(stored) => Some(stored),
-                Err(error) if error.errno() == libc::ENODATA => None,
-                Err(error) => return Err(EngineError::lower(node.id)(error)),
-            };
-            judge_record(&*self.lower, node, stored)
+            let stored = if_set(file.xattr(OsStr::new(self.lower.record_xattr())));
+            judge_record(&*self.lower, node, stored.map_err(EngineError::lower(node.id))?)
         })
     }
 

@@ -13,9 +13,9 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
-use super::{Engine, blocking};
+use super::{Engine, blocking, moving};
 use crate::ports::{
-    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, OpenFlags, RemoteErrorKind, SeekTo, SetAttr, SetTime,
+    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SeekTo, SetAttr, SetTime,
 };
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
@@ -44,8 +44,7 @@ impl Engine {
         if object.len > available {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
-        let flags = OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
-        let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
         if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
             let why = "there is data in it that tierfs did not write";
             return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
@@ -125,8 +124,7 @@ impl Engine {
         hash: ContentHash,
         noted: Noted,
     ) -> EngineResult<()> {
-        let offset = chunk as u64 * u64::from(object.chunk_size);
-        let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        let range = object.chunk_range(chunk as u64);
         let _memory = self.memory_for(range.len).await?;
         let target = self.target()?;
         let file_id = cell.node.id;
@@ -158,9 +156,14 @@ impl Engine {
                 recall.chunk_is_local(chunk, range.len);
                 return Ok(());
             }
-            tracing::warn!(file = %file_id, object = %object.key, offset, "a chunk does not match its hash");
+            tracing::warn!(file = %file_id, object = %object.key, offset = range.offset, "a chunk does not match its hash");
         }
-        Err(EngineError::Corrupt { file: file_id, object: object.key.to_string(), offset, len: range.len })
+        Err(EngineError::Corrupt {
+            file: file_id,
+            object: object.key.to_string(),
+            offset: range.offset,
+            len: range.len,
+        })
     }
 
     /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.

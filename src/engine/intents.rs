@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
-use super::{Engine, blocking};
-use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, OpenFlags, RemoteErrorKind, SetAttr, SetTime};
+use super::{Engine, blocking, moving};
+use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::Activity;
 use crate::types::{Inode, Timestamp};
@@ -46,9 +46,7 @@ impl Engine {
         if !self.lower.features().read_only {
             // A process that was killed may have left records in the page cache that the disk does not have: all that follows believes
             // what it reads.
-            let lower = self.lower.clone();
-            let synced = blocking(move || lower.sync_all()).await?;
-            synced.map_err(EngineError::lower(self.lower.root().id))?;
+            self.sync_share().await?;
         }
         loop {
             let batch = self.journal.unfinished(after, BATCH).await?;
@@ -62,6 +60,11 @@ impl Engine {
                 }
             }
         }
+    }
+
+    async fn sync_share(&self) -> EngineResult<()> {
+        let lower = self.lower.clone();
+        blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))
     }
 
     async fn recover_one(self: &Arc<Self>, id: IntentId, intent: &Intent) -> EngineResult<()> {
@@ -97,9 +100,7 @@ impl Engine {
         };
         let mut held = None;
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
-            let flags =
-                OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() };
-            let file = self.lower.open(&node, flags).map_err(&failed)?;
+            let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
             if lease.is_none() && self.lower.features().leases {
                 // Somebody reads the file below the mount. The claim holds without the punch; the blocks stay for now.
@@ -183,8 +184,7 @@ impl Engine {
         }
         if any_gone {
             // The removals may be in memory only: a power loss would bring back files whose objects are deleted.
-            let lower = self.lower.clone();
-            blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))?;
+            self.sync_share().await?;
         }
         for (id, intent) in doomed {
             let failed = EngineError::remote(intent.node.id);
@@ -217,7 +217,7 @@ impl Engine {
                 if inner.machine.is_unknown() || inner.machine.activity() == Activity::Releasing {
                     return Ok(Reference::Later);
                 }
-                let names = inner.record.object.as_ref().is_some_and(|object| object.key == intent.key);
+                let names = inner.record.names(&intent.key);
                 if !names {
                     self.lower.sync_node(&node).map_err(&failed)?;
                 }
@@ -236,7 +236,7 @@ impl Engine {
         let failed = EngineError::lower(node.id);
         if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
             let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
-            if record.object.is_some_and(|object| object.key == intent.key) {
+            if record.names(&intent.key) {
                 return Ok(true);
             }
         }

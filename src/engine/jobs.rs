@@ -21,7 +21,7 @@ const RETRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500),
 
 /// Pauses before a file in use is given up: close(2) returns before the kernel has told us, so what was written a moment ago may
 /// still look open.
-const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
+pub const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
 
 /// The same where the asker holds the inode's lock: setxattr(2) does, and every write and truncation of the file waits for it. Who asks
 /// so tries again himself (`control::by_xattr`).

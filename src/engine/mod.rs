@@ -25,12 +25,12 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
-pub use jobs::{Candidate, JobEvent, JobKind, Outcome};
+pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
-pub use recall::Recall;
+pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
-use crate::ports::{Clock, Journal, Lower, Remote};
+use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode};
@@ -305,6 +305,11 @@ pub enum Admission {
     Wait,
     /// A record must be synced first: ask again with patience.
     Sync,
+}
+
+/// How a transfer opens a file whose content it fills or frees: no trace of its reads, and the file's privileges stay as `keep` says.
+fn moving(keep: Keep) -> OpenFlags {
+    OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
 /// Runs blocking local I/O off the async workers.

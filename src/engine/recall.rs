@@ -14,14 +14,14 @@ use tokio::sync::Notify;
 use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
-use super::{Engine, blocking};
-use crate::ports::{Keep, OpenFlags, SetAttr, SetTime};
+use super::{Engine, blocking, moving};
+use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Activity, Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
 
-/// How long a cut may take that has cancelled a recall.
-const CUT_WITHIN: Duration = Duration::from_millis(20);
+/// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
+pub const CUT_WITHIN: Duration = Duration::from_millis(20);
 
 /// A recall that runs or has run.
 pub struct Recall {
@@ -311,10 +311,7 @@ impl Engine {
         if touched.is_some() {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
-                let file = lower.open(
-                    &node,
-                    OpenFlags { read: true, write: true, no_atime: true, keep: Keep::OwnAndLeft, ..Default::default() },
-                )?;
+                let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
                 file.punch_all()?;
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
             })

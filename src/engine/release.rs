@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
-use super::{Engine, blocking};
-use crate::ports::{Intent, IntentKind, Keep, LowerFile, OpenFlags, RemoteError, RemoteErrorKind, SetAttr, SetTime};
+use super::{Engine, blocking, moving};
+use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
 
@@ -63,7 +63,7 @@ impl Engine {
             self.check_releasable(cell)?;
             if let Err(error) = self.confirm_object(cell, &object).await {
                 // Meanwhile a writer may have given the object up: then it is rightly gone.
-                let given_up = cell.lock().record.object.as_ref().is_none_or(|now| now.key != object.key);
+                let given_up = !cell.lock().record.names(&object.key);
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
                 return Err(if given_up { changed } else { error });
             }
@@ -172,8 +172,7 @@ impl Engine {
         // What is kept open for the next opener is no opener.
         self.warm.let_go(cell.node.id);
         let keep = if seen == Claim::Releasing { Keep::OwnAndLeft } else { Keep::Own };
-        let flags = OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() };
-        let file = match self.lower.open(&cell.node, flags) {
+        let file = match self.lower.open(&cell.node, moving(keep)) {
             // It runs as a program.
             Err(error) if error.errno() == libc::ETXTBSY => return refuse(Refusal::Open),
             opened => opened.map_err(&failed)?,

@@ -16,7 +16,7 @@ use super::{Engine, blocking};
 use crate::ports::{ObjectSource, OpenFlags, RemoteErrorKind};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::Activity;
-use crate::types::{ByteRange, ContentHash, FileId};
+use crate::types::{ContentHash, FileId};
 
 /// Chunks of one object read at a time.
 const READ_AHEAD: usize = 4;
@@ -39,7 +39,7 @@ impl Engine {
         let Some((object, _)) = self.claimed(cell)? else { return Ok(None) };
         match self.read_object(cell, &object, md5).await {
             // A user wrote or removed the file meanwhile, and the object went.
-            Err(_) if !names(cell, &object) => Ok(None),
+            Err(_) if !cell.lock().record.names(&object.key) => Ok(None),
             read => read.map(Some),
         }
     }
@@ -75,8 +75,7 @@ impl Engine {
         chunk: usize,
         hash: ContentHash,
     ) -> EngineResult<(Bytes, OwnedSemaphorePermit)> {
-        let offset = chunk as u64 * u64::from(object.chunk_size);
-        let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        let range = object.chunk_range(chunk as u64);
         let memory = self.memory_for(range.len).await?;
         let remote = &self.target()?.remote;
         for last in [false, true] {
@@ -90,7 +89,7 @@ impl Engine {
                 return Ok((body, memory));
             }
         }
-        Err(EngineError::Corrupt { file, object: object.key.to_string(), offset, len: range.len })
+        Err(EngineError::Corrupt { file, object: object.key.to_string(), offset: range.offset, len: range.len })
     }
 
     /// Compares a file's record with its object (there, of that length and version) and, where the content is local too, with the local
@@ -98,14 +97,17 @@ impl Engine {
     pub(super) async fn check(self: &Arc<Self>, cell: &Arc<Cell>, repair: bool) -> EngineResult<Checked> {
         let Some((object, claim)) = self.claimed(cell)? else { return Ok(Checked::Nothing) };
         let remote = self.confirm_object(cell, &object).await;
-        let transient = matches!(&remote, Err(error) if error.is_transient() || error.is_configuration());
-        if transient {
-            remote?;
-            return Ok(Checked::Nothing);
-        }
+        // Of an object that nobody can ask for, nothing can be said.
+        let remote = match remote {
+            Err(error) if error.is_transient() || error.is_configuration() => return Err(error),
+            answered => answered,
+        };
         let local = if claim == Claim::Dual { Some(self.local_is(cell, &object).await?) } else { None };
-        if !names(cell, &object) || cell.lock().machine.claim() != claim {
-            return Ok(Checked::Nothing);
+        {
+            let inner = cell.lock();
+            if !inner.record.names(&object.key) || inner.machine.claim() != claim {
+                return Ok(Checked::Nothing);
+            }
         }
         match (remote, local) {
             (Ok(()), None | Some(true)) => Ok(Checked::Sound),
@@ -128,14 +130,11 @@ impl Engine {
         let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
         let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
         let source = HashingSource::new(file, object.len, object.chunk_size);
-        let mut offset = 0;
-        while offset < object.len {
-            let range = ByteRange { offset, len: (object.len - offset).min(u64::from(object.chunk_size)) };
+        for range in (0..object.chunks()).map(|chunk| object.chunk_range(chunk)) {
             let _memory = self.memory_for(range.len).await?;
             if source.read(range).await.is_err() {
                 return Ok(false);
             }
-            offset = range.end();
         }
         Ok(source.manifest().is_some_and(|manifest| manifest.root() == object.root))
     }
@@ -161,9 +160,4 @@ impl Engine {
 pub struct Verified {
     /// MD5 of the content in hexadecimal, where it was asked for.
     pub md5: Option<String>,
-}
-
-/// Whether the file's record still names the object.
-fn names(cell: &Cell, object: &ObjectRef) -> bool {
-    cell.lock().record.object.as_ref().is_some_and(|named| named.key == object.key)
 }

@@ -183,7 +183,7 @@ impl Fs {
         inner: &mut Inner,
         access: Access,
         flags: OpenFlags,
-        at_hand: Option<AtHand>,
+        mut at_hand: Option<AtHand>,
         register: &dyn Register,
     ) -> FsResult<Opened> {
         if access.truncate {
@@ -191,7 +191,6 @@ impl Fs {
         }
         let write = access.write || access.truncate;
         let file = OnceLock::new();
-        let mut at_hand = at_hand;
         let mut service = Service::Daemon;
         match inner.machine.mode() {
             IoMode::Pass(1) => match self.first_backing(cell, inner, &mut at_hand, register) {

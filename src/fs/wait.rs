@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, EngineError, Inner};
+use crate::engine::{Admission, CUT_WITHIN, Cell, EngineError, Inner};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
 /// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
-
-/// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
-const CUT_WITHIN: Duration = Duration::from_millis(20);
 
 /// An attempt that either ended or must wait for a transfer and then be made again.
 pub enum Try<T> {

@@ -17,8 +17,8 @@ use super::adapter::Adapter;
 use crate::fs::Fs;
 use crate::types::FileId;
 
-/// Threads that read requests. With few, the kernel finds the one it wakes asleep on another CPU more often: a create took 135 µs with eight and 160
-/// with four (two CPUs). Cloned channels would lose requests when the daemon dies.
+/// Threads that read requests. With fewer, a single client's creates and renames were slower on two CPUs. Cloned channels would lose requests when the
+/// daemon dies.
 const SESSION_THREADS: usize = 8;
 /// Attribute invalidations waiting to be sent; when full, the kernel's time-out for attributes does the work.
 const INVALIDATIONS_MAX: usize = 4096;

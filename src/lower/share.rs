@@ -29,7 +29,7 @@ use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
     Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
-    OpenFlags, RenameMode, SetAttr, SpaceInfo,
+    OpenFlags, RenameMode, SetAttr, SpaceInfo, if_set,
 };
 use crate::types::{FileId, Inode, RawHandle};
 
@@ -405,11 +405,7 @@ impl Lower for Share {
     }
 
     fn load_record(&self, node: &Inode) -> LowerResult<Option<Vec<u8>>> {
-        match self.xattr(node, OsStr::new(self.record_xattr())) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) if error.errno() == libc::ENODATA => Ok(None),
-            Err(error) => Err(error),
-        }
+        if_set(self.xattr(node, OsStr::new(self.record_xattr())))
     }
 
     fn save_record(&self, node: &Inode, record: &[u8]) -> LowerResult<()> {

@@ -211,6 +211,14 @@ pub struct DirEntry {
     pub next_offset: i64,
 }
 
+/// An attribute's value, or that it is not set.
+pub fn if_set(found: LowerResult<Vec<u8>>) -> LowerResult<Option<Vec<u8>>> {
+    match found {
+        Err(error) if error.errno() == libc::ENODATA => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// An open lower file. Closing is dropping.
 pub trait LowerFile: Send + Sync {
     /// Reads until `buf` is full or the file ends; returns the bytes read.

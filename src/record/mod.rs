@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::types::Claim;
-use crate::types::{ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
+use crate::types::{ByteRange, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
 
 const MAGIC: &[u8; 4] = b"TFS1";
 const VERSION: u8 = 1;
@@ -59,6 +59,11 @@ impl ObjectRef {
     /// Number of chunks of the content.
     pub fn chunks(&self) -> u64 {
         self.len.div_ceil(u64::from(self.chunk_size))
+    }
+
+    /// Which bytes chunk `index` covers; it must be below [`ObjectRef::chunks`].
+    pub fn chunk_range(&self, index: u64) -> ByteRange {
+        ByteRange::of_chunk(index, self.chunk_size, self.len).expect("the object has this chunk")
     }
 
     /// Whether a manifest object is stored beside the object: files of one chunk carry their hash in the record.
@@ -121,6 +126,11 @@ pub enum RecordError {
 }
 
 impl Record {
+    /// Whether this is the record's object.
+    pub fn names(&self, key: &ObjectKey) -> bool {
+        self.object.as_ref().is_some_and(|object| object.key == *key)
+    }
+
     /// What a file without a record is.
     pub fn unclaimed() -> Self {
         Self {

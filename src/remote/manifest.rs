@@ -117,9 +117,7 @@ impl Manifest {
 
     /// Which bytes chunk `index` covers. `None` beyond the last.
     pub fn chunk_range(&self, index: u64) -> Option<ByteRange> {
-        let size = u64::from(self.chunk_size);
-        let offset = index.checked_mul(size).filter(|offset| *offset < self.len)?;
-        Some(ByteRange { offset, len: size.min(self.len - offset) })
+        ByteRange::of_chunk(index, self.chunk_size, self.len)
     }
 
     /// The stored form.
