@@ -16,6 +16,7 @@ use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
+use crate::kill;
 use crate::ports::{
     Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
@@ -110,6 +111,7 @@ impl Engine {
                 kind: IntentKind::Upload,
             })
             .await?;
+        kill::point("archive.noted");
         let copied = self.upload(cell, path, target, &file, &before, generation, &key).await;
         let committed = match copied {
             Ok((stored, source)) => {
@@ -123,6 +125,7 @@ impl Engine {
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
                 self.journal.set_delete(note, self.clock.now()).await?;
+                kill::point("archive.rolled_back");
                 self.deletions.notify_one();
                 Err(error)
             }
@@ -188,6 +191,7 @@ impl Engine {
             stored => stored?,
         };
         durable?;
+        kill::point("archive.stored");
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
             let encoded = source.manifest().ok_or_else(changed)?.encode();
@@ -195,6 +199,7 @@ impl Engine {
             let manifest = Arc::new(MemorySource(encoded.into()));
             let key = crate::record::manifest_key(key);
             target.remote.put(&key, len, manifest, &[]).await.map_err(EngineError::remote(cell.node.id))?;
+            kill::point("archive.manifest");
         }
         Ok((stored, source))
     }
@@ -242,6 +247,7 @@ impl Engine {
             superseded: None,
         };
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("archive.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
         Ok(())
@@ -268,6 +274,7 @@ impl Engine {
                         found => found.map_err(EngineError::lower(cell.node.id))?.nlink == 0,
                     },
                 };
+                kill::point("note.outlived");
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
                     OpenNote::Upload(note) if unlinked => {
@@ -282,6 +289,7 @@ impl Engine {
                 // The note stays, and the next start looks at the file again: harmless.
                 tracing::warn!(file = %cell.node.id, "a finished transfer stays noted: {error}");
             }
+            kill::point("note.removed");
         });
     }
 
@@ -294,6 +302,7 @@ impl Engine {
         let intent =
             Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
         self.journal.add(intent).await?;
+        kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
         blocking(move || {
@@ -303,6 +312,7 @@ impl Engine {
                 record.superseded = None;
                 // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
                 this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+                kill::point("superseded.recorded");
                 inner.record = record;
             }
             Ok(())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::Activity;
@@ -47,6 +48,7 @@ impl Engine {
             // A process that was killed may have left records in the page cache that the disk does not have: all that follows believes
             // what it reads.
             self.sync_share().await?;
+            kill::point("recover.synced");
         }
         loop {
             let batch = self.journal.unfinished(after, BATCH).await?;
@@ -70,11 +72,13 @@ impl Engine {
     async fn recover_one(self: &Arc<Self>, id: IntentId, intent: &Intent) -> EngineResult<()> {
         let (this, noted) = (self.clone(), intent.clone());
         let named = blocking(move || this.settle(&noted)).await??;
+        kill::point("recover.settled");
         match intent.kind {
             IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
         }
+        kill::point("recover.removed");
         Ok(())
     }
 
@@ -107,11 +111,13 @@ impl Engine {
                 tracing::warn!(file = %node.id, "open below the mount: its local blocks stay allocated");
             } else {
                 file.punch_all().map_err(&failed)?;
+                kill::point("recover.punched");
             }
             held = Some((file, lease));
         }
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
+        kill::point("recover.dated");
         match &held {
             Some((file, _lease)) => file.sync(false),
             None => self.lower.sync_node(&node),
@@ -120,6 +126,7 @@ impl Engine {
         if record.claim == Claim::Releasing {
             record.claim = Claim::Stub;
             self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+            kill::point("recover.recorded");
         }
         Ok(true)
     }
@@ -162,11 +169,13 @@ impl Engine {
         let more = due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
+            kill::point("delete.due");
             let (this, noted) = (self.clone(), intent.clone());
             match blocking(move || this.reference(&noted)).await?? {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by its file: not deleted");
                     self.journal.remove(id).await?;
+                    kill::point("delete.spared");
                     continue;
                 }
                 Reference::Later => {
@@ -185,17 +194,20 @@ impl Engine {
         if any_gone {
             // The removals may be in memory only: a power loss would bring back files whose objects are deleted.
             self.sync_share().await?;
+            kill::point("delete.synced");
         }
         for (id, intent) in doomed {
+            kill::point("delete.looked");
             let failed = EngineError::remote(intent.node.id);
             let manifest = intent.manifest.then(|| manifest_key(&intent.key));
             for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
                 match target.remote.delete(key).await {
                     Err(error) if error.kind != RemoteErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
+                    _ => kill::point("delete.deleted"),
                 }
             }
             self.journal.remove(id).await?;
+            kill::point("delete.removed");
         }
         Ok(more)
     }
@@ -255,6 +267,7 @@ impl Engine {
             let manifest = object.has_manifest();
             let pair = object.pair.name;
             self.journal.add(Intent { pair, key: object.key, manifest, node, kind }).await?;
+            kill::point("removal.noted");
         }
         if let Some(old) = record.superseded {
             self.journal.add(Intent { pair: old.pair, key: old.key, manifest: old.manifest, node, kind }).await?;

@@ -15,6 +15,7 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Activity, Event, Verdict};
@@ -289,6 +290,7 @@ impl Engine {
         }
         object.mtime = attr.mtime;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("recall.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
         inner.recall = None;
@@ -313,6 +315,7 @@ impl Engine {
             let undone = blocking(move || {
                 let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
                 file.punch_all()?;
+                kill::point("recall.undone");
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
             })
             .await;

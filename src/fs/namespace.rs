@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use super::Fs;
 use super::error::{FsError, FsResult};
 use crate::engine::load_record;
+use crate::kill;
 use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
 use crate::record::Record;
 use crate::types::{FileId, Inode};
@@ -125,6 +126,7 @@ impl Fs {
     pub fn unlink(&self, parent: u64, name: &OsStr, last: Option<FileId>) -> FsResult<()> {
         self.check_writable()?;
         self.lower.unlink(&self.node(parent)?, name)?;
+        kill::point("removal.unlinked");
         self.let_go(last);
         Ok(())
     }
@@ -156,6 +158,7 @@ impl Fs {
         self.check_writable()?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
         self.lower.rename(&dir, name, &to_dir, to, mode)?;
+        kill::point("removal.renamed");
         self.let_go(last);
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, Cell, EngineError, Inner, Patience, WarmFile};
+use crate::kill;
 use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -188,6 +189,7 @@ impl Fs {
     ) -> FsResult<Opened> {
         if access.truncate {
             self.lower.set_attr(&cell.node, &SetAttr { size: Some(0), ..Default::default() })?;
+            kill::point("open.cut");
         }
         let write = access.write || access.truncate;
         let file = OnceLock::new();

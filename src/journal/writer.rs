@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::kill;
 use crate::ports::{Intent, IntentId, JournalError};
 use crate::types::{PairName, Timestamp};
 
@@ -47,9 +48,11 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, commits: &AtomicU64) {
         answers.push(call.run(store, &mut failure));
     }
     if writes {
+        kill::point("journal.written");
         match &failure {
             None => match store.commit() {
                 Ok(()) => {
+                    kill::point("journal.committed");
                     commits.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => failure = Some(error),
