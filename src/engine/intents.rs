@@ -118,16 +118,18 @@ impl Engine {
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
         kill::point("recover.dated");
-        match &held {
-            Some((file, _lease)) => file.sync(false),
-            None => self.lower.sync_node(&node),
+        if let Some((file, lease)) = held {
+            // What is freed is durable before a record says stub: a stub with data in it is taken for changed below.
+            file.sync(false).map_err(&failed)?;
+            if record.claim == Claim::Releasing {
+                record.claim = Claim::Stub;
+                self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+                kill::point("recover.recorded");
+            }
+            // Its end puts the privileges back.
+            drop((file, lease));
         }
-        .map_err(&failed)?;
-        if record.claim == Claim::Releasing {
-            record.claim = Claim::Stub;
-            self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
-            kill::point("recover.recorded");
-        }
+        self.lower.sync_node(&node).map_err(&failed)?;
         Ok(true)
     }
 

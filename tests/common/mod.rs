@@ -113,7 +113,7 @@ impl LoopFs {
     pub fn try_mount(&self, options: &str) -> bool {
         let output = Command::new("mount")
             .args(["-o", &format!("loop{options}")])
-            .args([self.instead.borrow().clone().unwrap_or_else(|| self.image()), self.path()])
+            .args([self.source(), self.path()])
             .output()
             .expect("mount");
         self.mounted.set(output.status.success());
@@ -125,11 +125,26 @@ impl LoopFs {
         self.mounted.set(false);
     }
 
-    /// Unmounts if nobody uses it any more.
+    /// Unmounts if nobody uses it any more; whether the filesystem has ended. A process that is ending may hold it yet, and who mounted it
+    /// then would get the old one.
     pub fn try_unmount(&self) -> bool {
-        let gone = rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::empty()).is_ok();
-        self.mounted.set(!gone);
-        gone
+        if self.mounted.get() {
+            self.mounted.set(rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::empty()).is_err());
+        }
+        !self.mounted.get() && !self.has_device()
+    }
+
+    /// Whether a loop device stands on what is mounted.
+    fn has_device(&self) -> bool {
+        let file = self.source();
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let mut files =
+            devices.filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        files.any(|found| Path::new(found.trim_end()) == file)
+    }
+
+    fn source(&self) -> PathBuf {
+        self.instead.borrow().clone().unwrap_or_else(|| self.image())
     }
 }
 

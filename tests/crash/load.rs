@@ -8,12 +8,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
 use crate::dice::Dice;
+use crate::mover::identity;
 use crate::oracle::{BodyId, Change, Found, Loss, Seen, Tree};
 use crate::rig::*;
 
@@ -31,6 +33,8 @@ pub struct Writer {
     pub tree: Tree,
     dice: Dice,
     story: VecDeque<String>,
+    /// Whether the power has gone: an answer after that says nothing.
+    lost: Arc<AtomicBool>,
     /// What ended it, unless it was told to stop.
     pub ended_by: Option<String>,
     pub steps: u64,
@@ -46,7 +50,7 @@ struct Open {
 
 impl Writer {
     /// Makes the writer's directories; they are to be made durable before anything is lost.
-    pub fn new(mount: &Path, number: u64, seed: u64) -> Self {
+    pub fn new(mount: &Path, number: u64, seed: u64, lost: Arc<AtomicBool>) -> Self {
         let directory = PathBuf::from(format!("w{number}"));
         fs::create_dir_all(mount.join(&directory).join("x")).unwrap();
         Self {
@@ -55,6 +59,7 @@ impl Writer {
             tree: Tree::default(),
             dice: Dice::new(seed ^ (number + 1) << 40),
             story: VecDeque::new(),
+            lost,
             ended_by: None,
             steps: 0,
         }
@@ -122,6 +127,24 @@ impl Writer {
         }
     }
 
+    /// Whether what was just answered was answered while there was power. A filesystem that is shut down in the midst of a sync may call it
+    /// done.
+    fn answered(&self) -> io::Result<()> {
+        if self.lost.load(Ordering::SeqCst) { Err(io::Error::other("answered after the power went")) } else { Ok(()) }
+    }
+
+    /// fsync(2), or fdatasync(2), of a file.
+    fn sync_open(&mut self, file: &File, body: BodyId, data_only: bool) -> io::Result<()> {
+        if data_only {
+            file.sync_data()?;
+        } else {
+            file.sync_all()?;
+        }
+        self.answered()?;
+        self.tree.synced(body, data_only);
+        Ok(())
+    }
+
     fn at(&self, name: &Path) -> PathBuf {
         self.mount.join(name)
     }
@@ -130,6 +153,9 @@ impl Writer {
         let change = Change::Write { at, data: data.clone(), durable: open.durable };
         self.tree.body(open.body).begin(change);
         open.file.write_all_at(&data, at as u64)?;
+        if open.durable {
+            self.answered()?;
+        }
         self.tree.body(open.body).done();
         if open.durable {
             self.tree.names_synced(open.body);
@@ -156,8 +182,7 @@ impl Writer {
             }
         }
         if sync {
-            open.file.sync_all()?;
-            self.tree.synced(body, false);
+            self.sync_open(&open.file, body, false)?;
         }
         Ok(body)
     }
@@ -171,8 +196,7 @@ impl Writer {
         let open = Open { file, body, durable: false };
         self.write(&open, 0, data)?;
         if sync {
-            open.file.sync_all()?;
-            self.tree.synced(body, false);
+            self.sync_open(&open.file, body, false)?;
         }
         Ok(())
     }
@@ -251,8 +275,7 @@ impl Writer {
         file.write_all(&data)?;
         self.tree.body(body).done();
         if sync {
-            file.sync_data()?;
-            self.tree.synced(body, true);
+            self.sync_open(&file, body, true)?;
         }
         Ok(())
     }
@@ -288,19 +311,14 @@ impl Writer {
         let data_only = self.dice.once_in(3);
         self.tell(format!("sync {}, data only: {data_only}", name.display()));
         let file = File::open(self.at(name))?;
-        if data_only {
-            file.sync_data()?
-        } else {
-            file.sync_all()?
-        }
-        self.tree.synced(body, data_only);
-        Ok(())
+        self.sync_open(&file, body, data_only)
     }
 
     fn sync_directory(&mut self, name: &Path) -> io::Result<()> {
         let directory = name.parent().expect("names are below a directory").to_owned();
         self.tell(format!("sync directory {}", directory.display()));
         File::open(self.at(&directory))?.sync_all()?;
+        self.answered()?;
         self.tree.directory_synced(&directory);
         Ok(())
     }
@@ -314,6 +332,7 @@ impl Writer {
     fn read(&mut self, name: &Path, body: BodyId) -> io::Result<()> {
         self.tell(format!("read {}", name.display()));
         let found = fs::read(self.at(name))?;
+        self.answered()?;
         if found != self.tree.body(body).content() {
             eprintln!("{}'s last steps:{}", self.directory.display(), self.story());
             assert_same(&found, self.tree.body(body).content(), &format!("{} while all is well", name.display()));
@@ -323,6 +342,7 @@ impl Writer {
 
     /// Looks at every name, and compares.
     pub fn check(&mut self, loss: Loss) -> Result<Seen, String> {
+        self.tell(format!("--- {loss:?} lost ---"));
         let mut found: BTreeMap<PathBuf, Option<Found>> = self.tree.names().map(|name| (name.clone(), None)).collect();
         for directory in [self.directory.clone(), self.directory.join("x")] {
             for entry in fs::read_dir(self.at(&directory)).map_err(|error| error.to_string())? {
@@ -389,15 +409,43 @@ pub fn move_files(paths: &[PathBuf], seed: u64, stop: &AtomicBool, done: &Atomic
             ("pin", b"1"),
             ("pin", b"0"),
         ];
+        let seen = identity(path);
         let (verb, value) = verbs[dice.below(verbs.len() as u64) as usize];
         match set_xattr(path, &format!("user.tierfs.{verb}"), value) {
             Ok(()) => drop(done.fetch_add(1, Ordering::Relaxed)),
             Err(errno) if REFUSALS.contains(&errno) => {}
+            // Removed, and its inode number used again: the kernel answers so for the old inode.
+            Err(libc::EIO) if identity(path) != seen => {}
             Err(errno) => return Some(format!("{verb} {}: errno {errno}", path.display())),
         }
         std::thread::sleep(Duration::from_micros(dice.below(1500)));
     }
     None
+}
+
+/// Has the kernel write out dirty pages of files below `share`, which it may do at any time, without a flush: until told to stop.
+pub fn write_back(share: &Path, seed: u64, stop: &AtomicBool) {
+    let mut dice = Dice::new(seed);
+    while !stop.load(Ordering::Relaxed) {
+        for directory in fs::read_dir(share).into_iter().flatten().flatten() {
+            for file in fs::read_dir(directory.path()).into_iter().flatten().flatten() {
+                if dice.once_in(3)
+                    && let Ok(file) = File::open(file.path())
+                {
+                    start_writing(&file);
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_micros(dice.below(6000)));
+    }
+}
+
+/// sync_file_range(2) of all of a file, which begins to write and waits for nothing.
+#[expect(unsafe_code, reason = "the call has no safe wrapper")]
+fn start_writing(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the arguments are numbers; the descriptor is open. Whether it succeeds does not matter.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Files that never change, by name; they are durable, with these times, from the beginning on.
@@ -468,9 +516,14 @@ impl Fixed {
                 return Err(format!("{name}, {}: {wrong} bytes are wrong, {zeros} are zero", found.state));
             }
         }
-        match xattr(&rig.low("fixed2"), "security.capability") {
-            Ok(found) if found == CAPABILITY => Ok(()),
-            other => Err(format!("fixed2 has lost its capability: {other:?}")),
+        // A recall puts it back at its end, and readers are served before.
+        let deadline = Instant::now() + SOON;
+        loop {
+            match xattr(&rig.low("fixed2"), "security.capability") {
+                Ok(found) if found == CAPABILITY => return Ok(()),
+                other if Instant::now() > deadline => return Err(format!("fixed2 has lost its capability: {other:?}")),
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
         }
     }
 }

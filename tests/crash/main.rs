@@ -27,4 +27,5 @@ mod load;
 mod oracle;
 mod points;
 mod scene;
+mod stories;
 mod survivors;

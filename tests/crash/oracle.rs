@@ -5,6 +5,7 @@
 //! name means what it meant since the last sync of its directory, or of its file. A file that is dual or a stub is one whole content it had.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// What was lost.
@@ -15,7 +16,7 @@ pub enum Loss {
 }
 
 /// One change of content.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Change {
     /// `durable`: by a descriptor with O_SYNC, and it has returned.
     Write {
@@ -26,6 +27,18 @@ pub enum Change {
     Resize(usize),
     /// What was found after a process's death, of a change that was under way.
     Became(Vec<u8>),
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { at, data, durable } => {
+                write!(f, "write {at}+{}{}", data.len(), if *durable { " synced" } else { "" })
+            }
+            Self::Resize(len) => write!(f, "resize to {len}"),
+            Self::Became(all) => write!(f, "found with {} bytes", all.len()),
+        }
+    }
 }
 
 impl Change {
@@ -140,10 +153,12 @@ impl Body {
         let (Some(first), Some(last)) = (wrong.first(), wrong.last()) else { return Ok(()) };
         let zeros = wrong.iter().filter(|at| found[**at] == 0).count();
         Err(format!(
-            "{} of {} bytes, from {first} to {last}, are none that it ever had; {zeros} of them are zero; {} changes since the last sync",
+            "{} of {} bytes, from {first} to {last}, are none that it had since the last sync, when it had {} bytes; {zeros} of them are zero; \
+             changes since: {since:?}, under way: {:?}",
             wrong.len(),
             found.len(),
-            since.len()
+            base.len(),
+            self.pending
         ))
     }
 

@@ -6,15 +6,15 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dice::Dice;
 use crate::disk::{Cut, Disk, Flush};
-use crate::load::{Fixed, Writer, move_files};
+use crate::load::{Fixed, Writer, move_files, write_back};
 use crate::mover::StopAtEnd;
 use crate::oracle::Loss;
 use crate::rig::*;
@@ -62,6 +62,8 @@ pub struct Scene {
     fixed: Fixed,
     pub dice: Dice,
     pub tally: Tally,
+    /// Set when the power goes.
+    lost: Arc<AtomicBool>,
     told: String,
 }
 
@@ -84,18 +86,19 @@ impl Scene {
             None
         };
         rig.mount();
-        let writers = (0..WRITERS).map(|n| Writer::new(&rig.mountpoint(), n, seed)).collect();
+        let lost = Arc::new(AtomicBool::new(false));
+        let writers = (0..WRITERS).map(|n| Writer::new(&rig.mountpoint(), n, seed, lost.clone())).collect();
         let fixed = Fixed::new(&rig);
         rustix::fs::syncfs(File::open(rig.fs.path()).unwrap()).unwrap();
         let told =
             format!("{kind}, {power:?}, journal {}, seed {seed}", if state_below { "below" } else { "elsewhere" });
         let dice = Dice::new(seed);
-        Some(Self { rig, power, disk, writers, fixed, dice, tally: Tally::default(), told })
+        Some(Self { rig, power, disk, writers, fixed, dice, tally: Tally::default(), lost, told })
     }
 
     /// Lets everybody work until `end` has ended the daemon.
     pub fn work(&mut self, end: impl FnOnce(&mut Rig, &dyn Fn() -> Option<String>)) {
-        let Self { rig, writers, fixed, dice, tally, .. } = self;
+        let Self { rig, power, writers, fixed, dice, tally, .. } = self;
         let mount = rig.mountpoint();
         let fixed_paths = fixed.paths(&mount);
         let paths: Vec<PathBuf> = writers.iter().flat_map(Writer::paths).chain(fixed_paths).collect();
@@ -122,6 +125,10 @@ impl Scene {
                 let _others = OnPanic(stop);
                 trouble(fixed.read(mount, seed, stop));
             });
+            if *power != Power::Stays {
+                let share = rig.share();
+                scope.spawn(move || write_back(&share, seed, stop));
+            }
             end(rig, &|| {
                 let first = troubles.lock().unwrap().first().cloned();
                 first.or_else(|| stop.load(Ordering::Relaxed).then(|| "somebody panicked".to_owned()))
@@ -168,15 +175,14 @@ impl Scene {
     pub fn work_and_cut(&mut self, most_ms: u64) -> bool {
         let pause = Duration::from_millis(5 + self.dice.below(most_ms));
         let (power, seed) = (self.power, self.dice.roll());
-        let disk = self.disk.take();
+        let (disk, lost) = (self.disk.take(), self.lost.clone());
         let mut blocks = Cut::default();
         self.work(|rig, trouble| {
             std::thread::sleep(pause);
             all_is_well(rig, trouble);
             // It must not answer anybody any more, as if it had been done.
-            let daemon = Pid::from_raw(rig.daemon.expect("a daemon works")).unwrap();
-            kill_process(daemon, Signal::STOP).unwrap();
-            blocks = cut(rig, power, disk.as_ref(), seed);
+            halt(rig.daemon.expect("a daemon works"));
+            blocks = cut(rig, power, disk.as_ref(), seed, &lost);
         });
         self.disk = disk;
         self.rig.crash();
@@ -189,7 +195,7 @@ impl Scene {
         self.recover(deaths);
         self.rig.crash();
         let seed = self.dice.roll();
-        let blocks = cut(&self.rig, self.power, self.disk.as_ref(), seed);
+        let blocks = cut(&self.rig, self.power, self.disk.as_ref(), seed, &self.lost);
         self.add(blocks);
         self.power_returns()
     }
@@ -209,6 +215,7 @@ impl Scene {
             self.rig.fs.mount_instead(disk.file());
         }
         self.rig.fs.mount();
+        self.lost.store(false, Ordering::SeqCst);
         self.tally.cuts += 1;
         let control = control(&self.rig);
         let lost = !control.exists();
@@ -328,9 +335,22 @@ fn control(rig: &Rig) -> PathBuf {
     rig.fs.path().join("control")
 }
 
+/// Stops a process: each of its threads stands, or will when the kernel has done what it was asked for.
+fn halt(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+    let stands = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().unwrap_or_default().starts_with(['T', 'D', 'Z', 'X']) || stat.is_empty()
+    };
+    wait_for("the daemon to stand", || {
+        fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(stands)
+    });
+}
+
 /// Cuts the power, right after a file was written that must not survive it.
-fn cut(rig: &Rig, power: Power, disk: Option<&Disk>, seed: u64) -> Cut {
+fn cut(rig: &Rig, power: Power, disk: Option<&Disk>, seed: u64, lost: &AtomicBool) -> Cut {
     fs::write(control(rig), [1; 4096]).unwrap();
+    lost.store(true, Ordering::SeqCst);
     match (power, disk) {
         (Power::Shutdown, _) => {
             shut_down(&File::open(rig.fs.path()).unwrap());
