@@ -67,10 +67,13 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
         let twice = [format!("{point}:{count}"), point.to_owned()];
         scene.recover(&twice);
         scene.tally.in_recovery > before
-    } else if point.starts_with("demote.") {
+    } else if point.starts_with("demote.") || point == "delete.spared" {
+        // Nobody may change the file that it is about.
+        scene.rig.crash();
         scene.rig.kill_at = Some(point.to_owned());
-        scene.rig.mount();
-        let died = scene.touch_until_dead(REACHED_WITHIN);
+        let mounted = scene.rig.try_mount(&[]).status.success();
+        let died = !mounted || scene.touch_until_dead(REACHED_LATE_WITHIN);
+        scene.rig.crash();
         scene.recover(&[]);
         died
     } else {
