@@ -267,7 +267,11 @@ impl Engine {
             let done = async {
                 let gone = |error: &EngineError| matches!(error, EngineError::Lower { source, .. } if is_gone(source));
                 let unlinked = match this.barrier.wait(cell.node).await {
-                    Err(error) if gone(&error) => true,
+                    Err(error) if gone(&error) => {
+                        // Its removal may be in memory only: a power loss would bring it back as it was before this transfer's end.
+                        this.sync_share().await?;
+                        true
+                    }
                     Err(error) => return Err(error),
                     Ok(()) => match this.lower.stat(&cell.node) {
                         Err(error) if is_gone(&error) => true,

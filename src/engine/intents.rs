@@ -64,7 +64,7 @@ impl Engine {
         }
     }
 
-    async fn sync_share(&self) -> EngineResult<()> {
+    pub(super) async fn sync_share(&self) -> EngineResult<()> {
         let lower = self.lower.clone();
         blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))
     }

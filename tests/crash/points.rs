@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use tierfs::gateway::faults::{Effect, Rule};
+
 use crate::oracle::Loss;
 use crate::scene::Scene;
 
@@ -61,6 +63,10 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
             scene.check(Loss::Process);
         }
     }
+    if point == "recall.undone" {
+        // Who empties a file must meet its recall.
+        scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(60))).method("GET").probability(0.7));
+    }
     let died = if point.starts_with("recover.") {
         let before = scene.tally.in_recovery;
         // Twice: the second time it dies in what the first has left.
@@ -81,6 +87,7 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
         scene.recover(&[]);
         died
     };
+    scene.rig.faults.clear();
     scene.check(Loss::Process);
     died
 }

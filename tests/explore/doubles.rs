@@ -20,6 +20,8 @@ pub struct Log {
     pub calls: Mutex<Vec<String>>,
     /// One answer for each sync to come; beyond it all succeed.
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
+    /// What happens right before a sync, after so many others.
+    pub before_sync: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
 }
 
 impl Log {
@@ -28,6 +30,17 @@ impl Log {
     }
 
     fn sync(&self, really: impl FnOnce() -> LowerResult<()>) -> LowerResult<()> {
+        let due = match &mut *self.before_sync.lock() {
+            Some((0, _)) => true,
+            Some((left, _)) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if let Some((_, act)) = due.then(|| self.before_sync.lock().take()).flatten() {
+            act();
+        }
         self.note("sync");
         if self.syncs.lock().pop_front().unwrap_or(true) {
             really()
