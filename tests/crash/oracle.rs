@@ -395,6 +395,9 @@ impl Tree {
 mod tests {
     use super::*;
 
+    /// What is durable, what was changed since; what may be found, what may not.
+    type Case<'a> = (&'a [u8], &'a [Change], &'a [&'a [u8]], &'a [&'a [u8]]);
+
     fn body(durable: &[u8], changes: &[Change]) -> Body {
         let mut body = Body::new(durable.to_vec(), Some(7));
         for change in changes {
@@ -414,8 +417,7 @@ mod tests {
 
     #[test]
     fn what_a_power_loss_may_leave() {
-        // What is durable, what was changed since; what may be found, what may not.
-        let cases: [(&[u8], &[Change], &[&[u8]], &[&[u8]]); 9] = [
+        let cases: [Case; 9] = [
             (b"abc", &[], &[b"abc"], &[b"", b"ab", b"ab\0", b"abcd", b"\0\0\0"]),
             (b"abc", &[write(1, b"X")], &[b"abc", b"aXc"], &[b"a\0c", b"aX"]),
             (b"abc", &[write(2, b"XY")], &[b"abc", b"abXY", b"abX", b"abc\0"], &[b"ab", b"ab\0Y", b"abcYZ"]),

@@ -14,6 +14,8 @@ use tierfs::lower::Share;
 use tierfs::ports::*;
 use tierfs::types::{ByteRange, FileId, Inode, ObjectKey, RawHandle};
 
+type Act = Box<dyn FnOnce() + Send>;
+
 /// What happened below, in order, and which syncs fail.
 #[derive(Default)]
 pub struct Log {
@@ -21,7 +23,7 @@ pub struct Log {
     /// One answer for each sync to come; beyond it all succeed.
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
     /// What happens right before a sync, after so many others.
-    pub before_sync: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
+    pub before_sync: Mutex<Option<(usize, Act)>>,
 }
 
 impl Log {
