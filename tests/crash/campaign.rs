@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::disk::Flush;
 use crate::oracle::Loss;
 use crate::place::stopped;
 use crate::points;
@@ -33,7 +32,7 @@ impl Kind {
         match self {
             Self::Points | Self::Kill => Power::Stays,
             Self::Shutdown => Power::Shutdown,
-            Self::Disk => Power::Disk(Flush::Obeyed),
+            Self::Disk => Power::Disk,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What is written is kept in memory until a flush (the loop device passes it on as fsync) brings it to the image. At a power cut each
 //! sector of a block that was not flushed is, as a seed decides, what it was at the last flush, what was written last, or anything written in
-//! between; from then on every request fails. With [`Flush::Ignored`] it lies, as a check that such a disk would be found out.
+//! between; from then on every request fails. A disk that [`Disk::lies`] is a check of those who check: it must be found out.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -26,14 +26,6 @@ const SECTOR: usize = 512;
 /// Versions of a block that a cut chooses among, besides the flushed one.
 const VERSIONS_MAX: usize = 4;
 
-/// What a flush does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flush {
-    Obeyed,
-    /// Answered, and not done: nothing above can keep its promises on such a disk.
-    Ignored,
-}
-
 /// What a power cut did to the blocks that were not flushed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cut {
@@ -47,7 +39,7 @@ pub struct Cut {
 struct State {
     image: File,
     size: u64,
-    flush: Flush,
+    lies: bool,
     volatile: BTreeMap<u64, Vec<Vec<u8>>>,
     alive: bool,
     /// The one file's inode: another after each cut, so that the kernel's cache of it is not believed.
@@ -97,7 +89,7 @@ impl State {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        if self.flush == Flush::Ignored {
+        if self.lies {
             return Ok(());
         }
         for (number, versions) in std::mem::take(&mut self.volatile) {
@@ -111,14 +103,14 @@ impl State {
     fn cut(&mut self, seed: u64) -> std::io::Result<Cut> {
         let mut dice = Dice::new(seed);
         let mut cut = Cut::default();
-        // Some cuts lose nearly all, some nearly nothing.
-        let keep_in_8 = dice.below(9);
+        // Some cuts lose nearly all, some nearly nothing. A liar loses all: the filesystem is sound, and old.
+        let keep_in_8 = if self.lies { 0 } else { dice.below(9) };
         for (number, versions) in std::mem::take(&mut self.volatile) {
             cut.unflushed += 1;
             let mut block = vec![0; BLOCK as usize];
             self.image.read_exact_at(&mut block, number * BLOCK)?;
             let newest = versions.len() - 1;
-            if dice.once_in(4) {
+            if !self.lies && dice.once_in(4) {
                 cut.torn += 1;
                 for (n, sector) in block.chunks_mut(SECTOR).enumerate() {
                     let choice = dice.below(versions.len() as u64 + 1) as usize;
@@ -250,10 +242,10 @@ pub struct Disk {
 
 impl Disk {
     /// Puts a disk before `image`, as a file in the directory `at`, which exists.
-    pub fn new(image: &Path, at: &Path, flush: Flush) -> Self {
+    pub fn new(image: &Path, at: &Path) -> Self {
         let image = File::options().read(true).write(true).open(image).unwrap();
         let size = image.metadata().unwrap().len();
-        let state = State { image, size, flush, volatile: BTreeMap::new(), alive: true, ino: 2 };
+        let state = State { image, size, lies: false, volatile: BTreeMap::new(), alive: true, ino: 2 };
         let state = Arc::new(Mutex::new(state));
         let device = File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
         let data = {
@@ -272,6 +264,11 @@ impl Disk {
     /// The file that is the disk, until the next cut.
     pub fn file(&self) -> PathBuf {
         self.at.join(format!("disk{}", self.state.lock().unwrap().ino))
+    }
+
+    /// From now on a flush is answered, and not done: nothing above can keep its promises.
+    pub fn lies(&self) {
+        self.state.lock().unwrap().lies = true;
     }
 
     /// Cuts the power.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dice::Dice;
-use crate::disk::{Cut, Disk, Flush};
+use crate::disk::{Cut, Disk};
 use crate::load::{Fixed, Writer, move_files, write_back};
 use crate::mover::StopAtEnd;
 use crate::oracle::Loss;
@@ -31,7 +31,7 @@ pub enum Power {
     /// The filesystem below is shut down without a flush of its log: what it has not submitted is lost.
     Shutdown,
     /// The disk below loses, keeps or tears what it was not told to flush.
-    Disk(Flush),
+    Disk,
 }
 
 /// What the rounds of a scene met.
@@ -51,6 +51,8 @@ pub struct Tally {
     pub mixed: u64,
     pub steps: u64,
     pub transfers: u64,
+    /// Times the endpoint was gone for a moment.
+    pub endpoint_restarts: u64,
     pub blocks: Cut,
 }
 
@@ -74,11 +76,11 @@ impl Scene {
         let below = if kind == "ext4" { ",commit=3600" } else { "" };
         let base = if kind == "xfs" { Setup::xfs() } else { Setup::default() };
         let mut rig = Setup { below, state_below, mounted: false, ..base }.build()?;
-        let disk = if let Power::Disk(flush) = power {
+        let disk = if power == Power::Disk {
             rig.fs.unmount();
             let at = rig.scratch("disk");
             fs::create_dir(&at).unwrap();
-            let disk = Disk::new(&rig.fs.image(), &at, flush);
+            let disk = Disk::new(&rig.fs.image(), &at);
             rig.fs.mount_instead(disk.file());
             rig.fs.mount();
             Some(disk)
@@ -140,12 +142,20 @@ impl Scene {
         tally.transfers += moved.into_inner();
     }
 
+    /// How long a round works; whether the endpoint goes and comes back meanwhile. Few rounds are so long that what was removed in them, and
+    /// nobody has synced, becomes due for deletion.
+    fn some_work(&mut self, most_ms: u64) -> (Duration, bool) {
+        let long = if self.dice.once_in(50) { 6_000 } else { 0 };
+        let restart = self.dice.once_in(8);
+        self.tally.endpoint_restarts += u64::from(restart);
+        (Duration::from_millis(long + 5 + self.dice.below(most_ms)), restart)
+    }
+
     /// Works for a while; then the daemon is killed.
     pub fn work_and_kill(&mut self, most_ms: u64) {
-        let pause = Duration::from_millis(5 + self.dice.below(most_ms));
+        let (pause, restart) = self.some_work(most_ms);
         self.work(|rig, trouble| {
-            std::thread::sleep(pause);
-            all_is_well(rig, trouble);
+            pass(rig, trouble, pause, restart);
             rig.kill();
         });
         self.rig.crash();
@@ -173,13 +183,12 @@ impl Scene {
 
     /// Works for a while; then the power goes. Whether nobody had synced: only then is it a loss.
     pub fn work_and_cut(&mut self, most_ms: u64) -> bool {
-        let pause = Duration::from_millis(5 + self.dice.below(most_ms));
+        let (pause, restart) = self.some_work(most_ms);
         let (power, seed) = (self.power, self.dice.roll());
         let (disk, lost) = (self.disk.take(), self.lost.clone());
         let mut blocks = Cut::default();
         self.work(|rig, trouble| {
-            std::thread::sleep(pause);
-            all_is_well(rig, trouble);
+            pass(rig, trouble, pause, restart);
             // It must not answer anybody any more, as if it had been done.
             halt(rig.daemon.expect("a daemon works"));
             blocks = cut(rig, power, disk.as_ref(), seed, &lost);
@@ -239,28 +248,36 @@ impl Scene {
         self.rig.mount();
     }
 
-    /// Compares everything with what may be there.
-    pub fn check(&mut self, loss: Loss) {
+    /// Compares everything with what may be there; what is wrong.
+    pub fn compare(&mut self, loss: Loss) -> Result<(), String> {
         let mut lost = 0;
         for writer in &mut self.writers {
-            match writer.check(loss) {
-                Ok(seen) => {
-                    lost += seen.lost;
-                    self.tally.mixed += seen.mixed;
-                }
-                Err(error) => panic!("{}: after a loss ({loss:?}): {error}\nsteps:{}", self.told, writer.story()),
-            }
+            let seen = writer.check(loss).map_err(|error| format!("{error}\nsteps:{}", writer.story()))?;
+            lost += seen.lost;
+            self.tally.mixed += seen.mixed;
             if self.power == Power::Stays {
                 writer.tree.settle();
             }
         }
-        if let Err(error) = self.fixed.check(&self.rig) {
-            panic!("{}: after a loss ({loss:?}): {error}", self.told);
-        }
+        self.fixed.check(&self.rig)?;
         if loss == Loss::Power {
             self.tally.lost += lost;
             self.tally.losing_cuts += u64::from(lost > 0);
         }
+        Ok(())
+    }
+
+    #[track_caller]
+    pub fn check(&mut self, loss: Loss) {
+        if let Err(error) = self.compare(loss) {
+            let losses = self.tally.kills + self.tally.cuts;
+            panic!("{}: after loss {losses} ({loss:?}): {error}", self.told);
+        }
+    }
+
+    /// From now on the disk below forgets what it was told to keep.
+    pub fn lie(&self) {
+        self.disk.as_ref().expect("a disk of ours").lies();
     }
 
     /// Every object that a record names is there, and no other, as soon as all deletions are due.
@@ -330,6 +347,20 @@ fn all_is_well(rig: &mut Rig, trouble: &dyn Fn() -> Option<String>) {
     }
 }
 
+/// Lets time pass. With `restart`, the endpoint is gone for a moment, and then nobody is blamed for errors.
+fn pass(rig: &mut Rig, trouble: &dyn Fn() -> Option<String>, pause: Duration, restart: bool) {
+    std::thread::sleep(pause / 2);
+    all_is_well(rig, trouble);
+    if restart {
+        rig.stop_server();
+        rig.start_server();
+    }
+    std::thread::sleep(pause / 2);
+    if !restart {
+        all_is_well(rig, trouble);
+    }
+}
+
 /// A file that nobody syncs.
 fn control(rig: &Rig) -> PathBuf {
     rig.fs.path().join("control")
@@ -356,7 +387,7 @@ fn cut(rig: &Rig, power: Power, disk: Option<&Disk>, seed: u64, lost: &AtomicBoo
             shut_down(&File::open(rig.fs.path()).unwrap());
             Cut::default()
         }
-        (Power::Disk(_), Some(disk)) => disk.cut(seed),
+        (Power::Disk, Some(disk)) => disk.cut(seed),
         _ => panic!("there is no power to cut"),
     }
 }

@@ -4,6 +4,22 @@ use crate::oracle::Loss;
 use crate::rig::*;
 use crate::scene::{Power, Scene};
 
+/// The rounds themselves: on a disk that answers a flush and does nothing they must fail, by what is compared.
+#[test]
+fn a_disk_that_lies_is_found_out() {
+    let Some(mut scene) = Scene::new("ext4", Power::Disk, false, 1) else { return };
+    scene.lie();
+    for _ in 0..10 {
+        scene.work_and_cut(250);
+        scene.recover(&[]);
+        if let Err(error) = scene.compare(Loss::Power) {
+            eprintln!("found: {}", error.lines().next().unwrap_or_default());
+            return;
+        }
+    }
+    panic!("ten power losses of a disk that lies, and nothing is missed");
+}
+
 /// A daemon dies in a release, the next one settles that, and then the power goes: what was settled must not be half of it. The
 /// capability of a program stayed away, and its record said releasing for ever.
 #[test]
