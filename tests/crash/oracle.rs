@@ -323,7 +323,7 @@ impl Tree {
 
     /// Compares what was found, by name, with what may be there after a loss, and goes on from it.
     pub fn check(&mut self, found: BTreeMap<PathBuf, Option<Found>>, loss: Loss) -> Result<Seen, String> {
-        let mut seen = Seen::default();
+        let (mut seen, mut told) = (Seen::default(), String::new());
         let mut bodies: BTreeMap<u64, BodyId> = BTreeMap::new();
         let sure = |name: &Name| if loss == Loss::Power { name.durable } else { name.now() };
         let owed: Vec<(PathBuf, BodyId)> =
@@ -332,6 +332,9 @@ impl Tree {
         for (path, found) in found {
             let name = self.names.get(&path).cloned().unwrap_or_default();
             let may_be = name.may_be(loss);
+            let bytes = found.as_ref().map(|found| (found.ino, found.content.len(), found.state.clone()));
+            let inodes: Vec<_> = may_be.iter().map(|id| id.and_then(|id| self.bodies[id].ino)).collect();
+            told.push_str(&format!("\n  {}: {bytes:?}, of inodes {inodes:?}", path.display()));
             let Some(found) = found else {
                 if !may_be.contains(&None) {
                     return Err(format!("{} is gone", path.display()));
@@ -368,7 +371,11 @@ impl Tree {
             }
         }
         match owed.iter().find(|(_, id)| !bodies.values().any(|found| found == id)) {
-            Some((path, _)) => Err(format!("the file of {} is gone, though it was only renamed", path.display())),
+            Some((path, id)) => Err(format!(
+                "the file of {} (inode {:?}) is gone, though it was only renamed; found: {told}",
+                path.display(),
+                self.bodies[*id].ino
+            )),
             None => Ok(seen),
         }
     }

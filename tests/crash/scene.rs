@@ -105,19 +105,22 @@ impl Scene {
         let fixed_paths = fixed.paths(&mount);
         let paths: Vec<PathBuf> = writers.iter().flat_map(Writer::paths).chain(fixed_paths).collect();
         let seed = dice.roll();
+        // With few at work, little is synced that others wrote: more is there to be lost.
+        let calm = *power != Power::Stays && dice.once_in(3);
+        let (at_work, moving) = if calm { (1, 0) } else { (writers.len(), MOVERS) };
         let (stop, moved, troubles) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             let (stop, moved, troubles, paths, fixed, mount) = (&stop, &moved, &troubles, &paths, &*fixed, &mount);
             let trouble = |what: Option<String>| troubles.lock().unwrap().extend(what);
             let at_end = StopAtEnd(stop);
-            for writer in writers.iter_mut() {
+            for writer in &mut writers[..at_work] {
                 scope.spawn(move || {
                     let _others = OnPanic(stop);
                     writer.work(stop);
                     trouble(writer.ended_by.clone());
                 });
             }
-            for n in 0..MOVERS {
+            for n in 0..moving {
                 scope.spawn(move || {
                     let _others = OnPanic(stop);
                     trouble(move_files(paths, seed ^ n, stop, moved));
