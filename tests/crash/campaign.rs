@@ -56,16 +56,25 @@ fn kill_round(scene: &mut Scene) -> bool {
     true
 }
 
-/// The power goes, perhaps after a process's death, perhaps once more in the midst of the recovery.
+/// The power goes: in the midst of work, perhaps after a process's death, or right after a recovery that believed what it found.
 fn power_round(scene: &mut Scene) -> bool {
-    if scene.dice.once_in(4) {
-        kill_round(scene);
-    }
-    let mut counts = scene.work_and_cut(WORK_MS);
-    if scene.dice.once_in(5) {
-        let deaths = [IN_RECOVERY[scene.dice.below(IN_RECOVERY.len() as u64) as usize].to_owned()];
-        counts &= scene.recover_and_cut(&deaths);
-    }
+    let counts = match scene.dice.below(6) {
+        0 => {
+            scene.work_and_kill(WORK_MS);
+            let deaths = deaths(scene);
+            scene.recover_and_cut(&deaths)
+        }
+        1 => {
+            let first = scene.work_and_cut(WORK_MS);
+            let deaths = deaths(scene);
+            scene.recover_and_cut(&deaths) && first
+        }
+        2 => {
+            kill_round(scene);
+            scene.work_and_cut(WORK_MS)
+        }
+        _ => scene.work_and_cut(WORK_MS),
+    };
     let deaths = deaths(scene);
     scene.recover(&deaths);
     scene.check(Loss::Power);

@@ -38,6 +38,8 @@ pub struct Writer {
     /// What ended it, unless it was told to stop.
     pub ended_by: Option<String>,
     pub steps: u64,
+    /// It changes what is there, and syncs nothing: then what tiering syncs is all that is synced.
+    pub calm: bool,
 }
 
 /// What a writer is doing with a file that it has open.
@@ -62,6 +64,7 @@ impl Writer {
             lost,
             ended_by: None,
             steps: 0,
+            calm: false,
         }
     }
 
@@ -95,6 +98,11 @@ impl Writer {
         self.story.iter().map(|step| format!("\n  {step}")).collect()
     }
 
+    /// Whether to sync, once in `n` where anything is.
+    fn syncs(&mut self, n: u64) -> bool {
+        self.dice.once_in(n) && !self.calm
+    }
+
     fn some_name(&mut self) -> PathBuf {
         self.directory.join(NAMES[self.dice.below(NAMES.len() as u64) as usize])
     }
@@ -108,10 +116,11 @@ impl Writer {
     fn step(&mut self) -> io::Result<()> {
         let name = self.some_name();
         let Some(body) = self.tree.at(&name) else {
-            let durable = self.dice.once_in(6);
+            let durable = self.syncs(6);
             return self.create(&name, durable).map(drop);
         };
-        match self.dice.below(32) {
+        // Of the calm, one in four steps is as any other but for a sync.
+        match if self.calm && !self.dice.once_in(4) { 17 } else { self.dice.below(32) } {
             0..=2 => self.rewrite(&name, body),
             3..=5 => self.replace(&name),
             6 | 7 => self.unlink(&name),
@@ -120,8 +129,8 @@ impl Writer {
             11..=13 => self.cut(&name, body),
             14..=16 => self.append(&name, body),
             17..=20 => self.patch(&name, body),
-            21..=24 => self.sync(&name, body),
-            25 => self.sync_directory(&name),
+            21..=24 if !self.calm => self.sync(&name, body),
+            25 if !self.calm => self.sync_directory(&name),
             26 => self.date(&name),
             _ => self.read(&name, body),
         }
@@ -166,7 +175,7 @@ impl Writer {
     /// A new file with some content; perhaps synced.
     fn create(&mut self, name: &Path, durable: bool) -> io::Result<BodyId> {
         let data = self.some_bytes();
-        let (sync, twice) = (self.dice.once_in(3), self.dice.once_in(3));
+        let (sync, twice) = (self.syncs(3), self.dice.once_in(3));
         self.tell(format!("create {} with {} bytes, O_SYNC {durable}, fsync {sync}", name.display(), data.len()));
         let body = self.tree.new_body();
         self.tree.begin(&[(name, Some(body))]);
@@ -188,7 +197,7 @@ impl Writer {
     }
 
     fn rewrite(&mut self, name: &Path, body: BodyId) -> io::Result<()> {
-        let (data, sync) = (self.some_bytes(), self.dice.once_in(2));
+        let (data, sync) = (self.some_bytes(), self.syncs(2));
         self.tell(format!("rewrite {} with {} bytes, fsync {sync}", name.display(), data.len()));
         self.tree.body(body).begin(Change::Resize(0));
         let file = OpenOptions::new().write(true).truncate(true).open(self.at(name))?;
@@ -212,7 +221,7 @@ impl Writer {
         self.tree.begin(&[(&beside, None), (name, Some(body))]);
         fs::rename(self.at(&beside), self.at(name))?;
         self.tree.done();
-        if self.dice.once_in(3) { self.sync_directory(name) } else { Ok(()) }
+        if self.syncs(3) { self.sync_directory(name) } else { Ok(()) }
     }
 
     fn unlink(&mut self, name: &Path) -> io::Result<()> {
@@ -220,7 +229,7 @@ impl Writer {
         self.tree.begin(&[(name, None)]);
         fs::remove_file(self.at(name))?;
         self.tree.done();
-        if self.dice.once_in(3) { self.sync_directory(name) } else { Ok(()) }
+        if self.syncs(3) { self.sync_directory(name) } else { Ok(()) }
     }
 
     fn rename(&mut self, from: &Path) -> io::Result<()> {
@@ -234,8 +243,8 @@ impl Writer {
         fs::rename(self.at(from), self.at(&to))?;
         self.tree.done();
         match self.dice.below(6) {
-            0 => self.sync_directory(from),
-            1 => self.sync_directory(&to),
+            0 if !self.calm => self.sync_directory(from),
+            1 if !self.calm => self.sync_directory(&to),
             _ => Ok(()),
         }
     }
@@ -267,7 +276,7 @@ impl Writer {
     }
 
     fn append(&mut self, name: &Path, body: BodyId) -> io::Result<()> {
-        let (data, sync) = (self.some_bytes(), self.dice.once_in(3));
+        let (data, sync) = (self.some_bytes(), self.syncs(3));
         self.tell(format!("append {} to {}, fdatasync {sync}", data.len(), name.display()));
         let mut file = OpenOptions::new().append(true).open(self.at(name))?;
         let at = self.tree.body(body).content().len();
@@ -282,7 +291,7 @@ impl Writer {
 
     /// Writes and holes anywhere, some by O_SYNC.
     fn patch(&mut self, name: &Path, body: BodyId) -> io::Result<()> {
-        let durable = self.dice.once_in(4);
+        let durable = self.syncs(4);
         let flags = if durable { libc::O_SYNC } else { 0 };
         self.tell(format!("patch {}, O_SYNC {durable}", name.display()));
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(self.at(name))?;

@@ -328,7 +328,11 @@ impl Tree {
         let sure = |name: &Name| if loss == Loss::Power { name.durable } else { name.now() };
         let owed: Vec<(PathBuf, BodyId)> =
             self.names.iter().filter_map(|(p, name)| Some((p.clone(), sure(name)?))).collect();
-        let owed: Vec<_> = owed.into_iter().filter(|(_, id)| !self.bodies[*id].dropped).collect();
+        let owed: Vec<_> = owed
+            .into_iter()
+            .filter(|(_, id)| !self.bodies[*id].dropped)
+            .map(|(path, id)| (path, id, self.bodies[id].ino))
+            .collect();
         for (path, found) in found {
             let name = self.names.get(&path).cloned().unwrap_or_default();
             let may_be = name.may_be(loss);
@@ -345,7 +349,7 @@ impl Tree {
             };
             let whole = ["dual", "stub"].contains(&found.state.as_str());
             let mut why = Vec::new();
-            let fits = may_be.iter().flatten().copied().find(|id| {
+            let fits = may_be.iter().rev().flatten().copied().find(|id| {
                 let body = &self.bodies[*id];
                 let verdict = match body.ino.filter(|ino| *ino != found.ino) {
                     Some(ino) => Err(format!("another file (inode {ino}) could be there")),
@@ -370,11 +374,13 @@ impl Tree {
                 self.bodies[id].adopt(found.content, found.ino, loss);
             }
         }
-        match owed.iter().find(|(_, id)| !bodies.values().any(|found| found == id)) {
-            Some((path, id)) => Err(format!(
-                "the file of {} (inode {:?}) is gone, though it was only renamed; found: {told}",
+        // By its inode, for another body may have had that before, and allow what was found as well.
+        let is_there =
+            |id: BodyId, ino: Option<u64>| bodies.iter().any(|(found, as_id)| *as_id == id || Some(*found) == ino);
+        match owed.iter().find(|(_, id, ino)| !is_there(*id, *ino)) {
+            Some((path, _, ino)) => Err(format!(
+                "the file of {} (inode {ino:?}) is gone, though it was only renamed; found: {told}",
                 path.display(),
-                self.bodies[*id].ino
             )),
             None => Ok(seen),
         }

@@ -99,21 +99,21 @@ impl Scene {
     }
 
     /// Lets everybody work until `end` has ended the daemon.
-    pub fn work(&mut self, end: impl FnOnce(&mut Rig, &dyn Fn() -> Option<String>)) {
+    fn work(&mut self, calm: bool, end: impl FnOnce(&mut Rig, &dyn Fn() -> Option<String>)) {
         let Self { rig, power, writers, fixed, dice, tally, .. } = self;
         let mount = rig.mountpoint();
         let fixed_paths = fixed.paths(&mount);
         let paths: Vec<PathBuf> = writers.iter().flat_map(Writer::paths).chain(fixed_paths).collect();
         let seed = dice.roll();
-        // With few at work, little is synced that others wrote: more is there to be lost.
-        let calm = *power != Power::Stays && dice.once_in(3);
-        let (at_work, moving) = if calm { (1, 0) } else { (writers.len(), MOVERS) };
+        let moving = if calm { 0 } else { MOVERS };
+        let writes_back = *power != Power::Stays && dice.once_in(2);
         let (stop, moved, troubles) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             let (stop, moved, troubles, paths, fixed, mount) = (&stop, &moved, &troubles, &paths, &*fixed, &mount);
             let trouble = |what: Option<String>| troubles.lock().unwrap().extend(what);
             let at_end = StopAtEnd(stop);
-            for writer in &mut writers[..at_work] {
+            for writer in writers.iter_mut() {
+                writer.calm = calm;
                 scope.spawn(move || {
                     let _others = OnPanic(stop);
                     writer.work(stop);
@@ -130,7 +130,7 @@ impl Scene {
                 let _others = OnPanic(stop);
                 trouble(fixed.read(mount, seed, stop));
             });
-            if *power != Power::Stays {
+            if writes_back {
                 let share = rig.share();
                 scope.spawn(move || write_back(&share, seed, stop));
             }
@@ -145,19 +145,19 @@ impl Scene {
         tally.transfers += moved.into_inner();
     }
 
-    /// How long a round works; whether the endpoint goes and comes back meanwhile. Few rounds are so long that what was removed in them, and
-    /// nobody has synced, becomes due for deletion.
-    fn some_work(&mut self, most_ms: u64) -> (Duration, bool) {
-        let long = if self.dice.once_in(50) { 6_000 } else { 0 };
-        let restart = self.dice.once_in(8);
+    /// How long a round works; whether the endpoint goes and comes back meanwhile; whether it is calm. A calm round is short: soon all
+    /// is dirty, and nothing is left to be dirtied.
+    fn some_work(&mut self, most_ms: u64) -> (Duration, bool, bool) {
+        let (restart, calm) = (self.dice.once_in(8), self.power != Power::Stays && self.dice.once_in(3));
         self.tally.endpoint_restarts += u64::from(restart);
-        (Duration::from_millis(long + 5 + self.dice.below(most_ms)), restart)
+        let most_ms = if calm { most_ms / 8 } else { most_ms };
+        (Duration::from_millis(5 + self.dice.below(most_ms)), restart, calm)
     }
 
     /// Works for a while; then the daemon is killed.
     pub fn work_and_kill(&mut self, most_ms: u64) {
-        let (pause, restart) = self.some_work(most_ms);
-        self.work(|rig, trouble| {
+        let (pause, restart, calm) = self.some_work(most_ms);
+        self.work(calm, |rig, trouble| {
             pass(rig, trouble, pause, restart);
             rig.kill();
         });
@@ -168,7 +168,7 @@ impl Scene {
     /// Works until the daemon dies by itself, or for `most`; whether it died.
     pub fn work_until_dead(&mut self, most: Duration) -> bool {
         let mut died = false;
-        self.work(|rig, trouble| {
+        self.work(false, |rig, trouble| {
             let deadline = Instant::now() + most;
             let daemon = rig.daemon.expect("a daemon works");
             while alive(daemon) && Instant::now() < deadline {
@@ -186,11 +186,11 @@ impl Scene {
 
     /// Works for a while; then the power goes. Whether nobody had synced: only then is it a loss.
     pub fn work_and_cut(&mut self, most_ms: u64) -> bool {
-        let (pause, restart) = self.some_work(most_ms);
+        let (pause, restart, calm) = self.some_work(most_ms);
         let (power, seed) = (self.power, self.dice.roll());
         let (disk, lost) = (self.disk.take(), self.lost.clone());
         let mut blocks = Cut::default();
-        self.work(|rig, trouble| {
+        self.work(calm, |rig, trouble| {
             pass(rig, trouble, pause, restart);
             // It must not answer anybody any more, as if it had been done.
             halt(rig.daemon.expect("a daemon works"));
@@ -205,6 +205,11 @@ impl Scene {
     /// The recovery dies at points, then the power goes.
     pub fn recover_and_cut(&mut self, deaths: &[String]) -> bool {
         self.recover(deaths);
+        self.cut_at_rest()
+    }
+
+    /// The power goes while nobody works.
+    pub fn cut_at_rest(&mut self) -> bool {
         self.rig.crash();
         let seed = self.dice.roll();
         let blocks = cut(&self.rig, self.power, self.disk.as_ref(), seed, &self.lost);

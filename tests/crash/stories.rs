@@ -38,3 +38,20 @@ fn what_a_recovery_has_settled_survives_a_power_loss() {
         scene.check(Loss::Power);
     }
 }
+
+/// A file is removed, and nobody syncs that. Its object goes when it is due: from then on the file must not come back.
+#[test]
+fn a_file_whose_object_was_deleted_does_not_come_back() {
+    let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
+    let data = scene.rig.write("gone", 3 * CHUNK);
+    scene.rig.migrate("gone");
+    rustix::fs::syncfs(std::fs::File::open(scene.rig.fs.path()).unwrap()).unwrap();
+    let key = scene.rig.objects().into_iter().find(|key| key.starts_with("gone")).expect("it was archived");
+    std::fs::remove_file(scene.rig.mnt("gone")).unwrap();
+    wait_for("the deletion", || !scene.rig.objects().contains(&key));
+    assert!(scene.cut_at_rest(), "somebody synced the filesystem");
+    scene.recover(&[]);
+    if scene.rig.mnt("gone").exists() {
+        scene.rig.same("gone", &data);
+    }
+}
