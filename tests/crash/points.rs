@@ -53,7 +53,7 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
     let first = before(point);
     if !first.is_empty() {
         let first = first[scene.dice.below(first.len() as u64) as usize];
-        if !dies(scene, first, 1) {
+        if !dies(scene, first, 1, REACHED_WITHIN) {
             scene.recover(&[]);
             scene.check(Loss::Process);
             return false;
@@ -83,7 +83,8 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
         scene.recover(&[]);
         died
     } else {
-        let died = dies(scene, point, count);
+        let within = if point.starts_with("delete.") { REACHED_LATE_WITHIN } else { REACHED_WITHIN };
+        let died = dies(scene, point, count, within);
         scene.recover(&[]);
         died
     };
@@ -93,7 +94,7 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
 }
 
 /// Restarts the daemon so that it dies at a point, and works until it does.
-fn dies(scene: &mut Scene, point: &str, count: u64) -> bool {
+pub fn dies(scene: &mut Scene, point: &str, count: u64, within: Duration) -> bool {
     // What runs is at rest: the next daemon finds what it would find after any death.
     scene.rig.crash();
     scene.rig.kill_at = Some(format!("{point}:{count}"));
@@ -103,6 +104,5 @@ fn dies(scene: &mut Scene, point: &str, count: u64) -> bool {
         scene.rig.crash();
         return true;
     }
-    let patience = if point.starts_with("delete.") { REACHED_LATE_WITHIN } else { REACHED_WITHIN };
-    scene.work_until_dead(patience)
+    scene.work_until_dead(within)
 }
