@@ -99,6 +99,7 @@ struct Done {
 fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: bool) -> Done {
     let mut done = Done { counted: 0, reached: points.iter().map(|point| (point.clone(), 0)).collect() };
     let (began, mut rounds, mut tried) = (Instant::now(), 0, 0);
+    let mut missed = BTreeMap::<String, u64>::new();
     while done.counted < wanted && !stopped() {
         rounds += 1;
         let counts = match kind {
@@ -111,6 +112,9 @@ fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: 
                 let first = done.counted < points.len() as u64 || tried > 1;
                 let count = if first { 1 } else { 1 + scene.dice.below(8) };
                 let died = points::round(scene, point, count);
+                if !died {
+                    *missed.entry(point.clone()).or_insert(0) += 1;
+                }
                 if died {
                     tried = 0;
                     *done.reached.get_mut(point).expect("one of them") += 1;
@@ -137,6 +141,9 @@ fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: 
                 done.counted
             );
         }
+    }
+    if !missed.is_empty() {
+        eprintln!("  not reached at once: {missed:?}");
     }
     scene.check_objects();
     let took = began.elapsed();

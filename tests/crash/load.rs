@@ -451,7 +451,7 @@ pub fn write_back(share: &Path, seed: u64, stop: &AtomicBool) {
 
 /// sync_file_range(2) of all of a file, which begins to write and waits for nothing.
 #[expect(unsafe_code, reason = "the call has no safe wrapper")]
-pub fn start_writing(file: &File) {
+fn start_writing(file: &File) {
     use std::os::fd::AsRawFd;
     // SAFETY: the arguments are numbers; the descriptor is open. Whether it succeeds does not matter.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };

@@ -96,11 +96,17 @@ impl Scene {
         let lost = Arc::new(AtomicBool::new(false));
         let writers = (0..WRITERS).map(|n| Writer::new(&rig.mountpoint(), n, seed, lost.clone())).collect();
         let fixed = Fixed::new(&rig);
-        rustix::fs::syncfs(File::open(rig.fs.path()).unwrap()).unwrap();
         let told =
             format!("{kind}, {power:?}, journal {}, seed {seed}", if state_below { "below" } else { "elsewhere" });
         let dice = Dice::new(seed);
-        Some(Self { rig, power, keeps, disk, writers, fixed, dice, tally: Tally::default(), lost, told })
+        let scene = Self { rig, power, keeps, disk, writers, fixed, dice, tally: Tally::default(), lost, told };
+        scene.sync();
+        Some(scene)
+    }
+
+    /// Somebody syncs the filesystem below.
+    pub fn sync(&self) {
+        rustix::fs::syncfs(File::open(self.rig.fs.path()).unwrap()).unwrap();
     }
 
     /// Lets everybody work until `end` has ended the daemon.

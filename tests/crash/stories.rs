@@ -2,7 +2,6 @@
 
 use tierfs::gateway::faults::{Effect, Rule};
 
-use crate::load::start_writing;
 use crate::oracle::Loss;
 use crate::rig::*;
 use crate::scene::{Power, Scene};
@@ -48,7 +47,7 @@ fn a_file_whose_object_was_deleted_does_not_come_back() {
     let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
     let data = scene.rig.write("gone", 3 * CHUNK);
     scene.rig.migrate("gone");
-    rustix::fs::syncfs(std::fs::File::open(scene.rig.fs.path()).unwrap()).unwrap();
+    scene.sync();
     let key = scene.rig.objects().into_iter().find(|key| key.starts_with("gone")).expect("it was archived");
     std::fs::remove_file(scene.rig.mnt("gone")).unwrap();
     wait_for("the deletion", || !scene.rig.objects().contains(&key));
@@ -69,12 +68,12 @@ fn what_a_recovery_finds_gone_stays_gone() {
     scene.rig.mount();
     let data = scene.rig.write("gone", 20 * CHUNK);
     scene.rig.migrate("gone");
-    rustix::fs::syncfs(std::fs::File::open(scene.rig.fs.path()).unwrap()).unwrap();
+    scene.sync();
     scene.rig.faults.add(Rule::new(Effect::Hang).method("GET").skip(6));
     let path = scene.rig.mnt("gone");
     let reader = std::thread::spawn(move || std::fs::read(path));
     wait_for("some chunks", || scene.rig.allocated("gone") > 2 * CHUNK as u64);
-    start_writing(&std::fs::File::open(scene.rig.low("gone")).unwrap());
+    scene.sync();
     std::fs::remove_file(scene.rig.mnt("gone")).expect_err("the daemon dies");
     scene.rig.crash();
     reader.join().unwrap().expect_err("it was not all there");
