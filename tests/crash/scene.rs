@@ -77,8 +77,8 @@ impl Scene {
         // Nothing is to be durable that was not synced; xfs waits for half a minute anyway.
         let below = if kind == "ext4" { ",commit=3600" } else { "" };
         let base = if kind == "xfs" { Setup::xfs() } else { Setup::default() };
-        // With a retention, no deletion syncs what a change of content must have synced.
-        let keeps = power != Power::Stays && state_below;
+        // With a retention, and the journal elsewhere, nothing else syncs what a change of content must have synced.
+        let keeps = power != Power::Stays && !state_below;
         let retention = if keeps { "1h" } else { "0s" };
         let mut rig = Setup { below, state_below, retention, mounted: false, ..base }.build()?;
         let disk = if power == Power::Disk {
