@@ -1,7 +1,11 @@
 //! What rounds have found, told step by step: each was lost once.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use tierfs::gateway::faults::{Effect, Rule};
 
+use crate::load::look;
 use crate::oracle::Loss;
 use crate::rig::*;
 use crate::scene::{Power, Scene};
@@ -83,4 +87,28 @@ fn what_a_recovery_finds_gone_stays_gone() {
     if scene.rig.mnt("gone").exists() {
         scene.rig.same("gone", &data);
     }
+}
+
+/// A copy is made of content that nobody has synced; the daemon dies right after the record, somebody else's fsync makes that durable,
+/// and the power goes. The file is what its record says, or the record is not there.
+#[test]
+fn what_a_record_calls_dual_was_durable_before_it() {
+    let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
+    scene.rig.crash();
+    scene.rig.kill_at = Some("archive.recorded".into());
+    scene.rig.mount();
+    scene.rig.write("copied", 3 * CHUNK);
+    scene.sync();
+    let path = scene.rig.mnt("copied");
+    // In its place: such blocks no journal brings along.
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&noise("other", CHUNK), 0).unwrap();
+    drop(file);
+    set_xattr(&path, "user.tierfs.migrate", b"1").expect_err("the daemon dies");
+    scene.rig.crash();
+    File::create(scene.rig.fs.path().join("other")).and_then(|file| file.sync_all()).unwrap();
+    assert!(scene.cut_at_rest(), "somebody synced the filesystem");
+    scene.recover(&[]);
+    assert_eq!(scene.rig.state("copied"), "dual", "the record was made durable");
+    look(&path).unwrap();
 }
