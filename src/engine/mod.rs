@@ -6,10 +6,14 @@
 mod archive;
 mod cell;
 mod error;
+mod failures;
 mod fill;
+mod health;
 mod intents;
 mod jobs;
 mod keys;
+mod moves;
+mod orphans;
 mod recall;
 mod release;
 mod source;
@@ -25,8 +29,10 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
-pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
+pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
+pub use moves::MoveWatch;
+pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
@@ -34,6 +40,7 @@ use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode};
+use health::{Health, Watched};
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -86,6 +93,7 @@ pub struct Engine {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     target: Option<Target>,
+    health: Arc<Health>,
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
@@ -98,6 +106,9 @@ pub struct Engine {
     /// Woken when a deletion may have become due.
     deletions: Notify,
     changed: std::sync::OnceLock<ChangeHook>,
+    /// Marks the objects of this share.
+    share_id: tokio::sync::OnceCell<String>,
+    moves: moves::Moves,
 }
 
 impl Engine {
@@ -110,6 +121,11 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
+        let health = Arc::<Health>::default();
+        let target = target.map(|target| {
+            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            Target { remote, ..target }
+        });
         Arc::new(Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
@@ -117,6 +133,7 @@ impl Engine {
             journal,
             clock,
             target,
+            health,
             warm: Warm::new(runtime.clone()),
             runtime,
             limits,
@@ -125,6 +142,8 @@ impl Engine {
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             changed: std::sync::OnceLock::new(),
+            share_id: tokio::sync::OnceCell::new(),
+            moves: moves::Moves::default(),
         })
     }
 
@@ -148,6 +167,11 @@ impl Engine {
     /// The name of the pair that is mounted, for messages.
     pub fn pair_name(&self) -> Option<&str> {
         self.target.as_ref().map(|target| target.pair.name.as_str())
+    }
+
+    /// Why the pair cannot be used at present, as the last calls show.
+    pub fn pair_problem(&self) -> Option<String> {
+        self.health.problem()
     }
 
     /// What is noted and not yet done: (uploads and settlements, deletions).
