@@ -74,6 +74,11 @@ impl EngineError {
         matches!(self, Self::Refused { .. } | Self::Unfit { .. })
     }
 
+    /// The file is no more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Lower { source, .. } if super::intents::is_gone(source))
+    }
+
     /// Another transfer of the file is running.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Refused { why: Refusal::Busy, .. })

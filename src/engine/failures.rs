@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use super::Engine;
 use super::error::{EngineError, EngineResult};
-use super::intents::is_gone;
 use super::jobs::{Candidate, JobKind, Outcome};
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, Reason, RemoteErrorKind, Succeeded, Task};
 use crate::tier::Refusal;
@@ -26,7 +25,7 @@ impl EngineError {
     /// with the task alone (it was ended, or the mount cannot do it at all).
     pub fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Lower { source, .. } if is_gone(source) => None,
+            Self::Lower { .. } if self.is_gone() => None,
             Self::Lower { .. } | Self::Journal(_) | Self::NoSpace { .. } => Some(Reason::Local),
             Self::Remote { source, .. } => Some(match source.kind {
                 RemoteErrorKind::Unreachable
@@ -132,7 +131,7 @@ impl Engine {
             Outcome::Failed(error) => match (kind.task(), error.reason()) {
                 (Some(task), Some(_)) => self.note_failure(task, file, error).await,
                 // Nothing is left to be tried.
-                (_, None) if matches!(error, EngineError::Lower { .. }) => self.note_success(&Task::ALL, file).await,
+                (_, None) if error.is_gone() => self.note_success(&Task::ALL, file).await,
                 _ => {}
             },
             _ => self.note_success(kind.settles(), file).await,
@@ -216,7 +215,7 @@ impl Engine {
     }
 
     /// Whether the remote answers a small question: tells the failure of one object from an outage.
-    pub(super) async fn remote_answers(&self) -> bool {
+    pub async fn remote_answers(&self) -> bool {
         match self.target() {
             Ok(target) => target.remote.list(NO_KEY, None).await.is_ok(),
             Err(_) => false,

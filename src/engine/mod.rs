@@ -14,6 +14,7 @@ mod jobs;
 mod keys;
 mod moves;
 mod orphans;
+mod pace;
 mod recall;
 mod release;
 mod source;
@@ -33,6 +34,7 @@ pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
 pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
+pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
@@ -182,6 +184,11 @@ impl Engine {
     /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether background work is to rest.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Takes [`Engine::stop`] back.

@@ -282,7 +282,7 @@ impl Engine {
 }
 
 /// A file's record as it is: what memory knows, or what is stored. It is not judged: a record that contradicts its file names its object.
-fn record_of(lower: &dyn crate::ports::Lower, cells: &super::Cells, node: &Inode) -> EngineResult<Record> {
+pub(super) fn record_of(lower: &dyn crate::ports::Lower, cells: &super::Cells, node: &Inode) -> EngineResult<Record> {
     let stored = || match lower.load_record(node).map_err(EngineError::lower(node.id))? {
         Some(stored) => Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why }),
         None => Ok(Record::unclaimed()),
