@@ -1,7 +1,7 @@
 //! Whether the pair can be used, as its own calls show: every one of them passes here and is passed on unchanged.
 //!
-//! What is at fault is said once in the log, kept for whoever asks, and forgotten with the next success of the same kind of call: a store
-//! may let us read and not write.
+//! What is at fault is said once in the log, kept for whoever asks, and forgotten with the next success: of any call, or where something is
+//! refused to us, of the same kind, for a store may let us read and not write.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::ports::{Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteResult, Stored};
+use crate::ports::{
+    Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, Stored,
+};
 use crate::types::{ByteRange, ObjectKey};
 
 /// Calls of one kind that fail in a row before a fault that may pass counts as one of the pair.
@@ -29,6 +31,8 @@ struct Standing {
     /// Failures in a row that may pass.
     passing: u32,
     problem: Option<String>,
+    /// It is one of rights.
+    denied: bool,
 }
 
 /// What the calls so far have shown.
@@ -56,9 +60,12 @@ impl Health {
             }
             // An answer about one object: the pair works.
             Ok(_) | Err(_) => {
-                standing.passing = 0;
-                if standing.problem.take().is_some() {
-                    tracing::info!("the pair can be used again");
+                standing.denied = false;
+                for standing in sorts.iter_mut().filter(|standing| !standing.denied) {
+                    standing.passing = 0;
+                    if standing.problem.take().is_some() {
+                        tracing::info!("the pair can be used again");
+                    }
                 }
             }
         }
@@ -72,6 +79,7 @@ impl Standing {
             tracing::error!("the pair cannot be used: {error}");
         }
         self.problem = Some(error.to_string());
+        self.denied = error.kind == RemoteErrorKind::Denied;
     }
 }
 
@@ -125,7 +133,7 @@ impl Remote for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::RemoteErrorKind::{self, Denied, NotFound, Server, Unreachable};
+    use crate::ports::RemoteErrorKind::{self, Denied, NoSuchBucket, NotFound, Server, Unreachable};
 
     fn error(kind: RemoteErrorKind) -> RemoteResult<()> {
         let (object, endpoint, detail) = (String::new(), String::new(), format!("{kind:?}"));
@@ -133,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_lasts_until_the_same_kind_of_call_succeeds() {
+    fn a_problem_lasts_until_what_it_was_about_works() {
         let health = Health::default();
         let says = |piece: &str| health.problem().is_some_and(|problem| problem.contains(piece));
         let _ = health.look(Sort::Write, error(Denied));
@@ -146,8 +154,9 @@ mod tests {
             let _ = health.look(Sort::Read, error(kind));
             assert_eq!(says(&format!("{kind:?}")), sick, "{kind:?}");
         }
-        let _ = health.look(Sort::Read, Ok(()));
-        assert_eq!(health.problem(), None);
+        let _ = health.look(Sort::Write, error(NoSuchBucket));
+        let _ = health.look(Sort::List, Ok(()));
+        assert_eq!(health.problem(), None, "who answers one kind answers all");
         let _ = health.look(Sort::Read, error(Server));
         assert_eq!(health.problem(), None, "the count begins anew");
     }

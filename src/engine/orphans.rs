@@ -299,7 +299,15 @@ fn inquire(
     file: FileId,
     key: &ObjectKey,
 ) -> EngineResult<Inquiry> {
-    let node = match lower.by_number(file.ino) {
+    let find = || match lower.by_number(file.ino) {
+        Ok((node, attr)) if attr.nlink == 0 => {
+            // Perhaps it only lives by a descriptor of ours, which this lets go of.
+            let _ = lower.stat(&node);
+            lower.by_number(file.ino)
+        }
+        found => found,
+    };
+    let node = match find() {
         Ok((node, _)) if node.id == file => node,
         Ok(_) => return Ok(Inquiry::Gone),
         Err(error) if is_gone(&error) => return Ok(Inquiry::Gone),
