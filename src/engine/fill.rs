@@ -45,7 +45,10 @@ impl Engine {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
         let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
+        if claim == Claim::Stub
+            && has_local_data(&*file, object.len).map_err(&failed)?
+            && !self.free_leftover(cell, object, &file).await?
+        {
             let why = "there is data in it that tierfs did not write";
             return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
         }
@@ -75,6 +78,22 @@ impl Engine {
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
         self.barrier.wait(cell.node).await
+    }
+
+    /// Frees what an earlier recall wrote and could not free when it failed; `false`: there was none, the data is somebody else's.
+    async fn free_leftover(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        file: &Arc<dyn LowerFile>,
+    ) -> EngineResult<bool> {
+        let left = self.leftovers.lock().get(&cell.node.id).cloned();
+        let Some((_, note)) = left.filter(|(key, _)| *key == object.key) else { return Ok(false) };
+        let file = file.clone();
+        blocking(move || file.punch_all()).await?.map_err(EngineError::lower(cell.node.id))?;
+        self.leftovers.lock().remove(&cell.node.id);
+        self.spawn_forget_when_durable(cell.clone(), Some(note));
+        Ok(true)
     }
 
     /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.

@@ -22,6 +22,7 @@ mod sync;
 mod verify;
 mod warm;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -41,7 +42,8 @@ pub use warm::{Warm, WarmFile};
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, ObjectKey};
+use archive::OpenNote;
 use health::{Health, Watched};
 use sync::Barrier;
 
@@ -111,6 +113,8 @@ pub struct Engine {
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
+    /// Stubs in which a failed recall of this object left blocks that could not be freed, and its note.
+    leftovers: parking_lot::Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
 }
 
 impl Engine {
@@ -146,6 +150,7 @@ impl Engine {
             changed: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
+            leftovers: Default::default(),
         })
     }
 

@@ -318,9 +318,11 @@ impl Engine {
             .await;
             match undone {
                 Ok(Ok(_)) => self.spawn_forget_when_durable(cell.clone(), touched),
-                // The note stays: the next start frees what is left.
+                // The note stays: the next recall frees what is left, or the next start.
                 Ok(Err(error)) => {
-                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}")
+                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}");
+                    let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
+                    self.leftovers.lock().extend(key.zip(touched).map(|left| (cell.node.id, left)));
                 }
                 Err(error) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
             }
