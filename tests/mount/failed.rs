@@ -17,7 +17,7 @@ fn listed(rig: &Rig) -> Vec<(String, String, String, u64)> {
     let text = |line: &Value, field: &str| line[field].as_str().unwrap().to_owned();
     let inside =
         |path: String| path.trim_start_matches(mountpoint.to_str().unwrap()).trim_start_matches('/').to_owned();
-    let entries = lines.iter().filter(|line| line["reply"] == "failed");
+    let entries = lines.iter().filter(|line| line["reply"] == "dead_letter");
     let mut entries: Vec<_> = entries
         .map(|line| {
             assert!(!line["message"].as_str().unwrap().is_empty() && line["pair"] == "cold", "{line}");
