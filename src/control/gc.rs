@@ -22,6 +22,10 @@ const LOT_MAX: usize = 50_000;
 const LOT_BYTES_MAX: usize = 16 << 20;
 /// Unreadable places told one by one.
 const BLIND_TOLD_MAX: usize = 100;
+/// Reasons told apart; with more, somebody has filled the bucket with marks of his own.
+const REASONS_MAX: usize = 100;
+/// Orphans noted at a time.
+const NOTED_AT_ONCE: usize = 1_000;
 /// The word that adopts objects without a mark.
 const UNMARKED: &str = "unmarked";
 
@@ -162,15 +166,19 @@ impl Job<'_> {
         }
         let mut orphans: Vec<_> = orphans.into_values().collect();
         orphans.sort_by(|a, b| a.key.cmp(&b.key));
-        if !self.wish.dry_run {
-            orphans = self.server.engine.note_orphans(orphans).await.map_err(|error| error.to_string())?;
-        }
-        for orphan in orphans {
-            self.summary.files += 1;
-            self.summary.bytes += orphan.bytes;
-            let (key, kind, begun) = (orphan.key.0, "object".into(), begun(orphan.generation));
-            let noted = !self.wish.dry_run;
-            self.say(Reply::Orphan(OrphanObject { key, kind, bytes: orphan.bytes, begun, noted })).await?;
+        let noted = !self.wish.dry_run;
+        while !orphans.is_empty() {
+            let rest = orphans.split_off(orphans.len().min(NOTED_AT_ONCE));
+            let mut some = std::mem::replace(&mut orphans, rest);
+            if noted {
+                some = self.server.engine.note_orphans(some).await.map_err(|error| error.to_string())?;
+            }
+            for orphan in some {
+                self.summary.files += 1;
+                self.summary.bytes += orphan.bytes;
+                let (key, kind, begun) = (orphan.key.0, "object".into(), begun(orphan.generation));
+                self.say(Reply::Orphan(OrphanObject { key, kind, bytes: orphan.bytes, begun, noted })).await?;
+            }
         }
         Ok(())
     }
@@ -241,6 +249,7 @@ fn begun(generation: Generation) -> i64 {
 
 fn add(kept: &mut BTreeMap<String, StateTotal>, why: &Kept, objects: u64, bytes: u64) {
     let word = match why {
+        Kept::OfShare(_) if kept.len() >= REASONS_MAX => "of still other shares".to_owned(),
         Kept::Foreign => "not an object of a file".to_owned(),
         Kept::Young => "too young".into(),
         Kept::Noted => "noted in the journal".into(),

@@ -183,7 +183,7 @@ impl Scrub {
         };
         self.info.lock().problem = None;
         match &outcome {
-            Ok(Some(_)) => self.engine.note_success(&[Task::Scrub], file).await,
+            Ok(Some(_)) => self.engine.note_success(&[Task::Scrub], file.node.id).await,
             Ok(None) => {}
             Err(error) if error.reason().is_none() => return Ok(None),
             Err(error) => {

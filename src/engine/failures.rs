@@ -4,6 +4,7 @@
 //! told of its end anyway.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::Engine;
 use super::error::{EngineError, EngineResult};
@@ -131,10 +132,10 @@ impl Engine {
             Outcome::Failed(error) => match (kind.task(), error.reason()) {
                 (Some(task), Some(_)) => self.note_failure(task, file, error).await,
                 // Nothing is left to be tried.
-                (_, None) if error.is_gone() => self.note_success(&Task::ALL, file).await,
+                (_, None) if error.is_gone() => self.note_success(&Task::ALL, file.node.id).await,
                 _ => {}
             },
-            _ => self.note_success(kind.settles(), file).await,
+            _ => self.note_success(kind.settles(), file.node.id).await,
         }
     }
 
@@ -169,9 +170,17 @@ impl Engine {
     }
 
     /// Takes a file off the list for `tasks`.
-    pub async fn note_success(&self, tasks: &[Task], file: &Candidate) {
+    pub async fn note_success(&self, tasks: &[Task], file: FileId) {
         for task in tasks.iter().filter(|task| **task != Task::Delete) {
-            self.unlist(Succeeded { file: file.node.id, task: *task, object: None }).await;
+            self.unlist(Succeeded { file, task: *task, object: None }).await;
+        }
+    }
+
+    /// A file was recalled, by whomever; nobody waits for the list.
+    pub(super) fn spawn_note_recalled(self: &Arc<Self>, file: FileId) {
+        if self.journal.failed_files() > 0 {
+            let this = self.clone();
+            self.runtime.spawn(async move { this.note_success(&[Task::Recall], file).await });
         }
     }
 

@@ -25,6 +25,8 @@ const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// Objects in a row that cannot be deleted before all wait.
+const FAILURES_MAX: u32 = 16;
 
 /// What an inode says of an object.
 enum Reference {
@@ -204,15 +206,23 @@ impl Engine {
 
     /// Deletes objects; one that the store will not give up stands in nobody's way. An error: nothing can be deleted at present.
     async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
+        let mut failed_in_a_row = 0;
         for (id, intent) in doomed {
-            match self.delete_object(target, &intent).await {
-                Ok(()) => {
-                    self.journal.remove(id).await?;
-                    self.note_deleted(&intent).await;
-                }
-                Err(error) if error.is_configuration() => return Err(error),
-                Err(error) if error.is_transient() && !self.remote_answers().await => return Err(error),
-                Err(error) => self.put_deletion_off(id, &intent, &error).await?,
+            let Err(error) = self.delete_object(target, &intent).await else {
+                self.journal.remove(id).await?;
+                self.note_deleted(&intent).await;
+                failed_in_a_row = 0;
+                continue;
+            };
+            // Refused may be one object alone, which the store has locked.
+            let general = error.is_transient() || error.is_configuration();
+            if general && !self.remote_answers().await {
+                return Err(error);
+            }
+            self.put_deletion_off(id, &intent, &error).await?;
+            failed_in_a_row += 1;
+            if general && failed_in_a_row == FAILURES_MAX {
+                return Err(error);
             }
         }
         Ok(())

@@ -182,7 +182,10 @@ impl Engine {
 
     /// One file for somebody who keeps its users from going on meanwhile.
     pub async fn run_locked(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await
+        let outcome = self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await?;
+        // A failure is the asker's to know.
+        self.note_end(kind, file, &outcome).await;
+        Ok(outcome)
     }
 
     async fn run_patiently(

@@ -173,6 +173,8 @@ impl Engine {
                 // Gone meanwhile.
                 None => {}
                 Some(Some(share)) if share == ours || rules.adopted.contains(&share) => page.orphans.push(orphan),
+                // What others wrote there is not believed to be short, or one of few.
+                Some(Some(share)) if share.len() != ours.len() => page.keep(Kept::Foreign, orphan.bytes),
                 Some(Some(share)) => page.keep(Kept::OfShare(share), orphan.bytes),
                 Some(None) if rules.adopt_unmarked => page.orphans.push(orphan),
                 Some(None) => page.keep(Kept::Unmarked, orphan.bytes),

@@ -262,6 +262,7 @@ impl Engine {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
                     self.spawn_forget_when_durable(cell.clone(), touched);
+                    self.spawn_note_recalled(cell.node.id);
                 } else {
                     recall.failed.store(true, Ordering::SeqCst);
                     self.undo_recall(cell, mtime, touched).await;

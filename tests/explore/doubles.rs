@@ -210,6 +210,8 @@ impl Lower for Flaky {
 pub struct Memory {
     pub objects: Mutex<HashMap<ObjectKey, Bytes>>,
     pub log: Arc<Log>,
+    /// The object under this key cannot be deleted: 403, as of a locked one.
+    pub locked: Mutex<Option<ObjectKey>>,
     /// Reads of content at this offset fail, others take a moment: a recall gives up while fetches still run.
     pub broken_at: Mutex<Option<u64>>,
 }
@@ -245,6 +247,9 @@ impl Remote for Memory {
         Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new() })
     }
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
+        if self.locked.lock().as_ref() == Some(key) {
+            return Err(RemoteError { kind: RemoteErrorKind::Denied, operation: "delete", ..absent(key) });
+        }
         self.log.note("delete");
         self.objects.lock().remove(key);
         Ok(())

@@ -265,3 +265,32 @@ fn a_start_settles_notes_by_the_batch() {
         assert_eq!(rig.engine.intent_counts().await.unwrap(), (0, 1_000));
     });
 }
+
+/// A store that had locked one object refused its deletion, and none behind it was deleted any more.
+#[test]
+fn a_locked_object_stands_in_nobodys_way() {
+    let rig = rig();
+    let key = |n: u64| tierfs::types::ObjectKey(format!("x@{n:x}-1.1"));
+    let gone = |n: u64| Inode { id: tierfs::types::FileId { ino: n, birth: 1 }, ..rig.node };
+    *rig.remote.locked.lock() = Some(key(0));
+    rig.runtime.block_on(async {
+        for n in 0..3 {
+            rig.remote.objects.lock().insert(key(n), bytes::Bytes::from_static(b"x"));
+            let kind = IntentKind::Delete { not_before: tierfs::types::Timestamp { secs: n as i64, nanos: 0 } };
+            let note = Intent { pair: "p".parse().unwrap(), key: key(n), manifest: false, node: gone(n), kind };
+            rig.journal.add(note).await.unwrap();
+        }
+    });
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    let left = || rig.remote.objects.lock().keys().cloned().collect::<Vec<_>>();
+    while left() != [key(0)] {
+        assert!(Instant::now() < until, "left: {:?}", left());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let listed = rig.runtime.block_on(rig.engine.failed(None, 9)).unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].failed.deletion.as_ref().unwrap().1.clone(), listed[0].attempts), (key(0), 1));
+    assert_eq!(listed[0].failed.reason, tierfs::ports::Reason::Configuration);
+    assert_eq!(rig.engine.pair_problem(), None, "others were deleted since");
+}

@@ -106,7 +106,19 @@ fn what_commands_fail_is_listed_and_leaves_the_list_by_success_or_by_hand() {
     );
     rig.faults.clear();
     rig.on(&["migrate"], &["d/a"]);
-    assert_eq!(listed(&rig), [missing]);
+    assert_eq!(listed(&rig), [missing.clone()]);
+    // Whoever succeeds takes it off the list: here a reader.
+    rig.migrate("c");
+    let rule = poison(&rig, Effect::InternalError, "GET", "/pre/c");
+    code(&rig.try_on(&["recall"], &["c"]), 1);
+    assert!(
+        rig.faults.hits(rule) > 0 && listed(&rig).contains(&entry("c", "recall", "remote", 1)),
+        "{:?}",
+        listed(&rig)
+    );
+    rig.faults.clear();
+    fs::read(rig.mnt("c")).unwrap();
+    wait_for("the end of its entry", || listed(&rig) == [missing.clone()]);
     // What is gone has nothing left to be tried.
     fs::remove_file(rig.mnt("missing")).unwrap();
     rig.on(&["failed", "retry", "--all"], &[]);
