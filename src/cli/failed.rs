@@ -23,7 +23,9 @@ pub struct FailedCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     List(List),
+    /// Try entries once more, now. What succeeds, or is gone, leaves the list; what fails is counted.
     Retry(Chosen),
+    /// Take entries off the list, and change nothing else: what fails again comes back.
     Drop(Chosen),
 }
 
@@ -39,7 +41,6 @@ struct List {
     paths: Vec<PathBuf>,
 }
 
-/// For these entries. `retry` tries each once more, now; `drop` takes it off the list and changes nothing else: what fails again comes back.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs failed retry --all\n  \

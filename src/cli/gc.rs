@@ -12,8 +12,8 @@ use crate::pair::units::parse_duration;
 
 /// Find objects in the bucket that no file names, and have them deleted after the pair's retention.
 ///
-/// The journal deletes what transfers leave behind by itself; this finds what it does not know: objects of a share whose state directory was lost, of
-/// files that were removed below the mount, or whose record was damaged. Taken are only objects that this share made, that no record, no note and no
+/// The journal deletes what transfers leave behind by itself; this finds what it does not know: objects of files that were removed below the mount,
+/// or whose record was damaged; and with --adopt, those of a share whose state directory was lost. Taken are only objects that this share made, that no record, no note and no
 /// running transfer names, and that are old enough. Nothing is taken while any record of the share cannot be read. A stub that exists in a
 /// backup only is not seen: restore it first.
 #[derive(Debug, Args)]
