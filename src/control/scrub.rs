@@ -80,10 +80,8 @@ impl Scrub {
             if memory.pass.is_none() && due {
                 memory.pass = Some(ScrubPass { begun: now, ..ScrubPass::default() });
             }
-            if memory.pass.is_some() {
-                self.pass(&mut memory).await;
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+            let ended = memory.pass.is_none() || self.pass(&mut memory).await;
+            tokio::time::sleep(if ended { LOOK_EVERY } else { BACK_OFF_MAX }).await;
         }
     }
 
@@ -118,8 +116,8 @@ impl Scrub {
         info.last = memory.last;
     }
 
-    /// Goes on with the pass to its end.
-    async fn pass(self: &Arc<Self>, memory: &mut Memory) {
+    /// Goes on with the pass; `false`: not to its end.
+    async fn pass(self: &Arc<Self>, memory: &mut Memory) -> bool {
         let (found, mut files) = mpsc::channel(1);
         let (lower, engine) = (self.lower.clone(), self.engine.clone());
         let places = memory.place.iter().map(|(name, offset)| Place { name: to_name(name), offset: *offset }).collect();
@@ -128,7 +126,7 @@ impl Scrub {
         while let Some((file, place)) = files.recv().await {
             self.info.lock().at = Some(WirePath::from_path(&file.path));
             let read = self.read(&file).await;
-            let Some(pass) = &mut memory.pass else { return };
+            let pass = memory.pass.get_or_insert_default();
             match read {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
@@ -147,7 +145,8 @@ impl Scrub {
         if !matches!(walking.await, Ok(Some(true))) {
             // The next look begins where this pass got to.
             tracing::warn!("the scrub could not walk over the share to its end; it tries again");
-            return self.remember(memory).await;
+            self.remember(memory).await;
+            return false;
         }
         if let Some(pass) = memory.pass.take() {
             let ended = ScrubPass { ended: Some(self.clock.now().secs), ..pass };
@@ -157,6 +156,7 @@ impl Scrub {
         memory.place.clear();
         self.show(memory);
         self.remember(memory).await;
+        true
     }
 
     /// Reads one file's object; waits as long as the remote is away. An error: it is on the dead-letter list.

@@ -34,10 +34,12 @@ impl EngineError {
                 | RemoteErrorKind::SlowDown
                 | RemoteErrorKind::Server => Reason::Remote,
                 RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket => Reason::Configuration,
-                RemoteErrorKind::NotFound | RemoteErrorKind::Conflict => Reason::Missing,
+                RemoteErrorKind::NotFound => Reason::Missing,
+                // Of a read: the object is another than the record says.
+                RemoteErrorKind::Conflict if matches!(source.operation, "get" | "head") => Reason::Missing,
                 RemoteErrorKind::Corrupt => Reason::Checksum,
                 RemoteErrorKind::Source => Reason::Local,
-                RemoteErrorKind::Archived | RemoteErrorKind::Rejected => Reason::Refused,
+                RemoteErrorKind::Conflict | RemoteErrorKind::Archived | RemoteErrorKind::Rejected => Reason::Refused,
             }),
             Self::Corrupt { .. } => Some(Reason::Checksum),
             Self::BadRecord { .. } | Self::ChangedBelow { .. } => Some(Reason::Record),
@@ -244,7 +246,65 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use super::back_off_s;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::Unfit;
+    use crate::ports::{JournalError, LowerError, RemoteError};
+    use crate::record::RecordError;
+
+    #[test]
+    fn the_kind_of_a_failure_decides_whether_and_as_what_it_is_listed() {
+        use RemoteErrorKind as Kind;
+        let file = FileId { ino: 1, birth: 2 };
+        let remote = |kind, operation| {
+            let (object, endpoint, detail) = ("o".into(), "e".into(), "d".into());
+            EngineError::Remote { file, source: RemoteError { kind, operation, object, endpoint, detail } }
+        };
+        let lower = |errno| EngineError::Lower { file, source: Arc::new(LowerError::from_errno("open", errno)) };
+        let refused = |why| EngineError::Refused { file, why };
+        let found = "other".parse().unwrap();
+        let foreign = EngineError::ForeignPair { file, found, found_share: String::new(), mounted: String::new() };
+        for (error, reason) in [
+            // Content changed, file gone: rolled back, nothing is left to do.
+            (refused(Refusal::Changed), None),
+            (lower(libc::ESTALE), None),
+            (lower(libc::ENOENT), None),
+            // Busy: asked for again.
+            (refused(Refusal::Open), None),
+            (refused(Refusal::OpenForWriting), None),
+            (refused(Refusal::Busy), None),
+            (refused(Refusal::Pinned), None),
+            (EngineError::Unfit { file, why: Unfit::Sealed }, None),
+            (EngineError::Cancelled, None),
+            (EngineError::ShuttingDown, None),
+            // The remote: may pass.
+            (remote(Kind::Unreachable, "put"), Some(Reason::Remote)),
+            (remote(Kind::TimedOut, "get"), Some(Reason::Remote)),
+            (remote(Kind::SlowDown, "put"), Some(Reason::Remote)),
+            (remote(Kind::Server, "head"), Some(Reason::Remote)),
+            // The pair.
+            (remote(Kind::Denied, "put"), Some(Reason::Configuration)),
+            (remote(Kind::NoSuchBucket, "put"), Some(Reason::Configuration)),
+            (foreign, Some(Reason::Configuration)),
+            // Content.
+            (remote(Kind::Corrupt, "get"), Some(Reason::Checksum)),
+            (EngineError::Corrupt { file, object: "o".into(), offset: 0, len: 1 }, Some(Reason::Checksum)),
+            (remote(Kind::NotFound, "get"), Some(Reason::Missing)),
+            (remote(Kind::Conflict, "get"), Some(Reason::Missing)),
+            (remote(Kind::Conflict, "put"), Some(Reason::Refused)),
+            (remote(Kind::Rejected, "put"), Some(Reason::Refused)),
+            // The share and the journal.
+            (EngineError::BadRecord { file, why: RecordError::Checksum }, Some(Reason::Record)),
+            (EngineError::ChangedBelow { file, object: "o".into(), why: "w" }, Some(Reason::Record)),
+            (refused(Refusal::Unknown), Some(Reason::Local)),
+            (lower(libc::EIO), Some(Reason::Local)),
+            (EngineError::NoSpace { file, len: 2, available: 1 }, Some(Reason::Local)),
+            (JournalError { path: "p".into(), reason: "r".into() }.into(), Some(Reason::Local)),
+        ] {
+            assert_eq!(error.reason(), reason, "{error:?}");
+        }
+    }
 
     #[test]
     fn pauses_double_up_to_a_day() {

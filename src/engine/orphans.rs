@@ -15,7 +15,8 @@
 //! * *A filesystem that cannot find an inode by its number*: refused.
 //! * *A mistake all the same*: an orphan is not deleted but noted for deletion after the pair's retention, and looked at again then.
 //!
-//! What is not seen: stubs that exist in a backup only.
+//! What is not seen: stubs that exist in a backup only, and a second machine that works on a copy of the share together with its state
+//! directory, which nothing tells from the first.
 
 use std::collections::{HashMap, HashSet};
 
