@@ -165,19 +165,29 @@ fn an_upload_that_runs_is_left_alone() {
     let content = rig.write("large", 5 * CHUNK);
     // The object is there, its record is not yet.
     let rule = rig.faults.add(Rule::new(Effect::Hang).method("PUT").url(".manifest"));
-    let mut job = rig.command(&["migrate".as_ref(), rig.mnt("large").as_os_str()]);
+    // And one of many parts, in the middle.
+    let huge = rig.write("huge", 17 << 20);
+    let part = rig.faults.add(Rule::new(Effect::Hang).method("PUT").url("partNumber=2"));
+    let mut job = rig.command(&["migrate".as_ref(), rig.mnt("large").as_os_str(), rig.mnt("huge").as_os_str()]);
     let mut job = job.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for("the object", || !rig.objects().is_empty() && rig.faults.hits(rule) > 0);
+    wait_for("the parts", || rig.faults.hits(part) > 0);
     let found = gc(&rig, &[]);
     assert_eq!((found.orphans.len(), found.kept.get("noted in the journal")), (0, Some(&1)), "{:?}", found.kept);
+    let unfinished = || rig.block_on(rig.remote().unfinished_uploads()).unwrap().len();
+    assert_eq!(unfinished(), 1);
     // Left by a crash, it is the journal's to delete.
     rig.crash();
     job.wait().unwrap();
     rig.faults.clear();
     rig.mount();
-    rig.migrate("large");
-    rig.same("large", &content);
-    rig.settled(&["large"]);
+    let unfinished = || rig.block_on(rig.remote().unfinished_uploads()).unwrap().len();
+    wait_for("the end of what was left", || unfinished() == 0);
+    for (name, content) in [("large", &content), ("huge", &huge)] {
+        rig.migrate(name);
+        rig.same(name, content);
+    }
+    rig.settled(&["large", "huge"]);
 }
 
 /// Makes a stub by hand below the mount, as a restored backup would: the inode in its object's key is another.
