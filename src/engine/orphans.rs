@@ -271,9 +271,11 @@ impl Engine {
         let target = self.target()?;
         let keys = target.remote.unfinished_uploads().await.map_err(EngineError::remote(self.lower.root().id))?;
         let made_before = Generation::default().after(rules.made_before);
-        let old = |key: &ObjectKey| parse(&target.prefix, key).is_some_and(|(.., made)| made < made_before);
-        let keys: Vec<_> = keys.into_iter().filter(old).collect();
-        let objects = keys.iter().filter_map(|key| parse(&target.prefix, key)).map(|(object, ..)| object).collect();
+        let old = keys.into_iter().filter_map(|key| {
+            let (object, _, generation) = parse(&target.prefix, &key)?;
+            (generation < made_before).then_some((key, object))
+        });
+        let (keys, objects): (Vec<_>, Vec<_>) = old.unzip();
         let noted = self.journal.names_keys(objects).await?;
         Ok(keys.into_iter().zip(noted).filter_map(|(key, noted)| (!noted).then_some(key)).collect())
     }
