@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore rounds known soak bench fmt lint
+.PHONY: help deps demo test explore rounds known quota soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,13 @@ rounds: ## Random opens, maps, reads and writes of one file while it comes and g
 known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN=1000000)
 	@scripts/install-deps.sh test
 	$(if $(KNOWN),TIERFS_KNOWN=$(KNOWN)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture known::a_million
+
+quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
+	@scripts/install-deps.sh test
+	$(CARGO) test --locked --no-run --test mount
+	@binary=$$($(CARGO) test --locked --no-run --test mount --message-format=json 2>/dev/null | \
+	    sed -n 's/.*"name":"mount".*"executable":"\([^"]*\)".*/\1/p'); \
+	TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota:: --nocapture --test-threads=1
 
 soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng)
 	@scripts/install-deps.sh soak

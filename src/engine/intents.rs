@@ -11,7 +11,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
-use crate::tier::Activity;
+use crate::tier::{Activity, Refusal};
 use crate::types::{Inode, Timestamp};
 
 /// Notes handled per look at the journal.
@@ -56,6 +56,9 @@ impl Engine {
                 count += 1;
                 if let Err(error) = self.recover_one(id, &intent).await {
                     // The note stays for the next start; the mount is not held up by one file.
+                    if matches!(intent.kind, IntentKind::Settle { .. }) {
+                        self.leftovers.lock().insert(intent.node.id);
+                    }
                     tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
                 }
             }
@@ -103,11 +106,11 @@ impl Engine {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
             if lease.is_none() && self.lower.features().leases {
-                // Somebody reads the file below the mount. The claim holds without the punch; the blocks stay for now.
-                tracing::warn!(file = %node.id, "open below the mount: its local blocks stay allocated");
-            } else {
-                file.punch_all().map_err(&failed)?;
+                // Somebody reads the file below the mount. The claim holds without the punch. The note stays with the blocks, or nobody
+                // could tell them from a change below the mount.
+                return Err(EngineError::Refused { file: node.id, why: Refusal::Open });
             }
+            file.punch_all().map_err(&failed)?;
             held = Some((file, lease));
         }
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };

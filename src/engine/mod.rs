@@ -17,9 +17,11 @@ mod sync;
 mod verify;
 mod warm;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
@@ -97,6 +99,9 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
+    /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
+    /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
+    leftovers: Mutex<HashSet<FileId>>,
     changed: std::sync::OnceLock<ChangeHook>,
 }
 
@@ -124,6 +129,7 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
+            leftovers: Mutex::default(),
             changed: std::sync::OnceLock::new(),
         })
     }

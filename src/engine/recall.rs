@@ -261,6 +261,7 @@ impl Engine {
                 if saved.is_ok() {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
+                    self.leftovers.lock().remove(&cell.node.id);
                     self.spawn_forget_when_durable(cell.clone(), touched);
                 } else {
                     recall.failed.store(true, Ordering::SeqCst);
@@ -316,13 +317,17 @@ impl Engine {
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
             })
             .await;
+            let undone = undone.and_then(|undone| undone.map_err(EngineError::lower(cell.node.id)));
             match undone {
-                Ok(Ok(_)) => self.spawn_forget_when_durable(cell.clone(), touched),
-                // The note stays: the next start frees what is left.
-                Ok(Err(error)) => {
-                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}")
+                Ok(_) => {
+                    self.leftovers.lock().remove(&cell.node.id);
+                    self.spawn_forget_when_durable(cell.clone(), touched);
                 }
-                Err(error) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
+                // The note stays: the next recall writes over what is left, or the next start frees it.
+                Err(error) => {
+                    self.leftovers.lock().insert(cell.node.id);
+                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}");
+                }
             }
         }
         let mut inner = cell.lock();
