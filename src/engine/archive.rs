@@ -290,10 +290,7 @@ impl Engine {
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
-        let kind = IntentKind::Delete { not_before };
-        let intent =
-            Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
-        self.journal.add(intent).await?;
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
         blocking(move || {
