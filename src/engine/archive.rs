@@ -241,6 +241,9 @@ impl Engine {
             }),
             superseded: None,
         };
+        if !record.fits() {
+            return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
+        }
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));

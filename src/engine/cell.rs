@@ -278,7 +278,7 @@ pub(super) fn has_data(file: &dyn LowerFile, len: u64) -> Result<bool, LowerErro
 /// Stores, durably, that the content is what is local: from now on somebody may set size and mtime back to what the
 /// stale record knows, and it would be believed.
 fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
-    let generation = Generation(record.generation.0 + 1);
+    let generation = Generation(record.generation.0.saturating_add(1));
     let before = record.encode();
     let record = record.into_resident(generation);
     if !lower.features().read_only {

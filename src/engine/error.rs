@@ -71,6 +71,10 @@ pub enum Unfit {
     Empty,
     #[error("immutable, append-only or retention-locked")]
     Sealed,
+    #[error(
+        "its record would be too long to store: the share's path, the object's key and what the store calls it are together over 3.9 KiB"
+    )]
+    RecordTooLong,
 }
 
 pub type EngineResult<T> = Result<T, EngineError>;

@@ -60,7 +60,8 @@ impl Engine {
         let of_file = below.strip_suffix('0').unwrap_or(below);
         let listed = target.remote.list(of_file, None).await.map_err(EngineError::remote(cell.node.id))?;
         let asked = any.strip_suffix('0').unwrap_or(&any);
-        let mut objects: Vec<_> = listed.into_iter().filter(|(key, size)| *size == len && is_own(cell.node.id, key)).collect();
+        let mut objects: Vec<_> =
+            listed.into_iter().filter(|(key, size)| *size == len && is_own(cell.node.id, key)).collect();
         // A store may list what was not asked for.
         objects.retain(|(key, _)| key.0.starts_with(asked) && !key.0[asked.len()..].contains(['/', '@']));
         let objects = objects.into_iter();

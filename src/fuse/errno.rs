@@ -61,6 +61,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::Unfit { why, .. } => match why {
             Unfit::NotRegular | Unfit::Empty => libc::EINVAL,
             Unfit::Sealed => libc::EPERM,
+            Unfit::RecordTooLong => libc::ENAMETOOLONG,
         },
         EngineError::NoSpace { .. } => libc::ENOSPC,
         EngineError::ReadOnly => libc::EROFS,

@@ -5,17 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ByteRange, ContentHash};
+use crate::types::{ByteRange, CHUNKS_MAX, ContentHash, is_chunk_size};
 
 const MAGIC: &[u8; 8] = b"tfsmanif";
 const VERSION: u8 = 1;
 const CRC_LEN: usize = 4;
 /// What a manifest has besides its hashes, in bytes, generously.
 const ENCODED_OVERHEAD_MAX: u64 = 256;
-/// 64 TiB in chunks of 4 MiB; 512 MiB of hashes.
-const CHUNKS_MAX: u64 = 1 << 24;
-const CHUNK_SIZE_MIN: u32 = 64 << 10;
-const CHUNK_SIZE_MAX: u32 = 64 << 20;
 
 /// Why a manifest cannot be built or read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +102,7 @@ impl Manifest {
     /// Of a content of `len` bytes cut into chunks of `chunk_size` (a power of two, 64 KiB to 64 MiB; the last may be
     /// shorter), whose hashes are `chunks`.
     pub fn new(len: u64, chunk_size: u32, chunks: Vec<ContentHash>) -> Result<Self, ManifestError> {
-        if !chunk_size.is_power_of_two() || !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&chunk_size) {
+        if !is_chunk_size(chunk_size) {
             return Err(ManifestError::BadChunkSize(chunk_size));
         }
         let expected = len.div_ceil(u64::from(chunk_size));
