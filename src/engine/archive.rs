@@ -241,6 +241,9 @@ impl Engine {
             }),
             superseded: None,
         };
+        if !record.fits() {
+            return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
+        }
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
@@ -290,10 +293,7 @@ impl Engine {
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
-        let kind = IntentKind::Delete { not_before };
-        let intent =
-            Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
-        self.journal.add(intent).await?;
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
         blocking(move || {

@@ -10,19 +10,16 @@ use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinSet;
 
 use super::archive::OpenNote;
-use super::cell::Cell;
+use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use super::{Engine, blocking, moving};
-use crate::ports::{
-    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SeekTo, SetAttr, SetTime,
-};
+use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
 use crate::types::{ByteRange, ContentHash, Timestamp};
 
-/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
-const MANIFEST_OVERHEAD_MAX: u64 = 256;
+pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
 /// The transfer's note, once it is durable.
 type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
@@ -46,9 +43,12 @@ impl Engine {
         }
         let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
         let ours = self.leftovers.lock().contains(&cell.node.id);
-        if claim == Claim::Stub && !ours && has_local_data(&*file, object.len).map_err(&failed)? {
-            let why = "there is data in it that tierfs did not write";
-            return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
+        if claim == Claim::Stub && !ours && has_data(&*file, object.len).map_err(&failed)? {
+            return Err(EngineError::ChangedBelow {
+                file: cell.node.id,
+                object: object.key.to_string(),
+                why: FOREIGN_DATA,
+            });
         }
         let note = Intent {
             pair: object.pair.name.clone(),
@@ -179,7 +179,7 @@ impl Engine {
         for last in [false, true] {
             let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
             let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
+            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
                 return Err(corrupt(info.len));
             }
             let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
@@ -199,13 +199,5 @@ impl Engine {
             }
         }
         unreachable!("the loop returns in its second round")
-    }
-}
-
-fn has_local_data(file: &dyn LowerFile, len: u64) -> Result<bool, crate::ports::LowerError> {
-    match file.seek(0, SeekTo::Data) {
-        Ok(offset) => Ok(offset < len),
-        Err(error) if error.errno() == libc::ENXIO => Ok(false),
-        Err(error) => Err(error),
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
+use super::owner::{is_own, is_shared, name_of};
 use super::{Engine, blocking, moving};
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::{Activity, Refusal};
-use crate::types::{Inode, Timestamp};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 /// Notes handled per look at the journal.
 const BATCH: usize = 256;
@@ -28,7 +29,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// What an inode says of an object.
 enum Reference {
-    /// Its record names the object.
+    /// Its record names the object, or others' do.
     Named,
     /// It has no name left but is still open somewhere, so its last reader may need the object; or just now nobody can tell.
     Later,
@@ -168,7 +169,7 @@ impl Engine {
             let (this, noted) = (self.clone(), intent.clone());
             match blocking(move || this.reference(&noted)).await?? {
                 Reference::Named => {
-                    tracing::info!(object = %intent.key, "still named by its file: not deleted");
+                    tracing::info!(object = %intent.key, "still named by a file: not deleted");
                     self.journal.remove(id).await?;
                     continue;
                 }
@@ -205,6 +206,9 @@ impl Engine {
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
         let failed = EngineError::lower(intent.node.id);
+        if !is_own(intent.node.id, &intent.key) {
+            return Ok(Reference::Named);
+        }
         let (node, attr) = match self.lower.by_handle(&intent.node.handle) {
             Ok(found) if found.0.id == intent.node.id => found,
             Ok(_) => return Ok(Reference::Gone),
@@ -228,19 +232,26 @@ impl Engine {
             }
         };
         Ok(match (names, attr.nlink) {
+            (false, _) if is_shared(&*self.lower, &node) => Reference::Named,
             (false, _) => Reference::None,
             (true, 0) => Reference::Later,
             (true, _) => Reference::Named,
         })
     }
 
-    /// Whether the stored record names the object. It decides as it is: what cannot be decoded may name anything. A "no" is durable.
+    /// Whether the stored record names the object, or may: of what cannot be decoded nobody knows, and one such file must not hold up the
+    /// deletions of others. A "no" is durable.
     fn stored_names(&self, node: &Inode, intent: &Intent) -> EngineResult<bool> {
         let failed = EngineError::lower(node.id);
         if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
-            let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
-            if record.names(&intent.key) {
-                return Ok(true);
+            match Record::decode(&stored) {
+                Ok(record) if !record.names(&intent.key) => {}
+                Ok(_) => return Ok(true),
+                Err(why) => {
+                    let path = name_of(&*self.lower, node);
+                    tracing::warn!(path, object = %intent.key, "its record is damaged ({why}): the object stays, for the collector to judge");
+                    return Ok(true);
+                }
             }
         }
         self.lower.sync_node(node).map_err(&failed)?;
@@ -253,14 +264,37 @@ impl Engine {
         let mut not_before = self.clock.now();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
         not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;
-        let kind = IntentKind::Delete { not_before };
         if let Some(object) = record.object {
             let manifest = object.has_manifest();
-            let pair = object.pair.name;
-            self.journal.add(Intent { pair, key: object.key, manifest, node, kind }).await?;
+            self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;
         }
         if let Some(old) = record.superseded {
-            self.journal.add(Intent { pair: old.pair, key: old.key, manifest: old.manifest, node, kind }).await?;
+            self.note_deletion(node, old.pair, old.key, old.manifest, not_before).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that an object is to go, unless its file may not decide that.
+    pub(super) async fn note_deletion(
+        self: &Arc<Self>,
+        node: Inode,
+        pair: PairName,
+        key: ObjectKey,
+        manifest: bool,
+        not_before: Timestamp,
+    ) -> EngineResult<()> {
+        let may = |key: ObjectKey| {
+            let this = self.clone();
+            blocking(move || this.may_give_up(&node, &key))
+        };
+        if !may(key.clone()).await? {
+            return Ok(());
+        }
+        let kind = IntentKind::Delete { not_before };
+        let note = self.journal.add(Intent { pair, key: key.clone(), manifest, node, kind }).await?;
+        // Who began to share it meanwhile has marked the file, and then withdrawn the notes there were: perhaps not this one.
+        if !may(key).await? {
+            self.journal.remove(note).await?;
         }
         Ok(())
     }

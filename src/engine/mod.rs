@@ -10,6 +10,8 @@ mod fill;
 mod intents;
 mod jobs;
 mod keys;
+mod lost;
+mod owner;
 mod recall;
 mod release;
 mod source;
@@ -29,6 +31,7 @@ pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state
 pub use error::{EngineError, EngineResult, Unfit};
 pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
+pub use owner::made_for;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
@@ -180,11 +183,18 @@ impl Engine {
         self.totals.running.load(Ordering::SeqCst) == 0
     }
 
-    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7).
+    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7). The same for a record that anybody
+    /// may have written, unless its object was made for this very file.
     fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
         let target = self.target.as_ref();
         match (&record.object, target) {
-            (Some(object), Some(target)) if object.pair == target.pair => Ok(target),
+            (Some(object), Some(target)) if object.pair == target.pair => {
+                // Whoever may write the file below the mount may write such a record, too, and would read what is not his.
+                if !self.lower.features().trusted_xattrs && !owner::is_own(node.id, &object.key) {
+                    return Err(EngineError::Unproven { file: node.id, object: object.key.to_string() });
+                }
+                Ok(target)
+            }
             (Some(object), _) => Err(EngineError::ForeignPair {
                 file: node.id,
                 found: object.pair.name.clone(),

@@ -246,6 +246,10 @@ impl Engine {
         recall: &Arc<Recall>,
     ) -> EngineResult<()> {
         let mut touched = None;
+        if let Err(error) = self.keep_borrowed(cell, object).await {
+            // Its content comes back all the same; it is not freed again before this succeeds.
+            tracing::warn!(file = %cell.node.id, object = %object.key, "another file's object may be deleted while this one uses it: {error}");
+        }
         let result = self.fill(cell, object, claim, mtime, recall, &mut touched).await;
         let result = result.map_err(|error| self.or_no_space(object, error));
         if result.is_err() {

@@ -13,6 +13,7 @@ use super::{Engine, blocking, moving};
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
+use crate::types::FileId;
 
 /// A lower file held exclusively; dropping the lease lets other openers on.
 struct Exclusive {
@@ -61,7 +62,8 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            if let Err(error) = self.confirm_object(cell, &object).await {
+            self.keep_borrowed(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell.node.id, &object).await {
                 // Meanwhile a writer may have given the object up: then it is rightly gone.
                 let given_up = !cell.lock().record.names(&object.key);
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
@@ -107,8 +109,8 @@ impl Engine {
     }
 
     /// The object is there, in full. Its content was verified when it was stored.
-    pub(super) async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
-        let failed = EngineError::remote(cell.node.id);
+    pub(super) async fn confirm_object(&self, file: FileId, object: &ObjectRef) -> EngineResult<()> {
+        let failed = EngineError::remote(file);
         let remote = &self.target()?.remote;
         let missing = |detail: String| {
             failed(RemoteError {

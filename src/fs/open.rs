@@ -12,7 +12,7 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, EngineError, Inner, Patience, WarmFile};
+use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -96,9 +96,7 @@ impl Fs {
         }
         let node = self.node(id)?;
         let (cell, at_hand) = match self.cell_to_open(&node) {
-            Err(FsError::Engine(EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. }))
-                if !flags.write && !flags.truncate =>
-            {
+            Err(FsError::Engine(error)) if error.is_damage() && !flags.write && !flags.truncate => {
                 return Ok(Try::Done(Ok(Opened { fh: NO_CONTENT, service: Service::Daemon })));
             }
             found => found?,

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ports::{Intent, IntentId, Journal, JournalError};
-use crate::types::{PairName, Timestamp};
+use crate::types::{ObjectKey, PairName, Timestamp};
 
 use store::Store;
 use writer::{Call, Reply};
@@ -89,6 +89,11 @@ impl Journal for SqliteJournal {
 
     async fn remove(&self, id: IntentId) -> Result<(), JournalError> {
         self.ask(|reply| Call::Remove { id, reply }).await
+    }
+
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError> {
+        let key = key.clone();
+        self.ask(|reply| Call::Withdraw { key, reply }).await
     }
 
     async fn due(

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ports::{Intent, IntentId, JournalError};
-use crate::types::{PairName, Timestamp};
+use crate::types::{ObjectKey, PairName, Timestamp};
 
 use super::CALLS_WAITING_MAX;
 use super::store::{Fault, Store};
@@ -20,6 +20,7 @@ pub(super) enum Call {
     Add { intent: Intent, reply: Reply<IntentId> },
     SetDelete { id: IntentId, not_before: Timestamp, reply: Reply<()> },
     Remove { id: IntentId, reply: Reply<()> },
+    Withdraw { key: ObjectKey, reply: Reply<()> },
     Due { pair: PairName, now: Timestamp, limit: usize, reply: Reply<Notes> },
     Unfinished { after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
     Counts { reply: Reply<(u64, u64)> },
@@ -67,7 +68,7 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, commits: &AtomicU64) {
 
 impl Call {
     fn is_write(&self) -> bool {
-        matches!(self, Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. })
+        matches!(self, Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } | Call::Withdraw { .. })
     }
 
     /// Runs the call unless the batch has failed already; the first failure fails the batch, for its transaction is
@@ -77,6 +78,7 @@ impl Call {
             Call::Add { intent, reply } => hold(reply, failure, || store.add(&intent)),
             Call::SetDelete { id, not_before, reply } => hold(reply, failure, || store.set_delete(id, not_before)),
             Call::Remove { id, reply } => hold(reply, failure, || store.remove(id)),
+            Call::Withdraw { key, reply } => hold(reply, failure, || store.withdraw(&key)),
             Call::Due { pair, now, limit, reply } => hold(reply, failure, || store.due(&pair, now, limit)),
             Call::Unfinished { after, limit, reply } => hold(reply, failure, || store.unfinished(after, limit)),
             Call::Counts { reply } => hold(reply, failure, || store.counts()),
