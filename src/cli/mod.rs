@@ -7,7 +7,9 @@ mod claims;
 pub mod daemon;
 mod dev_s3;
 pub mod exit;
+mod failed;
 mod files;
+mod gc;
 mod holders;
 mod info;
 mod migrate;
@@ -86,6 +88,8 @@ enum Command {
     Info(info::Info),
     Verify(verify::Verify),
     Check(verify::Check),
+    Failed(failed::FailedCommand),
+    Gc(gc::Gc),
     DevS3(dev_s3::DevS3),
 }
 
@@ -122,6 +126,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Info(command) => command.run(global),
         Command::Verify(command) => command.run(global),
         Command::Check(command) => command.run(global),
+        Command::Failed(command) => command.run(global),
+        Command::Gc(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

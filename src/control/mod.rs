@@ -6,10 +6,13 @@
 
 pub mod by_xattr;
 pub mod client;
+mod failed;
+mod gc;
 pub mod locate;
 pub mod mountinfo;
 pub mod policy;
 pub mod protocol;
+pub mod scrub;
 pub mod server;
 mod wire;
 

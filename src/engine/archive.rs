@@ -14,6 +14,7 @@ use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
+use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
 use crate::ports::{
@@ -164,7 +165,9 @@ impl Engine {
         } else {
             (source.clone(), None)
         };
-        let metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let mut metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let share = (SHARE_METADATA.to_owned(), self.share_id().await?.to_owned());
+        metadata.push(share.clone());
         let put = async {
             // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
             tokio::select! {
@@ -194,7 +197,7 @@ impl Engine {
             let len = encoded.len() as u64;
             let manifest = Arc::new(MemorySource(encoded.into()));
             let key = crate::record::manifest_key(key);
-            target.remote.put(&key, len, manifest, &[]).await.map_err(EngineError::remote(cell.node.id))?;
+            target.remote.put(&key, len, manifest, &[share]).await.map_err(EngineError::remote(cell.node.id))?;
         }
         Ok((stored, source))
     }

@@ -100,6 +100,11 @@ impl EngineError {
         matches!(self, Self::BadRecord { .. } | Self::ChangedBelow { .. })
     }
 
+    /// The file is no more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Lower { source, .. } if super::intents::is_gone(source))
+    }
+
     /// Another transfer of the file is running.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Refused { why: Refusal::Busy, .. })

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::owner::{is_own, is_shared, name_of};
-use super::{Engine, blocking, moving};
+use super::{Engine, Target, blocking, moving};
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::{Activity, Refusal};
@@ -53,15 +53,24 @@ impl Engine {
             let batch = self.journal.unfinished(after, BATCH).await?;
             let Some((last, _)) = batch.last() else { return Ok(count) };
             after = Some(*last);
+            let mut settled = Vec::new();
             for (id, intent) in batch {
                 count += 1;
-                if let Err(error) = self.recover_one(id, &intent).await {
+                match self.recover_one(&intent).await {
+                    Ok(named) => settled.push((id, intent.kind, named)),
                     // The note stays for the next start; the mount is not held up by one file.
-                    if matches!(intent.kind, IntentKind::Settle { .. }) {
-                        self.leftovers.lock().insert(intent.node.id);
+                    Err(error) => {
+                        if matches!(intent.kind, IntentKind::Settle { .. }) {
+                            self.leftovers.lock().insert(intent.node.id);
+                        }
+                        tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
                     }
-                    tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
                 }
+            }
+            // Together, so that they share a commit: a start with thousands of notes must not sync for each.
+            let ends = settled.into_iter().map(|(id, kind, named)| self.end_note(id, kind, named));
+            for failure in futures::future::join_all(ends).await.into_iter().filter_map(Result::err) {
+                tracing::error!("a settled transfer stays noted: {failure}");
             }
         }
     }
@@ -71,10 +80,13 @@ impl Engine {
         blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))
     }
 
-    async fn recover_one(self: &Arc<Self>, id: IntentId, intent: &Intent) -> EngineResult<()> {
+    async fn recover_one(self: &Arc<Self>, intent: &Intent) -> EngineResult<bool> {
         let (this, noted) = (self.clone(), intent.clone());
-        let named = blocking(move || this.settle(&noted)).await??;
-        match intent.kind {
+        blocking(move || this.settle(&noted)).await?
+    }
+
+    async fn end_note(&self, id: IntentId, kind: IntentKind, named: bool) -> EngineResult<()> {
+        match kind {
             IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
@@ -190,18 +202,37 @@ impl Engine {
             // The removals may be in memory only: a power loss would bring back files whose objects are deleted.
             self.sync_share().await?;
         }
-        for (id, intent) in doomed {
-            let failed = EngineError::remote(intent.node.id);
-            let manifest = intent.manifest.then(|| manifest_key(&intent.key));
-            for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
-                match target.remote.delete(key).await {
-                    Err(error) if error.kind != RemoteErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
-            }
-            self.journal.remove(id).await?;
-        }
+        self.delete_objects(target, doomed).await?;
         Ok(more)
+    }
+
+    /// Deletes objects; one that the store will not give up stands in nobody's way. An error: nothing can be deleted at present.
+    async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
+        for (id, intent) in doomed {
+            match self.delete_object(target, &intent).await {
+                Ok(()) => {
+                    self.journal.remove(id).await?;
+                    self.note_deleted(&intent).await;
+                }
+                Err(error) if error.is_configuration() => return Err(error),
+                Err(error) if error.is_transient() && !self.remote_answers().await => return Err(error),
+                Err(error) => self.put_deletion_off(id, &intent, &error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_object(&self, target: &Target, intent: &Intent) -> EngineResult<()> {
+        let manifest = intent.manifest.then(|| manifest_key(&intent.key));
+        for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
+            match target.remote.delete(key).await {
+                Err(error) if error.kind != RemoteErrorKind::NotFound => {
+                    return Err(EngineError::remote(intent.node.id)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {

@@ -6,12 +6,17 @@
 mod archive;
 mod cell;
 mod error;
+mod failures;
 mod fill;
+mod health;
 mod intents;
 mod jobs;
 mod keys;
 mod lost;
+mod moves;
+mod orphans;
 mod owner;
+mod pace;
 mod recall;
 mod release;
 mod source;
@@ -29,9 +34,12 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
-pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
+pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
+pub use moves::MoveWatch;
+pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
+pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
@@ -39,6 +47,7 @@ use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode};
+use health::{Health, Watched};
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -91,6 +100,7 @@ pub struct Engine {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     target: Option<Target>,
+    health: Arc<Health>,
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
@@ -106,6 +116,9 @@ pub struct Engine {
     /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
     leftovers: Mutex<HashSet<FileId>>,
     changed: std::sync::OnceLock<ChangeHook>,
+    /// Marks the objects of this share.
+    share_id: tokio::sync::OnceCell<String>,
+    moves: moves::Moves,
 }
 
 impl Engine {
@@ -118,6 +131,11 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
+        let health = Arc::<Health>::default();
+        let target = target.map(|target| {
+            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            Target { remote, ..target }
+        });
         Arc::new(Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
@@ -125,6 +143,7 @@ impl Engine {
             journal,
             clock,
             target,
+            health,
             warm: Warm::new(runtime.clone()),
             runtime,
             limits,
@@ -134,6 +153,8 @@ impl Engine {
             deletions: Notify::new(),
             leftovers: Mutex::default(),
             changed: std::sync::OnceLock::new(),
+            share_id: tokio::sync::OnceCell::new(),
+            moves: moves::Moves::default(),
         })
     }
 
@@ -159,6 +180,11 @@ impl Engine {
         self.target.as_ref().map(|target| target.pair.name.as_str())
     }
 
+    /// Why the pair cannot be used at present, as the last calls show.
+    pub fn pair_problem(&self) -> Option<String> {
+        self.health.problem()
+    }
+
     /// What is noted and not yet done: (uploads and settlements, deletions).
     pub async fn intent_counts(&self) -> EngineResult<(u64, u64)> {
         Ok(self.journal.counts().await?)
@@ -167,6 +193,11 @@ impl Engine {
     /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether background work is to rest.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Takes [`Engine::stop`] back.

@@ -20,19 +20,22 @@ const SHARED: &str = "trusted.tierfs.shared";
 
 /// The file that an object was made for. `None`: the key is not one that tierfs makes.
 pub fn made_for(key: &ObjectKey) -> Option<FileId> {
-    Some(parse(key)?.0)
+    Some(parse(&key.0)?.0)
 }
 
 /// The generation of its file's content that an object holds.
 pub(super) fn generation_of(key: &ObjectKey) -> Option<Generation> {
-    Some(parse(key)?.1)
+    Some(parse(&key.0)?.1)
 }
 
-fn parse(key: &ObjectKey) -> Option<(FileId, Generation)> {
-    let (file, generation) = key.0.rsplit_once('@')?.1.split_once('.')?;
+/// Whose content of when an object's key names. One spelling only: what we never wrote is not ours.
+pub(super) fn parse(key: &str) -> Option<(FileId, Generation)> {
+    let tail = key.rsplit_once('@')?.1;
+    let (file, generation) = tail.split_once('.')?;
     let (ino, birth) = file.split_once('-')?;
-    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
-    Some((FileId { ino: hex(ino)?, birth: hex(birth)? }, Generation(hex(generation)?)))
+    let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let (file, generation) = (FileId { ino: number(ino)?, birth: number(birth)? }, Generation(number(generation)?));
+    (format!("{file}.{generation}") == tail).then_some((file, generation))
 }
 
 /// Whether the object was made for `file`.
@@ -131,12 +134,12 @@ mod tests {
         for path in ["a", "a@b/c.d-e", "x@1-2.3", &"long/".repeat(400), "ü@"] {
             for prefix in ["", "p", "p@7-8.9/q"] {
                 let key = object_key(prefix, Path::new(path), file, Generation(0x6_4a3c));
-                assert_eq!(parse(&key), Some((file, Generation(0x6_4a3c))), "{key}");
+                assert_eq!(parse(&key.0), Some((file, Generation(0x6_4a3c))), "{key}");
             }
         }
         for key in ["", "a", "a@", "a@1", "a@1-2", "a@1-2.", "a@1.2", "a@-.", "a@x-2.3", "a@1-2.x", "a@1-2.3.manifest"]
         {
-            assert_eq!(parse(&ObjectKey(key.into())), None, "{key:?}");
+            assert_eq!(parse(key), None, "{key:?}");
         }
     }
 }

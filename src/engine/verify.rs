@@ -13,6 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::cell::{Cell, HOLLOW, has_data, load_record, same_content};
 use super::error::{EngineError, EngineResult};
 use super::fill::FOREIGN_DATA;
+use super::orphans::record_of;
+use super::pace::Pace;
 use super::source::HashingSource;
 use super::{Engine, blocking};
 use crate::ports::{ObjectSource, OpenFlags, RemoteErrorKind};
@@ -41,7 +43,31 @@ impl Engine {
     pub(super) async fn verify(self: &Arc<Self>, cell: &Arc<Cell>, md5: bool) -> EngineResult<Option<Verified>> {
         let Some((object, _)) = self.claimed(cell)? else { return Ok(None) };
         self.keep_borrowed(cell, &object).await?;
-        match self.read_object(cell, &object, md5).await {
+        self.read_if_named(cell, &object, md5, None).await
+    }
+
+    /// Reads a file's object at a set pace and compares every chunk with its hash; its length. `None`: nothing is remote, or it changed
+    /// meanwhile.
+    pub async fn scrub(self: &Arc<Self>, node: &Inode, pace: &Pace) -> EngineResult<Option<u64>> {
+        let cell = self.cells.get(node)?;
+        let Some((object, _)) = self.claimed(&cell)? else { return Ok(None) };
+        let read = self.read_if_named(&cell, &object, false, Some(pace)).await?;
+        Ok(read.map(|_| object.len))
+    }
+
+    /// Whether a file's record names an object, or cannot be read.
+    pub fn may_be_remote(&self, node: &Inode) -> bool {
+        record_of(&*self.lower, &self.cells, node).map_or(true, |record| record.object.is_some())
+    }
+
+    async fn read_if_named(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        md5: bool,
+        pace: Option<&Pace>,
+    ) -> EngineResult<Option<Verified>> {
+        match self.read_object(cell, object, md5, pace).await {
             // A user wrote or removed the file meanwhile, and the object went.
             Err(_) if !cell.lock().record.names(&object.key) => Ok(None),
             read => read.map(Some),
@@ -55,11 +81,25 @@ impl Engine {
         Ok(Some((object, inner.machine.claim())))
     }
 
-    async fn read_object(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, md5: bool) -> EngineResult<Verified> {
+    async fn read_object(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        md5: bool,
+        pace: Option<&Pace>,
+    ) -> EngineResult<Verified> {
         let hashes = self.chunk_hashes(cell, object).await?;
         let file = cell.node.id;
         let chunks = stream::iter(hashes.into_iter().enumerate());
-        let read = chunks.map(|(chunk, hash)| self.read_chunk(file, object, chunk, hash)).buffered(READ_AHEAD);
+        // At a pace, one after another: those ahead would only wait with their memory held.
+        let ahead = if pace.is_some() { 1 } else { READ_AHEAD };
+        let read = chunks.map(|(chunk, hash)| async move {
+            if let Some(pace) = pace {
+                pace.wait(self, object.chunk_range(chunk as u64).len).await;
+            }
+            self.read_chunk(file, object, chunk, hash).await
+        });
+        let read = read.buffered(ahead);
         let fold = |digest: Option<Md5>, (body, _memory): (Bytes, OwnedSemaphorePermit)| async move {
             let Some(mut digest) = digest else { return Ok(None) };
             blocking(move || {

@@ -77,7 +77,9 @@ impl Fs {
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> FsResult<Entry> {
         self.check_writable()?;
         let (node, dir) = (self.node(id)?, self.node(parent)?);
+        let moving = self.engine.moving();
         let attr = self.lower.link(&node, &dir, name)?;
+        moving.done(|| Some(node));
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
     }
@@ -155,7 +157,12 @@ impl Fs {
     ) -> FsResult<()> {
         self.check_writable()?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
+        let moving = self.engine.moving();
         self.lower.rename(&dir, name, &to_dir, to, mode)?;
+        moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
+        if mode == RenameMode::Exchange {
+            moving.done(|| Some(self.lower.lookup(&dir, name).ok()?.0));
+        }
         self.let_go(last);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -210,17 +211,26 @@ impl Rig {
         self.faults.add(Rule::new(effect).method(method))
     }
 
-    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs.
-    pub fn objects(&self) -> BTreeSet<String> {
+    /// The pair's bucket, for tests that look or reach into it.
+    pub fn remote(&self) -> S3Remote {
         let credentials = self.scratch("credentials");
         let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
         fs::write(&credentials, text).unwrap();
         let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.addr));
         config.credentials = CredentialsFrom::File { path: credentials, profile: None };
         config.prefix = "pre".into();
+        self.runtime.block_on(S3Remote::connect(config)).unwrap()
+    }
+
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs.
+    pub fn objects(&self) -> BTreeSet<String> {
+        let remote = self.remote();
         let mut keys = BTreeSet::new();
         self.runtime.block_on(async {
-            let remote = S3Remote::connect(config).await.unwrap();
             let mut after = None;
             loop {
                 let page = remote.list("", after.as_ref()).await.unwrap();
@@ -363,6 +373,20 @@ impl Rig {
     pub fn crash(&mut self) {
         self.kill();
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
+    }
+
+    /// What a command prints as JSON, line by line; it must end with `code`.
+    #[track_caller]
+    pub fn json(&self, args: &[&str], want: i32) -> Vec<serde_json::Value> {
+        let output = self.tierfs(&[&["--json"], args].concat());
+        code(&output, want);
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What `tierfs info` says.
+    #[track_caller]
+    pub fn info(&self) -> serde_json::Value {
+        self.json(&["info", self.mountpoint().to_str().unwrap()], 0).remove(0)
     }
 
     /// Waits until the probe at the mount's start is over, so that it does not disturb counts.
