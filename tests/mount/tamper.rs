@@ -246,6 +246,7 @@ fn a_damaged_record_does_not_hold_up_the_deletions_of_others() {
     });
     set_xattr(&rig.low("a"), RECORD, b"TFS1 no record at all").unwrap();
     rig.faults.clear();
+    rig.on(&["failed", "retry"], &["a"]);
     deletions_are_done(&rig);
     assert!(rig.objects().contains(&object) && rig.log().contains(&object), "{}", rig.log());
 }
