@@ -206,7 +206,7 @@ impl Engine {
             };
             this.cells
                 .unless_live(node.id, mend)
-                .unwrap_or_else(|_| Err(EngineError::Refused { file: node.id, why: Refusal::Open }))
+                .unwrap_or(Err(EngineError::Refused { file: node.id, why: Refusal::Open }))
         })
         .await?
     }
