@@ -159,7 +159,10 @@ impl Engine {
     /// Deletes one batch; `true` when there may be more.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
         let Ok(target) = self.target() else { return Ok(false) };
-        let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
+        let due = {
+            let _alone = self.keeping.asking().await;
+            self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?
+        };
         let more = due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
@@ -188,6 +191,7 @@ impl Engine {
             self.sync_share().await?;
         }
         for (id, intent) in doomed {
+            let Some(_deleting) = self.keeping.begin(&intent.key) else { continue };
             let failed = EngineError::remote(intent.node.id);
             let manifest = intent.manifest.then(|| manifest_key(&intent.key));
             for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {

@@ -37,6 +37,7 @@ use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode};
+use owner::Keeping;
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -100,6 +101,7 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
+    keeping: Keeping,
     changed: std::sync::OnceLock<ChangeHook>,
 }
 
@@ -127,6 +129,7 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
+            keeping: Keeping::default(),
             changed: std::sync::OnceLock::new(),
         })
     }
