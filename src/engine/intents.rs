@@ -174,7 +174,10 @@ impl Engine {
     /// Deletes one batch; `true` when there may be more.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
         let Ok(target) = self.target() else { return Ok(false) };
-        let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
+        let due = {
+            let _alone = self.keeping.asking().await;
+            self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?
+        };
         let more = due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
@@ -209,6 +212,7 @@ impl Engine {
     /// Deletes objects; one that the store will not give up stands in nobody's way. An error: nothing can be deleted at present.
     async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
         for (id, intent) in doomed {
+            let Some(_deleting) = self.keeping.begin(&intent.key) else { continue };
             match self.delete_object(target, &intent).await {
                 Ok(()) => {
                     self.journal.remove(id).await?;

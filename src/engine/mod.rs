@@ -48,6 +48,7 @@ use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode};
 use health::{Health, Watched};
+use owner::Keeping;
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -115,6 +116,7 @@ pub struct Engine {
     /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
     /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
     leftovers: Mutex<HashSet<FileId>>,
+    keeping: Keeping,
     changed: std::sync::OnceLock<ChangeHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
@@ -152,6 +154,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             leftovers: Mutex::default(),
+            keeping: Keeping::default(),
             changed: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),

@@ -4,8 +4,12 @@
 //! a file borrows an object that was made for another. Invariants: no note deletes an object but one of the file it was made for, and not
 //! even that once somebody else was seen to use it. What nobody deletes is left to the collector, which looks at every record.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
@@ -13,6 +17,7 @@ use super::intents::is_gone;
 use super::{Engine, blocking};
 use crate::ports::{Attr, Lower, LowerError, LowerResult, if_set};
 use crate::record::{ObjectRef, Record};
+use crate::tier::Refusal;
 use crate::types::{FileId, Generation, Inode, ObjectKey};
 
 /// On a file whose objects others use too: none of them is ever deleted by a note. Hidden from users of the mount like everything by this prefix.
@@ -56,6 +61,60 @@ pub(super) fn name_of(lower: &dyn Lower, node: &Inode) -> String {
     }
 }
 
+/// Keeps apart the deletion of objects and their first use by others. No lock is held while the remote is asked.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// Shared by those who begin to use an object; alone is who asks which deletions are due.
+    asking: RwLock<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Kept since the due deletions were asked for, and perhaps among them.
+    kept: HashSet<ObjectKey>,
+    /// Whose deletion is under way.
+    deleting: Option<ObjectKey>,
+}
+
+/// The deletion of an object, under way.
+pub(super) struct Deleting<'a>(&'a Keeping);
+
+impl Drop for Deleting<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().deleting = None;
+    }
+}
+
+impl Keeping {
+    /// Held while the journal is asked for due deletions.
+    pub(super) async fn asking(&self) -> RwLockWriteGuard<'_, ()> {
+        let alone = self.asking.write().await;
+        self.state.lock().kept.clear();
+        alone
+    }
+
+    /// Begins the only deletion there is at a time; `None`: somebody needs the object now.
+    pub(super) fn begin(&self, key: &ObjectKey) -> Option<Deleting<'_>> {
+        let mut state = self.state.lock();
+        if state.kept.contains(key) {
+            return None;
+        }
+        state.deleting = Some(key.clone());
+        Some(Deleting(self))
+    }
+
+    /// Whether the object is kept from now on; no: it is being deleted.
+    fn keep(&self, key: &ObjectKey) -> bool {
+        let mut state = self.state.lock();
+        let free = state.deleting.as_ref() != Some(key);
+        if free {
+            state.kept.insert(key.clone());
+        }
+        free
+    }
+}
+
 impl Engine {
     /// Whether a file that needs the object no more may have it deleted.
     pub(super) fn may_give_up(&self, node: &Inode, key: &ObjectKey) -> bool {
@@ -67,6 +126,10 @@ impl Engine {
         // Who may not write deletes nothing either.
         if is_own(cell.node.id, &object.key) || self.lower.features().read_only {
             return Ok(());
+        }
+        let _asking = self.keeping.asking.read().await;
+        if !self.keeping.keep(&object.key) {
+            return Err(EngineError::Refused { file: cell.node.id, why: Refusal::ObjectGoing });
         }
         let (this, node, key) = (self.clone(), cell.node, object.key.clone());
         let marked = blocking(move || this.mark_owner(&node, &key)).await?;

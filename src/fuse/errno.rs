@@ -53,7 +53,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::Unproven { .. } => libc::EIO,
         EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
         EngineError::Refused { why, .. } => match why {
-            Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed => libc::EBUSY,
+            Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,
             Refusal::NotArchived => libc::EINVAL,
             Refusal::Unknown => libc::EIO,

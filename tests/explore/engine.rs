@@ -178,6 +178,34 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
     assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
 }
 
+/// Where records are in `user.*`, whoever may write a file may write its record, and must not read by it what was made for another file.
+#[test]
+fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    use tierfs::engine::EngineError;
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::SYS_ADMIN);
+    set_capabilities(None, sets).unwrap();
+    let rig = rig();
+    assert_eq!((rig.lower.features().trusted_xattrs, rig.lower.record_xattr()), (false, "user.tierfs.record"));
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let stored = rig.lower.load_record(&rig.node).unwrap().unwrap();
+    let forged = rig.dir.path().join("share/forged");
+    std::fs::File::create(&forged).unwrap().set_len(2 * CHUNK as u64).unwrap();
+    rustix::fs::setxattr(&forged, "user.tierfs.record", &stored, rustix::fs::XattrFlags::empty()).unwrap();
+    let (node, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("forged")).unwrap();
+    let cell = rig.engine.cells.get(&node).unwrap();
+    let recalled = rig.runtime.block_on(rig.engine.recall(&cell));
+    assert!(matches!(recalled, Err(EngineError::Unproven { .. })), "{recalled:?}");
+    assert_eq!(std::fs::read(&forged).unwrap(), vec![0; 2 * CHUNK]);
+    let cell = rig.cell();
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    assert_eq!(rig.content(), [[1; CHUNK], [2; CHUNK]].concat());
+}
+
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
 /// threads as such readers the cleaning up never came to its turn.
 #[test]

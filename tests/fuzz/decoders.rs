@@ -17,7 +17,7 @@ use tierfs::types::{CHUNKS_MAX, ContentHash, FileId, Generation, Inode, ObjectKe
 
 use crate::fuzz;
 use crate::memory::peak;
-use crate::mutate::{mutated, mutations};
+use crate::mutate::{mutated, mutations, number};
 
 fn key() -> ObjectKey {
     ObjectKey("prefix/a/b.txt@1f-deadbeef.64a3c".into())
@@ -69,6 +69,22 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// What must hold of a record that was believed, or some step would panic or take memory without end.
+fn is_usable(record: &Record) -> Result<(), TestCaseError> {
+    prop_assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
+    let _ = record.fits();
+    if let Some(object) = &record.object {
+        let chunks = object.chunks();
+        prop_assert!((1..=CHUNKS_MAX).contains(&chunks), "{chunks} chunks");
+        prop_assert!(object.chunk_range(0).len > 0);
+        prop_assert_eq!(object.chunk_range(chunks - 1).end(), object.len);
+        let _ = made_for(&object.key);
+    }
+    let resident = record.clone().into_resident(Generation(u64::MAX));
+    prop_assert_eq!(Record::decode(&resident.encode()), Ok(resident));
+    Ok(())
+}
+
 #[test]
 fn records_are_what_they_say_or_refused() {
     let good: Vec<_> = records().iter().map(Record::encode).collect();
@@ -84,21 +100,44 @@ fn records_are_what_they_say_or_refused() {
         if !seal {
             prop_assert_eq!(&bytes, &good[which], "damage that the checksum must see");
         }
-        prop_assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
-        let _ = record.fits();
-        if let Some(object) = &record.object {
-            let chunks = object.chunks();
-            prop_assert!((1..=CHUNKS_MAX).contains(&chunks));
-            prop_assert!(object.chunk_range(0).len > 0);
-            prop_assert_eq!(object.chunk_range(chunks - 1).end(), object.len);
-            let _ = made_for(&object.key);
-        }
-        if record.object.is_none() || record.superseded.is_none() {
-            let resident = record.into_resident(Generation(u64::MAX));
-            prop_assert_eq!(Record::decode(&resident.encode()), Ok(resident));
-        }
-        Ok(())
+        is_usable(&record)
     });
+}
+
+/// Records with a right checksum whose numbers and texts nobody wrote.
+#[test]
+fn records_of_any_numbers_are_usable_or_refused() {
+    let cases = (
+        0..records().len(),
+        (number(), number(), number()),
+        (any::<u32>(), 0u32..32),
+        any::<(i64, u32)>(),
+        0usize..5_000,
+    );
+    fuzz(
+        "numbers in records",
+        20_000,
+        cases,
+        |(which, (len, generation, other), (chunk, bit), (secs, nanos), text)| {
+            let mut record = records().swap_remove(which);
+            record.generation = Generation(generation);
+            if let Some(object) = record.object.as_mut() {
+                object.len = len;
+                object.generation = Generation(if other % 4 > 0 { generation } else { other });
+                object.chunk_size = if chunk % 4 > 0 { 1 << bit } else { chunk };
+                object.mtime = Timestamp { secs, nanos: nanos % 1_100_000_000 };
+                if text > 3_000 {
+                    object.etag = "e".repeat(text);
+                } else if text > 1_500 {
+                    object.key.0 = "k".repeat(text - 1_500);
+                }
+            }
+            let stored = sealed([&b"TFS1\x01"[..], &postcard::to_stdvec(&record).unwrap(), &[0; 4]].concat());
+            let (decoded, taken) = peak(|| Record::decode(&stored));
+            prop_assert!(taken <= 32 * 1024, "{taken} bytes for {}", stored.len());
+            decoded.map_or(Ok(()), |record| is_usable(&record))
+        },
+    );
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub enum Mutation {
 }
 
 /// Numbers at which something ends.
-fn number() -> impl Strategy<Value = u64> {
+pub fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
         (0u32..64).prop_map(|bit| 1 << bit),

@@ -70,7 +70,7 @@ fn what_comes_back_is_the_content_or_an_error() {
     }
     let record = |n: usize| Record::decode(&lower.load_record(&candidate(n).node).unwrap().unwrap()).unwrap();
     let cases = (0..contents.len(), proptest::bool::weighted(0.1), vec(twist(), 1..3));
-    fuzz("recalls", 60, cases, |(n, verify, twists)| {
+    fuzz("recalls", 40, cases, |(n, verify, twists)| {
         let before = record(n);
         prop_assert_eq!(before.claim, Claim::Stub);
         let path = share.join(n.to_string());
@@ -113,7 +113,7 @@ fn what_comes_back_is_the_content_or_an_error() {
         prop_assert!(metadata.blocks() <= 8, "{} blocks of a failed recall stay", metadata.blocks());
         Ok(())
     });
-    assert!(proxy.twisted.load(std::sync::atomic::Ordering::Relaxed) >= 60);
+    assert!(proxy.twisted.load(std::sync::atomic::Ordering::Relaxed) >= 40);
     for (n, content) in contents.iter().enumerate() {
         assert!(matches!(run(JobKind::Recall, n), Ok(Outcome::Done)));
         assert!(std::fs::read(share.join(n.to_string())).unwrap() == *content);

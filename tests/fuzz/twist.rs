@@ -59,7 +59,7 @@ const HEADERS: [&str; 12] = [
     "connection",
 ];
 
-const BODIES: [&str; 10] = [
+const BODIES: [&str; 13] = [
     "",
     "<p>It works</p>",
     "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>x</Message></Error>",
@@ -68,6 +68,9 @@ const BODIES: [&str; 10] = [
     "<ListBucketResult><Contents></Contents></ListBucketResult>",
     "<ListBucketResult><Contents><Key>zzz</Key><Size>-1</Size></Contents></ListBucketResult>",
     "<ListBucketResult><Contents><Key>some/prefix/k1</Key><Size>18446744073709551616</Size></Contents></ListBucketResult>",
+    "<ListBucketResult><Contents><Key>some/prefix/k9</Key><Size>1</Size></Contents></ListBucketResult>",
+    "<ListBucketResult><Contents><Key>another/k1</Key><Size>1</Size></Contents></ListBucketResult>",
+    "<ListBucketResult><Contents><Key>some/prefix/k4</Key><Size>1</Size></Contents><Contents><Key>some/prefix/k3</Key><Size>1</Size></Contents></ListBucketResult>",
     "<!DOCTYPE a [<!ENTITY b \"bbbbbbbb\"><!ENTITY c \"&b;&b;&b;&b;\">]><ListBucketResult><Name>&c;&c;&c;</Name></ListBucketResult>",
     "<a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a><a>",
 ];

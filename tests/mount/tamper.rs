@@ -5,6 +5,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use tierfs::gateway::faults::Effect;
@@ -144,6 +145,31 @@ fn a_copy_whose_object_went_before_it_was_seen_is_named() {
     assert_eq!(errno(fs::read(rig.mnt("copy"))), Some(libc::EIO));
     check_names(&rig, &["copy"], &object);
     assert!(rig.log().contains("recall failed") && rig.log().contains("no such object"), "{}", rig.log());
+}
+
+/// Found by reading: a deletion under way while another file was released on the strength of the same object.
+#[test]
+fn nothing_is_released_to_an_object_that_is_being_deleted() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    let content = rig.write("a", 3 * CHUNK);
+    rig.on(&["migrate", "--archive-only"], &["a"]);
+    copy_below(&rig, "a", "copy");
+    let object = short(&key(&rig, "a"));
+    // Long enough for a release, though nothing depends on that: afterwards the object is missed.
+    let slow = rig.fault(Effect::Delay(Duration::from_secs(3)), "DELETE");
+    overwrite(&rig, "a", b"new");
+    wait_for("the deletion", || rig.faults.hits(slow) > 0);
+    assert_ne!(rig.try_on(&["release"], &["copy"]).status.code(), Some(3));
+    deletions_are_done(&rig);
+    assert!(!rig.objects().contains(&object));
+    rig.faults.clear();
+    rig.same("copy", &content);
+    code(&rig.try_on(&["release"], &["copy"]), 1);
+    rig.same("copy", &content);
+    assert!(rig.on(&["check", "--repair"], &["copy"]).contains("repaired"));
+    rig.migrate("copy");
+    rig.same("copy", &content);
 }
 
 #[test]
