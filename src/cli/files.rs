@@ -213,9 +213,9 @@ fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             Reply::Digest(digest)
         }
         Reply::Repaired { path } => Reply::Repaired { path: here(path) },
-        Reply::Failed(mut failed) => {
+        Reply::DeadLetter(mut failed) => {
             failed.path = here(failed.path);
-            Reply::Failed(failed)
+            Reply::DeadLetter(failed)
         }
         other => other,
     }

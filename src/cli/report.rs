@@ -86,7 +86,7 @@ impl Reporter {
                     output::line(&format!("repaired: {path}: its object was gone; the local content counts again"))
                 });
             }
-            Reply::Failed(failed) => self.failed(&failed),
+            Reply::DeadLetter(failed) => self.failed(&failed),
             Reply::Orphan(orphan) => self.orphan(&orphan),
             // The last line of a request comes as a summary; a mount does not describe itself here.
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}

@@ -83,7 +83,7 @@ impl Server {
                     pair: failed.pair.to_string(),
                     object: failed.deletion.map(|(_, key)| key.0),
                 };
-                if replies.send(Reply::Failed(told)).await.is_err() {
+                if replies.send(Reply::DeadLetter(told)).await.is_err() {
                     return Ok(summary);
                 }
             }

@@ -3,6 +3,7 @@
 //! Memory is bounded: so many seeming orphans are held at a time, and each lot is compared with every record of the share before any of
 //! it is noted.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,7 +134,13 @@ impl Job<'_> {
             return Ok(());
         }
         let mut orphans: HashMap<ObjectKey, Orphan> = HashMap::with_capacity(lot.len());
-        orphans.extend(lot.into_iter().map(|orphan| (orphan.key.clone(), orphan)));
+        for orphan in lot {
+            // An object and its manifest may be of two pages.
+            match orphans.entry(orphan.key.clone()) {
+                Entry::Occupied(mut known) => known.get_mut().bytes += orphan.bytes,
+                Entry::Vacant(place) => drop(place.insert(orphan)),
+            }
+        }
         let (named, blind) = self.named_among(orphans.keys().cloned().collect()).await?;
         for key in named {
             if let Some(orphan) = orphans.remove(&key) {

@@ -96,7 +96,7 @@ pub enum Reply {
     Failure(Failure),
     Digest(FileDigest),
     Repaired { path: WirePath },
-    Failed(FailedFile),
+    DeadLetter(FailedFile),
     Orphan(OrphanObject),
     Mount(MountInfo),
     Done(Summary),

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use super::protocol::{ScrubInfo, ScrubPass, WirePath};
 use crate::catalog::walk::{Found, Place, Step, Walk, on_own_thread, resolve};
-use crate::engine::{Candidate, Engine, EngineResult, Pace};
-use crate::ports::{Clock, Journal, Lower, Task};
+use crate::engine::{Candidate, Engine, EngineError, EngineResult, Pace};
+use crate::ports::{Clock, Journal, Lower, RemoteErrorKind, Task};
 
 /// Name of the journal's value that holds where the scrub is.
 pub const VALUE: &str = "scrub";
@@ -25,7 +25,7 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 const PASS_EVERY_S: i64 = 24 * 3_600;
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Attempts at an object that fails for a reason that may pass while others do not.
+/// Attempts at an object that fails as if the remote were away, while it answers other questions.
 const ATTEMPTS: u32 = 3;
 /// Waiting time after a failure, doubled up to the maximum.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
@@ -168,10 +168,13 @@ impl Scrub {
             }
             let error = match self.engine.scrub(&file.node, &self.pace).await {
                 Err(error) if error.is_transient() || error.is_configuration() => error,
+                // To be read it would have to be restored from its archive class first, which costs.
+                Err(EngineError::Remote { source, .. }) if source.kind == RemoteErrorKind::Archived => return Ok(None),
                 ended => break ended,
             };
             attempts += 1;
-            if error.is_transient() && attempts >= ATTEMPTS && self.engine.remote_answers().await {
+            // Some stores deny what is not there.
+            if attempts >= ATTEMPTS && self.engine.remote_answers().await {
                 break Err(error);
             }
             self.info.lock().problem = Some(error.to_string());

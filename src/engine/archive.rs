@@ -28,6 +28,9 @@ use crate::types::{ByteRange, Generation, ObjectKey};
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
 /// How often an upload looks whether a writer has spoilt it.
 const DISTURBED_PERIOD: Duration = Duration::from_millis(50);
+/// Waiting time after a rollback failed, doubled up to the maximum.
+const ROLL_BACK_FIRST: Duration = Duration::from_secs(1);
+const ROLL_BACK_MAX: Duration = Duration::from_secs(60);
 /// Memory a single upload may hold: eight parts of 8 MiB in flight.
 const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
 
@@ -123,11 +126,30 @@ impl Engine {
             Ok(()) => Ok(Archived { bytes: before.size, note: Some(OpenNote::Upload(note)) }),
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
-                self.journal.set_delete(note, self.clock.now()).await?;
-                self.deletions.notify_one();
+                self.roll_back(note).await;
                 Err(error)
             }
         }
+    }
+
+    /// Turns an upload's note into its object's deletion. Where the journal cannot take that now, it is tried until it does; the next start
+    /// finds the note as well.
+    async fn roll_back(self: &Arc<Self>, note: IntentId) {
+        let Err(error) = self.journal.set_delete(note, self.clock.now()).await else {
+            return self.deletions.notify_one();
+        };
+        tracing::warn!("a rollback is tried again later: {error}");
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let mut pause = ROLL_BACK_FIRST;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ROLL_BACK_MAX);
+                if this.journal.set_delete(note, this.clock.now()).await.is_ok() {
+                    return this.deletions.notify_one();
+                }
+            }
+        });
     }
 
     /// The file's attributes at a moment after which any change must show in them.

@@ -17,7 +17,7 @@ use super::{Engine, blocking, moving};
 use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
-use crate::types::{ByteRange, ContentHash, Timestamp};
+use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
 pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
@@ -42,8 +42,10 @@ impl Engine {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
         let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        let ours = self.leftovers.lock().contains(&cell.node.id);
-        if claim == Claim::Stub && !ours && has_data(&*file, object.len).map_err(&failed)? {
+        if claim == Claim::Stub
+            && !self.is_leftover(cell.node.id, &object.key)
+            && has_data(&*file, object.len).map_err(&failed)?
+        {
             return Err(EngineError::ChangedBelow {
                 file: cell.node.id,
                 object: object.key.to_string(),
@@ -76,6 +78,17 @@ impl Engine {
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
         self.barrier.wait(cell.node).await
+    }
+
+    /// Whether what is local of a stub is what an earlier transfer could not free.
+    pub(super) fn is_leftover(&self, file: FileId, key: &ObjectKey) -> bool {
+        self.leftovers.lock().get(&file).is_some_and(|(left, _)| left == key)
+    }
+
+    /// Nothing is left in the file that its record does not tell: the note of what was is done.
+    pub(super) fn leftover_is_gone(self: &Arc<Self>, cell: &Arc<Cell>) {
+        let left = self.leftovers.lock().remove(&cell.node.id);
+        self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
 
     /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.

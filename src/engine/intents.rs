@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::archive::OpenNote;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::owner::{is_own, is_shared, name_of};
@@ -61,7 +62,8 @@ impl Engine {
                     // The note stays for the next start; the mount is not held up by one file.
                     Err(error) => {
                         if matches!(intent.kind, IntentKind::Settle { .. }) {
-                            self.leftovers.lock().insert(intent.node.id);
+                            let left = (intent.key.clone(), OpenNote::Settle(id));
+                            self.leftovers.lock().insert(intent.node.id, left);
                         }
                         tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
                     }
@@ -114,16 +116,16 @@ impl Engine {
             (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
             _ => object.mtime,
         };
-        let mut held = None;
+        let (mut held, mut freed) = (None, Ok(()));
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
-            if lease.is_none() && self.lower.features().leases {
-                // Somebody reads the file below the mount. The claim holds without the punch. The note stays with the blocks, or nobody
-                // could tell them from a change below the mount.
-                return Err(EngineError::Refused { file: node.id, why: Refusal::Open });
-            }
-            file.punch_all().map_err(&failed)?;
+            freed = if lease.is_none() && self.lower.features().leases {
+                // Somebody reads the file below the mount.
+                Err(EngineError::Refused { file: node.id, why: Refusal::Open })
+            } else {
+                file.punch_all().map_err(&failed)
+            };
             held = Some((file, lease));
         }
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
@@ -133,6 +135,8 @@ impl Engine {
             None => self.lower.sync_node(&node),
         }
         .map_err(&failed)?;
+        // The claim holds with the blocks as without. Their note stays with them, or nobody could tell them from a change below the mount.
+        freed?;
         if record.claim == Claim::Releasing {
             record.claim = Claim::Stub;
             self.lower.save_record(&node, &record.encode()).map_err(&failed)?;

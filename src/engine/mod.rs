@@ -24,7 +24,7 @@ mod sync;
 mod verify;
 mod warm;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,7 +46,8 @@ pub use warm::{Warm, WarmFile};
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, ObjectKey};
+use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
 use sync::Barrier;
@@ -115,7 +116,7 @@ pub struct Engine {
     deletions: Notify,
     /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
     /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
-    leftovers: Mutex<HashSet<FileId>>,
+    leftovers: Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
     keeping: Keeping,
     changed: std::sync::OnceLock<ChangeHook>,
     /// Marks the objects of this share.

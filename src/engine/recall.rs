@@ -265,7 +265,7 @@ impl Engine {
                 if saved.is_ok() {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
-                    self.leftovers.lock().remove(&cell.node.id);
+                    self.leftover_is_gone(cell);
                     self.spawn_forget_when_durable(cell.clone(), touched);
                 } else {
                     recall.failed.store(true, Ordering::SeqCst);
@@ -317,20 +317,23 @@ impl Engine {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
                 let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
-                file.punch_all()?;
-                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
+                let freed = file.punch_all();
+                // Whether blocks are left or not: the next recall takes the time that it finds for the file's own.
+                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
+                freed
             })
             .await;
             let undone = undone.and_then(|undone| undone.map_err(EngineError::lower(cell.node.id)));
             match undone {
                 Ok(_) => {
-                    self.leftovers.lock().remove(&cell.node.id);
+                    self.leftover_is_gone(cell);
                     self.spawn_forget_when_durable(cell.clone(), touched);
                 }
                 // The note stays: the next recall writes over what is left, or the next start frees it.
                 Err(error) => {
-                    self.leftovers.lock().insert(cell.node.id);
                     tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}");
+                    let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
+                    self.leftovers.lock().extend(key.zip(touched).map(|left| (cell.node.id, left)));
                 }
             }
         }

@@ -189,7 +189,7 @@ impl Engine {
 
     /// Whether any of the first `len` bytes is in a block below that tierfs did not leave there.
     pub(super) async fn has_local_data(&self, cell: &Cell, len: u64) -> EngineResult<bool> {
-        if self.leftovers.lock().contains(&cell.node.id) {
+        if self.leftovers.lock().contains_key(&cell.node.id) {
             return Ok(false);
         }
         let (lower, node) = (self.lower.clone(), cell.node);

@@ -20,6 +20,8 @@ pub struct Log {
     pub calls: Mutex<Vec<String>>,
     /// One answer for each sync to come; beyond it all succeed.
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
+    /// So many punches to come fail.
+    pub broken_punches: Mutex<u32>,
 }
 
 impl Log {
@@ -77,6 +79,13 @@ impl LowerFile for FlakyFile {
     }
     fn punch_all(&self) -> LowerResult<()> {
         self.1.note("punch");
+        {
+            let mut broken = self.1.broken_punches.lock();
+            if *broken > 0 {
+                *broken -= 1;
+                return Err(LowerError::from_errno("fallocate", libc::EIO));
+            }
+        }
         self.0.punch_all()
     }
     fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {

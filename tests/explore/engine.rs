@@ -235,3 +235,61 @@ fn who_meets_a_failing_recall_waits_for_its_end() {
     assert!(again.unwrap().unwrap(), "a new recall begins");
     rig.runtime.block_on(cell.wait_until(|inner| inner.machine.activity() == Activity::None));
 }
+
+/// A recall failed, and so did freeing what it had written: until the next start the file answered as one that somebody changed below the mount.
+#[test]
+fn what_a_failed_recall_could_not_free_is_freed_by_the_next() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let content = [[1; CHUNK], [2; CHUNK]].concat();
+    let notes = || rig.runtime.block_on(rig.engine.intent_counts()).unwrap().0;
+    let before = notes();
+    // The second chunk fails after the first is written; then the punch does.
+    *rig.remote.broken_at.lock() = Some(CHUNK as u64);
+    *rig.log.broken_punches.lock() = 1;
+    let cell = rig.cell();
+    rig.runtime.block_on(rig.engine.recall(&cell)).expect_err("a chunk is missing");
+    assert_ne!(rig.content(), vec![0; 2 * CHUNK], "something was left");
+    *rig.remote.broken_at.lock() = None;
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    assert_eq!(rig.content(), content);
+    drop(cell);
+    rig.rest();
+    // Data of somebody else is nothing of ours, also afterwards.
+    assert!(rig.release());
+    rig.rest();
+    let file = std::fs::OpenOptions::new().write(true).open(rig.dir.path().join("share/f")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"below", 0).unwrap();
+    drop(file);
+    let cell = rig.cell();
+    rig.runtime.block_on(rig.engine.recall(&cell)).expect_err("changed below the mount");
+    assert_eq!(rig.content()[..5], *b"below");
+    assert_eq!(notes(), before, "no note stays");
+}
+
+/// Each note was settled with a commit of its own: thousands of them held the start up for as many syncs.
+#[test]
+fn a_start_settles_notes_by_the_batch() {
+    let rig = rig();
+    let note = |n: u64| Intent {
+        pair: "p".parse().unwrap(),
+        key: tierfs::types::ObjectKey(format!("x@1-1.{n:x}")),
+        manifest: false,
+        node: Inode { id: tierfs::types::FileId { ino: 1, birth: 1 }, ..rig.node },
+        kind: IntentKind::Upload,
+    };
+    rig.runtime.block_on(async {
+        for added in futures::future::join_all((0..1_000).map(|n| rig.journal.add(note(n)))).await {
+            added.unwrap();
+        }
+        let before = rig.journal.commits();
+        assert_eq!(rig.engine.recover().await.unwrap(), 1_000);
+        let commits = rig.journal.commits() - before;
+        // 256 a batch; calls of one may be split among few commits.
+        assert!(commits <= 100, "{commits} commits for 1,000 notes");
+        assert_eq!(rig.engine.intent_counts().await.unwrap(), (0, 1_000));
+    });
+}

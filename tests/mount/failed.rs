@@ -17,7 +17,7 @@ fn listed(rig: &Rig) -> Vec<(String, String, String, u64)> {
     let text = |line: &Value, field: &str| line[field].as_str().unwrap().to_owned();
     let inside =
         |path: String| path.trim_start_matches(mountpoint.to_str().unwrap()).trim_start_matches('/').to_owned();
-    let entries = lines.iter().filter(|line| line["reply"] == "failed");
+    let entries = lines.iter().filter(|line| line["reply"] == "dead_letter");
     let mut entries: Vec<_> = entries
         .map(|line| {
             assert!(!line["message"].as_str().unwrap().is_empty() && line["pair"] == "cold", "{line}");
@@ -265,4 +265,72 @@ fn a_copy_that_a_writer_spoils_is_rolled_back_at_once() {
     rig.same("a", b"newer");
     rig.settled(&["a"]);
     assert!(rig.objects().is_empty());
+}
+
+/// The file is gone: rolled back now.
+#[test]
+fn a_file_that_is_removed_while_it_is_copied_leaves_nothing() {
+    let Some(rig) = Rig::new() else { return };
+    rig.quiet();
+    rig.write("a", 3 * CHUNK);
+    let rule = rig.faults.add(Rule::new(Effect::Delay(Duration::from_secs(2))).method("PUT").url(".manifest"));
+    let mut job = rig.command(&["migrate".as_ref(), rig.mnt("a").as_os_str()]);
+    let mut job = job.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the copy", || rig.faults.hits(rule) > 0);
+    fs::remove_file(rig.mnt("a")).unwrap();
+    job.wait().unwrap();
+    assert_eq!(listed(&rig), []);
+    rig.settled(&[]);
+    wait_for("the notes' end", || rig.info()["intents"] == serde_json::json!([0, 0]));
+}
+
+/// A small filesystem in memory, for as long as it lives.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(place: std::path::PathBuf) -> Self {
+        fs::create_dir_all(&place).unwrap();
+        crate::common::run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", place.to_str().unwrap()]);
+        Self(place)
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut filler = fs::File::create(self.0.join("filler")).unwrap();
+        while filler.write_all(&[7; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A rollback that fails stayed a note of an upload until the next start. The writer's success is told, not the journal's failure.
+#[test]
+fn a_rollback_that_fails_is_tried_until_it_is_done() {
+    let Some(mut rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
+    let small = Small::mount(rig.scratch("state/shares"));
+    rig.mount();
+    rig.quiet();
+    rig.write("a", 3 * CHUNK);
+    let rule = rig.faults.add(Rule::new(Effect::Delay(Duration::from_secs(2))).method("PUT").url(".manifest"));
+    let mut job = rig.command(&["migrate".as_ref(), rig.mnt("a").as_os_str()]);
+    let job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the copy", || rig.faults.hits(rule) > 0);
+    small.fill();
+    fs::write(rig.mnt("a"), b"newer").unwrap();
+    let output = job.wait_with_output().unwrap();
+    assert!(said(&output).contains("1 skipped") && said(&output).contains("changed"), "{}", said(&output));
+    wait_for("the failure", || rig.log().contains("a rollback is tried again later"));
+    assert_eq!(rig.info()["intents"], serde_json::json!([1, 0]));
+    assert_eq!(rig.objects().len(), 2, "object and manifest");
+    fs::remove_file(small.0.join("filler")).unwrap();
+    wait_for("the rollback", || rig.objects().is_empty());
+    wait_for("its note's end", || rig.info()["intents"] == serde_json::json!([0, 0]));
+    rig.same("a", b"newer");
+    rig.umount();
+    drop(small);
 }
