@@ -20,6 +20,8 @@ const BATCH: usize = 256;
 const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
+/// When a file that could not be asked whether it names an object is asked again, in seconds.
+const UNREADABLE_PAUSE_S: i64 = 60;
 /// How long a removal may take after its note, in seconds.
 const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
@@ -163,16 +165,23 @@ impl Engine {
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             let (this, noted) = (self.clone(), intent.clone());
-            match blocking(move || this.reference(&noted)).await?? {
+            let reference = match blocking(move || this.reference(&noted)).await? {
+                Ok(reference) => reference,
+                Err(error) => {
+                    // One damaged record, or one bad sector, must not keep the objects of all other files.
+                    tracing::warn!(object = %intent.key, "it stays for now, as its file cannot be asked: {error}");
+                    self.put_off(id, UNREADABLE_PAUSE_S).await?;
+                    continue;
+                }
+            };
+            match reference {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by its file: not deleted");
                     self.journal.remove(id).await?;
                     continue;
                 }
                 Reference::Later => {
-                    let now = self.clock.now();
-                    let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
-                    self.journal.set_delete(id, later).await?;
+                    self.put_off(id, STILL_OPEN_PAUSE_S).await?;
                     continue;
                 }
                 Reference::None => doomed.push((id, intent)),
@@ -198,6 +207,11 @@ impl Engine {
             self.journal.remove(id).await?;
         }
         Ok(more)
+    }
+
+    async fn put_off(&self, id: IntentId, pause_s: i64) -> EngineResult<()> {
+        let now = self.clock.now();
+        Ok(self.journal.set_delete(id, Timestamp { secs: now.secs + pause_s, ..now }).await?)
     }
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {

@@ -11,7 +11,7 @@ use tierfs::lower::Share;
 use tierfs::ports::{Intent, IntentKind, Journal, Lower, Remote, SystemClock};
 use tierfs::record::{Claim, PairRef, Record};
 use tierfs::tier::{Activity, Event};
-use tierfs::types::Inode;
+use tierfs::types::{Inode, ObjectKey, Timestamp};
 
 use crate::doubles::{Flaky, Log, Memory};
 
@@ -176,6 +176,33 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
+}
+
+/// A deletion whose file had a damaged record ended each batch of due deletions: nothing noted after it was ever deleted.
+#[test]
+fn one_damaged_record_does_not_keep_other_objects() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let share = rig.dir.path().join("share");
+    std::fs::write(share.join("damaged"), "x").unwrap();
+    let (damaged, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("damaged")).unwrap();
+    rig.lower.save_record(&damaged, b"no record").unwrap();
+    let key = rig.record().object.unwrap().key;
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
+    for (node, key, secs) in [(damaged, ObjectKey("another".into()), 1), (rig.node, key.clone(), 2)] {
+        let kind = IntentKind::Delete { not_before: Timestamp { secs, nanos: 0 } };
+        let note = Intent { pair: "p".parse().unwrap(), key, manifest: false, node, kind };
+        rig.runtime.block_on(rig.journal.add(note)).unwrap();
+    }
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    // What may still be named stays noted.
+    while rig.remote.objects.lock().contains_key(&key) || rig.runtime.block_on(rig.journal.counts()).unwrap() != (0, 1)
+    {
+        assert!(Instant::now() < until, "not deleted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
