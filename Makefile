@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz rounds known quota soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds known quota soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,11 @@ explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLO
 fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 each of a dozen parts, SEED=4 to begin with)
 	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test fuzz -- --nocapture --test-threads=2
+
+sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=..., FIRST=seed; SEED=... one, SCRIPT=name)
+	$(if $(SEED),SIM_SEED=$(SEED)) $(if $(FIRST),SIM_FIRST=$(FIRST)) $(if $(SCHEDULES),SIM_SCHEDULES=$(SCHEDULES)) \
+	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(SCRIPT),SIM_SCRIPT='$(SCRIPT)') \
+	    $(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test sim -- --ignored --exact --nocapture tests::at_length
 
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
 	@scripts/install-deps.sh test

@@ -193,6 +193,7 @@ impl Engine {
         let put = async {
             // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
             tokio::select! {
+                biased;
                 stored = target.remote.put(key, attr.size, body, &metadata) => stored.map_err(EngineError::remote(cell.node.id)),
                 () = disturbed(cell) => Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed }),
             }

@@ -150,7 +150,7 @@ impl Cells {
     }
 
     /// Does `work` while nobody uses the file, and so nobody changes its record; else the cell, for whoever has it.
-    pub(super) fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
+    pub fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
         let shard = self.shard(id).lock();
         match shard.get(&id).and_then(Weak::upgrade) {
             Some(cell) => {

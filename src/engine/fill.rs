@@ -64,6 +64,7 @@ impl Engine {
         // Under way while the first chunks are fetched; none is written before it is there.
         self.runtime.spawn(noted.clone());
         let hashes = tokio::select! {
+            biased;
             hashes = self.chunk_hashes(cell, object) => hashes,
             // Or who empties the file would wait for a remote that does not answer.
             () = recall.until_cancelled() => Err(EngineError::Cancelled),
@@ -144,6 +145,7 @@ impl Engine {
         let file_id = cell.node.id;
         for last in [false, true] {
             let fetched = tokio::select! {
+                biased;
                 fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
                 () = recall.until_cancelled() => return Err(EngineError::Cancelled),
             };

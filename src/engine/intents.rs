@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::archive::OpenNote;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
-use super::owner::{is_own, is_shared, name_of};
+use super::owner::{is_own, is_shared};
 use super::{Engine, Target, blocking, moving};
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
@@ -22,6 +22,8 @@ const BATCH: usize = 256;
 const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
+/// When a file that could not be asked whether it names an object is asked again, in seconds.
+const UNREADABLE_PAUSE_S: i64 = 60;
 /// How long a removal may take after its note, in seconds.
 const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
@@ -186,16 +188,23 @@ impl Engine {
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             let (this, noted) = (self.clone(), intent.clone());
-            match blocking(move || this.reference(&noted)).await?? {
+            let reference = match blocking(move || this.reference(&noted)).await? {
+                Ok(reference) => reference,
+                Err(error) => {
+                    // One damaged record, or one bad sector, must not keep the objects of all other files.
+                    tracing::warn!(object = %intent.key, "it stays for now, as its file cannot be asked: {error}");
+                    self.look_later(id, UNREADABLE_PAUSE_S).await?;
+                    continue;
+                }
+            };
+            match reference {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by a file: not deleted");
                     self.journal.remove(id).await?;
                     continue;
                 }
                 Reference::Later => {
-                    let now = self.clock.now();
-                    let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
-                    self.journal.set_delete(id, later).await?;
+                    self.look_later(id, STILL_OPEN_PAUSE_S).await?;
                     continue;
                 }
                 Reference::None => doomed.push((id, intent)),
@@ -243,6 +252,11 @@ impl Engine {
         Ok(())
     }
 
+    async fn look_later(&self, id: IntentId, pause_s: i64) -> EngineResult<()> {
+        let now = self.clock.now();
+        Ok(self.journal.set_delete(id, Timestamp { secs: now.secs + pause_s, ..now }).await?)
+    }
+
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
         let failed = EngineError::lower(intent.node.id);
         if !is_own(intent.node.id, &intent.key) {
@@ -278,19 +292,13 @@ impl Engine {
         })
     }
 
-    /// Whether the stored record names the object, or may: of what cannot be decoded nobody knows, and one such file must not hold up the
-    /// deletions of others. A "no" is durable.
+    /// Whether the stored record names the object. It decides as it is: what cannot be decoded may name anything. A "no" is durable.
     fn stored_names(&self, node: &Inode, intent: &Intent) -> EngineResult<bool> {
         let failed = EngineError::lower(node.id);
         if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
-            match Record::decode(&stored) {
-                Ok(record) if !record.names(&intent.key) => {}
-                Ok(_) => return Ok(true),
-                Err(why) => {
-                    let path = name_of(&*self.lower, node);
-                    tracing::warn!(path, object = %intent.key, "its record is damaged ({why}): the object stays, for the collector to judge");
-                    return Ok(true);
-                }
+            let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+            if record.names(&intent.key) {
+                return Ok(true);
             }
         }
         self.lower.sync_node(node).map_err(&failed)?;

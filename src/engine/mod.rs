@@ -29,8 +29,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
@@ -46,7 +47,7 @@ pub use warm::{Warm, WarmFile};
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -173,6 +174,11 @@ impl Engine {
         if let Some(hook) = self.changed.get() {
             hook(file);
         }
+    }
+
+    /// The time by the engine's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     pub fn target(&self) -> EngineResult<&Target> {
@@ -363,9 +369,19 @@ fn moving(keep: Keep) -> OpenFlags {
     OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
+/// Starts blocking local I/O off the async workers. A runtime of one thread, as a simulation has, takes it in turn with its tasks: what runs
+/// after what is then the same each time.
+fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => runtime.spawn(async { work() }),
+        _ => runtime.spawn_blocking(work),
+    }
+}
+
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    start_blocking(work).await.map_err(|error| {
         if error.is_panic() {
             std::panic::resume_unwind(error.into_panic());
         }

@@ -13,7 +13,7 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
-use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
+use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
 use crate::types::{ByteRange, Inode, Timestamp};
@@ -218,7 +218,7 @@ impl Fs {
         }
         let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
         inner.unseen_writers += u32::from(unseen);
-        let unseen_since = unseen.then(|| SystemClock.now());
+        let unseen_since = unseen.then(|| self.engine.now());
         let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
         Ok(Opened { fh, service })
     }

@@ -11,7 +11,7 @@ use tierfs::lower::Share;
 use tierfs::ports::{Intent, IntentKind, Journal, Lower, Remote, SystemClock};
 use tierfs::record::{Claim, PairRef, Record};
 use tierfs::tier::{Activity, Event};
-use tierfs::types::Inode;
+use tierfs::types::{Generation, Inode, Timestamp};
 
 use crate::doubles::{Flaky, Log, Memory};
 
@@ -204,6 +204,34 @@ fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
     let cell = rig.cell();
     assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
     assert_eq!(rig.content(), [[1; CHUNK], [2; CHUNK]].concat());
+}
+
+/// A deletion whose file had a damaged record ended each batch of due deletions: nothing noted after it was ever deleted.
+#[test]
+fn one_damaged_record_does_not_keep_other_objects() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let share = rig.dir.path().join("share");
+    std::fs::write(share.join("damaged"), "x").unwrap();
+    let (damaged, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("damaged")).unwrap();
+    rig.lower.save_record(&damaged, b"no record").unwrap();
+    let key = rig.record().object.unwrap().key;
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
+    let another = tierfs::engine::object_key("", std::path::Path::new("damaged"), damaged.id, Generation(1));
+    for (node, key, secs) in [(damaged, another, 1), (rig.node, key.clone(), 2)] {
+        let kind = IntentKind::Delete { not_before: Timestamp { secs, nanos: 0 } };
+        let note = Intent { pair: "p".parse().unwrap(), key, manifest: false, node, kind };
+        rig.runtime.block_on(rig.journal.add(note)).unwrap();
+    }
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    // What may still be named stays noted.
+    while rig.remote.objects.lock().contains_key(&key) || rig.runtime.block_on(rig.journal.counts()).unwrap() != (0, 1)
+    {
+        assert!(Instant::now() < until, "not deleted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
