@@ -44,6 +44,7 @@ pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
+use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
@@ -256,12 +257,14 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         // A record that could not be stored at all leaves the old one in force.
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("dirty.recorded");
         let claim = record.claim;
         inner.record = record;
         if let Err(error) = self.lower.sync_node(&cell.node) {
             self.cells.note_unknown(cell, inner);
             return Err(failed(error));
         }
+        kill::point("dirty.synced");
         inner.machine.apply(Event::Saved(claim));
         Ok(())
     }
@@ -303,7 +306,9 @@ impl Engine {
                     let failed = EngineError::lower(cell.node.id);
                     let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
                     self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+                    kill::point("truncate.cut");
                     self.lower.sync_node(&cell.node).map_err(&failed)?;
+                    kill::point("truncate.synced");
                     self.become_resident(cell, inner)?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
@@ -338,6 +343,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.flags.pinned = pinned;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("pin.recorded");
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         Ok(true)

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
+use crate::kill;
 use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
 use crate::record::Record;
 use crate::types::{FileId, Inode, ObjectKey};
@@ -180,7 +181,12 @@ impl Fs {
     pub fn try_unlink(&self, parent: u64, name: &OsStr, noted: &Noted) -> FsResult<Option<Removal>> {
         self.check_writable()?;
         let dir = self.node(parent)?;
-        self.try_remove(&dir, name, noted, &|| Ok(self.lower.unlink(&dir, name)?))
+        let unlink = || {
+            self.lower.unlink(&dir, name)?;
+            kill::point("removal.unlinked");
+            Ok(())
+        };
+        self.try_remove(&dir, name, noted, &unlink)
     }
 
     /// Sees to it that nothing of ours stays open of a file that was removed, or has another owner now.
@@ -212,6 +218,7 @@ impl Fs {
         let rename = || {
             let moving = self.engine.moving();
             self.lower.rename(&dir, name, &to_dir, to, mode)?;
+            kill::point("removal.renamed");
             moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
             if mode == RenameMode::Exchange {
                 moving.done(|| Some(self.lower.lookup(&dir, name).ok()?.0));

@@ -13,6 +13,7 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
+use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
@@ -186,6 +187,7 @@ impl Fs {
     ) -> FsResult<Opened> {
         if access.truncate {
             self.lower.set_attr(&cell.node, &SetAttr { size: Some(0), ..Default::default() })?;
+            kill::point("open.cut");
         }
         let write = access.write || access.truncate;
         let file = OnceLock::new();

@@ -178,6 +178,32 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
     assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
 }
 
+/// A recall had ended, but for its note, when its file was removed. The note went; a power loss might have brought back the stub, with
+/// data in it of which nobody knew.
+#[test]
+fn a_note_goes_after_its_files_removal_is_durable() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let lower = rig.lower.clone();
+    let removal = Box::new(move || lower.unlink(&lower.root(), OsStr::new("f")).unwrap());
+    // The first sync is that of the content, the second that of the record.
+    *rig.log.before_sync.lock() = Some((1, removal));
+    rig.log.calls.lock().clear();
+    let cell = rig.cell();
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    drop(cell);
+    let until = Instant::now() + Duration::from_secs(60);
+    let settles = |(_, intent): &(_, Intent)| matches!(intent.kind, IntentKind::Settle { .. });
+    while rig.runtime.block_on(rig.journal.unfinished(None, 10)).unwrap().iter().any(settles) {
+        assert!(Instant::now() < until, "the note stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(*rig.log.calls.lock(), ["sync", "save", "sync", "sync all"]);
+}
+
 /// Where records are in `user.*`, whoever may write a file may write its record, and must not read by it what was made for another file.
 #[test]
 fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
