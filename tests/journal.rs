@@ -494,3 +494,26 @@ async fn values_are_kept_and_each_journal_is_another() {
     let other = SqliteJournal::open(dir.path().join("other.db")).unwrap();
     assert_ne!(other.value(IDENTITY).await.unwrap().unwrap(), identity);
 }
+
+/// Somebody else needs the object: nothing that would delete it stays, whoever noted it; what settles a file does.
+#[tokio::test]
+async fn uploads_and_deletions_of_an_object_can_be_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    {
+        let journal = SqliteJournal::open(&path).unwrap();
+        let upload = journal.add(upload("a", "kept", 1)).await.unwrap();
+        journal.add(deletion("a", "kept", at(1, 0))).await.unwrap();
+        journal.add(deletion("b", "kept", at(2, 0))).await.unwrap();
+        journal.add(settlement("a", "kept", at(3, 0))).await.unwrap();
+        journal.add(deletion("a", "other", at(4, 0))).await.unwrap();
+        journal.withdraw(&ObjectKey("kept".into())).await.unwrap();
+        journal.withdraw(&ObjectKey("nobody's".into())).await.unwrap();
+        // Too late for who still has it in hand.
+        journal.set_delete(upload, at(0, 0)).await.unwrap();
+    }
+    let journal = SqliteJournal::open(&path).unwrap();
+    assert_eq!(keys(&journal.due(&pair("a"), at(9, 0), 9).await.unwrap()), ["other"]);
+    assert_eq!(keys(&journal.due(&pair("b"), at(9, 0), 9).await.unwrap()), Vec::<&str>::new());
+    assert_eq!(keys(&journal.unfinished(None, 9).await.unwrap()), ["kept"]);
+}

@@ -42,7 +42,11 @@ impl EngineError {
                 RemoteErrorKind::Conflict | RemoteErrorKind::Archived | RemoteErrorKind::Rejected => Reason::Refused,
             }),
             Self::Corrupt { .. } => Some(Reason::Checksum),
-            Self::BadRecord { .. } | Self::ChangedBelow { .. } => Some(Reason::Record),
+            Self::BadRecord { .. } | Self::ChangedBelow { .. } | Self::RecordLost { .. } | Self::Unproven { .. } => {
+                Some(Reason::Record)
+            }
+            // Both files are served.
+            Self::Shared { .. } => None,
             Self::ForeignPair { .. } => Some(Reason::Configuration),
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,

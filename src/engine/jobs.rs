@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Engine;
+use super::cell::HOLLOW;
 use super::error::{EngineError, EngineResult, Unfit};
 use super::verify::{Checked, Verified};
 use crate::ports::{Attr, FileKind};
@@ -65,7 +66,7 @@ pub enum Outcome {
     Done,
     /// It was read again, and this is its content's MD5 in hexadecimal.
     Digest(String),
-    /// Its object was gone or another; its local content counts again.
+    /// Its record was wrong, and could be mended without a choice between two contents.
     Repaired,
     /// It was as asked already.
     Unchanged,
@@ -227,7 +228,12 @@ impl Engine {
     }
 
     async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        let cell = self.cells.get(&file.node)?;
+        let cell = match (self.cells.get(&file.node), kind) {
+            (Err(EngineError::ChangedBelow { why: HOLLOW, .. }), JobKind::Check { repair: true }) => {
+                return self.mend_hollow(&file.node).await.map(|()| Outcome::Repaired);
+            }
+            (cell, _) => cell?,
+        };
         let changed = match kind {
             JobKind::ArchiveOnly => match self.archive(&cell, &file.path).await {
                 Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
@@ -257,7 +263,7 @@ impl Engine {
                 });
             }
             JobKind::Check { repair } => {
-                return Ok(match self.check(&cell, repair).await? {
+                return Ok(match self.check(&cell, &file.path, repair).await? {
                     Checked::Nothing => Outcome::Unchanged,
                     Checked::Sound => Outcome::Done,
                     Checked::Repaired => Outcome::Repaired,

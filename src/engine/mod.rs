@@ -12,8 +12,10 @@ mod health;
 mod intents;
 mod jobs;
 mod keys;
+mod lost;
 mod moves;
 mod orphans;
+mod owner;
 mod pace;
 mod recall;
 mod release;
@@ -26,8 +28,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::runtime::Handle;
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
@@ -35,16 +39,19 @@ pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::object_key;
 pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
+pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
+use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
 use archive::OpenNote;
 use health::{Health, Watched};
+use owner::Keeping;
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -109,12 +116,14 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
+    /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
+    /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
+    leftovers: Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
+    keeping: Keeping,
     changed: std::sync::OnceLock<ChangeHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
-    /// Stubs in which a failed recall of this object left blocks that could not be freed, and its note.
-    leftovers: parking_lot::Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
 }
 
 impl Engine {
@@ -147,10 +156,11 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
+            leftovers: Mutex::default(),
+            keeping: Keeping::default(),
             changed: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
-            leftovers: Default::default(),
         })
     }
 
@@ -165,6 +175,11 @@ impl Engine {
         if let Some(hook) = self.changed.get() {
             hook(file);
         }
+    }
+
+    /// The time by the engine's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     pub fn target(&self) -> EngineResult<&Target> {
@@ -210,11 +225,18 @@ impl Engine {
         self.totals.running.load(Ordering::SeqCst) == 0
     }
 
-    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7).
+    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7). The same for a record that anybody
+    /// may have written, unless its object was made for this very file.
     fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
         let target = self.target.as_ref();
         match (&record.object, target) {
-            (Some(object), Some(target)) if object.pair == target.pair => Ok(target),
+            (Some(object), Some(target)) if object.pair == target.pair => {
+                // Whoever may write the file below the mount may write such a record, too, and would read what is not his.
+                if !self.lower.features().trusted_xattrs && !owner::is_own(node.id, &object.key) {
+                    return Err(EngineError::Unproven { file: node.id, object: object.key.to_string() });
+                }
+                Ok(target)
+            }
             (Some(object), _) => Err(EngineError::ForeignPair {
                 file: node.id,
                 found: object.pair.name.clone(),
@@ -235,12 +257,14 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         // A record that could not be stored at all leaves the old one in force.
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("dirty.recorded");
         let claim = record.claim;
         inner.record = record;
         if let Err(error) = self.lower.sync_node(&cell.node) {
             self.cells.note_unknown(cell, inner);
             return Err(failed(error));
         }
+        kill::point("dirty.synced");
         inner.machine.apply(Event::Saved(claim));
         Ok(())
     }
@@ -282,7 +306,9 @@ impl Engine {
                     let failed = EngineError::lower(cell.node.id);
                     let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
                     self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+                    kill::point("truncate.cut");
                     self.lower.sync_node(&cell.node).map_err(&failed)?;
+                    kill::point("truncate.synced");
                     self.become_resident(cell, inner)?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
@@ -317,6 +343,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.flags.pinned = pinned;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("pin.recorded");
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         Ok(true)
@@ -348,9 +375,19 @@ fn moving(keep: Keep) -> OpenFlags {
     OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
+/// Starts blocking local I/O off the async workers. A runtime of one thread, as a simulation has, takes it in turn with its tasks: what runs
+/// after what is then the same each time.
+fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => runtime.spawn(async { work() }),
+        _ => runtime.spawn_blocking(work),
+    }
+}
+
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    start_blocking(work).await.map_err(|error| {
         if error.is_panic() {
             std::panic::resume_unwind(error.into_panic());
         }

@@ -100,17 +100,11 @@ impl Page {
 fn parse(prefix: &str, key: &ObjectKey) -> Option<(ObjectKey, FileId, Generation)> {
     let object = key.0.strip_suffix(MANIFEST_SUFFIX).unwrap_or(&key.0);
     let inside = if prefix.is_empty() { object } else { object.strip_prefix(prefix)?.strip_prefix('/')? };
-    let (name, tail) = inside.rsplit_once('@')?;
-    if name.is_empty() || inside.starts_with(RESERVED) {
+    if inside.rfind('@') == Some(0) || inside.starts_with(RESERVED) {
         return None;
     }
-    let (file, generation) = tail.split_once('.')?;
-    let (ino, birth) = file.split_once('-')?;
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
-    let file = FileId { ino: number(ino)?, birth: number(birth)? };
-    let generation = Generation(number(generation)?);
-    // One spelling only: what we never wrote is not ours.
-    (format!("{file}.{generation}") == tail).then(|| (ObjectKey(object.to_owned()), file, generation))
+    let (file, generation) = super::owner::parse(object)?;
+    Some((ObjectKey(object.to_owned()), file, generation))
 }
 
 /// What an inode says of an object.

@@ -94,6 +94,11 @@ impl Journal for SqliteJournal {
         self.ask(|reply| Call::Remove { id, reply }).await
     }
 
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError> {
+        let key = key.clone();
+        self.ask(|reply| Call::Withdraw { key, reply }).await
+    }
+
     async fn due(
         &self,
         pair: &PairName,

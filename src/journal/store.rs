@@ -186,6 +186,12 @@ impl Store {
         changed.map(drop).map_err(|error| Fault(self.note(&error)))
     }
 
+    pub(super) fn withdraw(&mut self, key: &ObjectKey) -> Result<(), Fault> {
+        let sql = "DELETE FROM intent WHERE key = ?1 AND kind IN (0, 1)";
+        let changed = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([&key.0]));
+        changed.map(drop).map_err(|error| Fault(self.note(&error)))
+    }
+
     pub(super) fn due(
         &mut self,
         pair: &PairName,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::kill;
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Succeeded};
 use crate::types::{ObjectKey, PairName, Timestamp};
 
@@ -21,6 +22,7 @@ pub(super) enum Call {
     Add { intent: Intent, reply: Reply<IntentId> },
     SetDelete { id: IntentId, not_before: Timestamp, reply: Reply<()> },
     Remove { id: IntentId, reply: Reply<()> },
+    Withdraw { key: ObjectKey, reply: Reply<()> },
     Due { pair: PairName, now: Timestamp, limit: usize, reply: Reply<Notes> },
     Unfinished { after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
     Counts { reply: Reply<(u64, u64)> },
@@ -64,9 +66,11 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, counts: &Counts) {
         answers.push(call.run(store, &mut failure));
     }
     if writes {
+        kill::point("journal.written");
         match &failure {
             None => match store.commit() {
                 Ok(()) => {
+                    kill::point("journal.committed");
                     counts.commits.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => failure = Some(error),
@@ -91,7 +95,7 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, counts: &Counts) {
 impl Call {
     fn is_write(&self) -> bool {
         match self {
-            Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } => true,
+            Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } | Call::Withdraw { .. } => true,
             Call::NoteFailed { .. } | Call::ClearFailed { .. } | Call::DropFailed { .. } | Call::SetValue { .. } => {
                 true
             }
@@ -107,6 +111,7 @@ impl Call {
             Call::Add { intent, reply } => hold(reply, failure, || store.add(&intent)),
             Call::SetDelete { id, not_before, reply } => hold(reply, failure, || store.set_delete(id, not_before)),
             Call::Remove { id, reply } => hold(reply, failure, || store.remove(id)),
+            Call::Withdraw { key, reply } => hold(reply, failure, || store.withdraw(&key)),
             Call::Due { pair, now, limit, reply } => hold(reply, failure, || store.due(&pair, now, limit)),
             Call::Unfinished { after, limit, reply } => hold(reply, failure, || store.unfinished(after, limit)),
             Call::Counts { reply } => hold(reply, failure, || store.counts()),

@@ -47,6 +47,8 @@ pub trait Journal: Send + Sync {
     async fn set_delete(&self, id: IntentId, not_before: Timestamp) -> Result<(), JournalError>;
     /// Forgets a note whose effect is confirmed. An id that is gone is success.
     async fn remove(&self, id: IntentId) -> Result<(), JournalError>;
+    /// Forgets every upload and deletion of the object `key`, for whatever file: somebody else needs it.
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError>;
     /// Deletions of `pair` due at `now`, oldest first, at most `limit`.
     async fn due(&self, pair: &PairName, now: Timestamp, limit: usize)
     -> Result<Vec<(IntentId, Intent)>, JournalError>;

@@ -28,5 +28,6 @@ mod rounds;
 mod scrub;
 mod startup;
 mod stubs;
+mod tamper;
 mod upcalls;
 mod verify;
