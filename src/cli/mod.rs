@@ -8,6 +8,7 @@ pub mod daemon;
 mod dev_s3;
 pub mod exit;
 mod files;
+mod history;
 mod holders;
 mod info;
 mod migrate;
@@ -22,6 +23,7 @@ mod release;
 mod report;
 mod status;
 mod umount;
+mod undelete;
 mod verify;
 
 use std::path::PathBuf;
@@ -86,6 +88,8 @@ enum Command {
     Info(info::Info),
     Verify(verify::Verify),
     Check(verify::Check),
+    History(history::History),
+    Undelete(undelete::Undelete),
     DevS3(dev_s3::DevS3),
 }
 
@@ -122,6 +126,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Info(command) => command.run(global),
         Command::Verify(command) => command.run(global),
         Command::Check(command) => command.run(global),
+        Command::History(command) => command.run(global),
+        Command::Undelete(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

@@ -84,6 +84,12 @@ impl Reporter {
                     output::line(&format!("repaired: {path}: its object was gone; the local content counts again"))
                 });
             }
+            Reply::Restored { path, generation, .. } => {
+                let path = output::shown(&path.to_path());
+                self.above_bar(|| output::line(&format!("brought back: {path} (generation {generation})")));
+            }
+            // `history` shows these by itself.
+            Reply::Version(_) => {}
             // The last line of a request comes as a summary; a mount does not describe itself here.
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::bring_back::Wish;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
@@ -101,7 +102,7 @@ impl Socket {
     }
 }
 
-type Replies = mpsc::Sender<Reply>;
+pub(super) type Replies = mpsc::Sender<Reply>;
 
 /// Counts of a job, told now and then.
 #[derive(Default)]
@@ -202,6 +203,11 @@ impl Server {
             }
             Request::Check { paths, recursive, repair } => (JobKind::Check { repair }, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
+            Request::History { paths } => return self.history(paths, replies).await,
+            Request::Undelete { path, generation, to, recursive } => {
+                let wish = Wish { path: path.to_path(), generation, to: to.map(|to| to.to_path()), recursive };
+                return self.undelete(wish, replies).await;
+            }
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };

@@ -17,7 +17,7 @@ use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
 use crate::ports::{
-    Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
+    Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
@@ -122,7 +122,7 @@ impl Engine {
             Ok(()) => Ok(Archived { bytes: before.size, note: Some(OpenNote::Upload(note)) }),
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
-                self.journal.set_delete(note, self.clock.now()).await?;
+                self.journal.set_delete(note, GIVEN_UP).await?;
                 self.deletions.notify_one();
                 Err(error)
             }
@@ -160,7 +160,9 @@ impl Engine {
             // One chunk is read before the request, so that its hash can travel in the object's metadata.
             let whole = source.read(ByteRange { offset: 0, len: attr.size }).await;
             let changed = |_| EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
-            (Arc::new(MemorySource(whole.map_err(changed)?)), source.manifest().map(|manifest| manifest.root()))
+            let whole = whole.map_err(changed)?;
+            self.check_unchanged(cell, file, attr)?;
+            (Arc::new(MemorySource(whole)), source.manifest().map(|manifest| manifest.root()))
         } else {
             (source.clone(), None)
         };
@@ -190,6 +192,7 @@ impl Engine {
         durable?;
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            self.check_unchanged(cell, file, attr)?;
             let encoded = source.manifest().ok_or_else(changed)?.encode();
             let len = encoded.len() as u64;
             let manifest = Arc::new(MemorySource(encoded.into()));
@@ -197,6 +200,17 @@ impl Engine {
             target.remote.put(&key, len, manifest, &[]).await.map_err(EngineError::remote(cell.node.id))?;
         }
         Ok((stored, source))
+    }
+
+    /// Refuses a copy that may be of no state the file ever had, before it can be taken for one: an object of one chunk, or one with a
+    /// manifest, is always what the file was at some moment. A rebuild relies on it.
+    fn check_unchanged(&self, cell: &Cell, file: &Arc<dyn LowerFile>, before: &Attr) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
+        if unwritten && same_attr(&file.stat().map_err(&failed)?, before) {
+            return Ok(());
+        }
+        Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed })
     }
 
     /// Under the cell's lock: the writer wins, or the copy becomes the file's object.
@@ -287,6 +301,7 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        let _noting = self.fates.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
@@ -301,7 +316,8 @@ impl Engine {
             if inner.record.superseded.as_ref() == Some(&old) && !inner.machine.is_unknown() {
                 let mut record = inner.record.clone();
                 record.superseded = None;
-                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
+                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless. (Who brings the object back
+                // syncs it first.)
                 this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
                 inner.record = record;
             }

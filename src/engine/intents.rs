@@ -9,7 +9,9 @@ use std::time::Duration;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
-use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime,
+};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::Activity;
 use crate::types::{Inode, Timestamp};
@@ -71,11 +73,20 @@ impl Engine {
         let (this, noted) = (self.clone(), intent.clone());
         let named = blocking(move || this.settle(&noted)).await??;
         match intent.kind {
-            IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
+            // What was archived, and removed before this note was, is kept as long as the removal's own note says.
+            IntentKind::Upload if !named && self.is_removed(id, intent).await => self.journal.remove(id).await?,
+            IntentKind::Upload if !named => self.journal.set_delete(id, GIVEN_UP).await?,
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
         }
         Ok(())
+    }
+
+    /// Whether the object's deletion is noted otherwise.
+    async fn is_removed(&self, id: IntentId, intent: &Intent) -> bool {
+        let about = About::Key(intent.key.clone());
+        let noted = self.journal.noted(&intent.pair, about, None, BATCH).await.unwrap_or_default();
+        noted.iter().any(|(other, note)| *other != id && matches!(note.kind, IntentKind::Delete { .. }))
     }
 
     /// Puts one inode back in order after a crash. Returns whether its record names the object. All is durable on return.
@@ -158,8 +169,11 @@ impl Engine {
     /// Deletes one batch; `true` when there may be more.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
         let Ok(target) = self.target() else { return Ok(false) };
+        // Nobody takes an object over between the look at its file and its end.
+        let _deleting = self.fates.deleting.lock().await;
         let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
-        let more = due.len() == BATCH;
+        let full = due.len() == BATCH;
+        let mut put_off = 0;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             let (this, noted) = (self.clone(), intent.clone());
@@ -167,6 +181,11 @@ impl Engine {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by its file: not deleted");
                     self.journal.remove(id).await?;
+                    continue;
+                }
+                // Its time says that it was given up; it comes first again.
+                Reference::Later if matches!(intent.kind, IntentKind::Delete { not_before: GIVEN_UP }) => {
+                    put_off += 1;
                     continue;
                 }
                 Reference::Later => {
@@ -197,7 +216,8 @@ impl Engine {
             }
             self.journal.remove(id).await?;
         }
-        Ok(more)
+        // A batch that was all put off would come again at once.
+        Ok(full && put_off < BATCH)
     }
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
@@ -247,6 +267,14 @@ impl Engine {
     /// Before the last name of an inode goes: its objects' deletion is noted, durably. If the removal then fails, the
     /// deletion finds the file still naming the object, and drops the note.
     pub async fn note_removal(self: &Arc<Self>, node: Inode, record: Record) -> EngineResult<()> {
+        let _noting = self.fates.noting.read().await;
+        // Removed meanwhile by somebody else, who noted it; the object may have been brought back since.
+        match self.lower.stat(&node) {
+            Ok(attr) if attr.nlink > 0 => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(EngineError::lower(node.id)(error)),
+        }
         let mut not_before = self.clock.now();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
         not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;

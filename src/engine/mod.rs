@@ -6,7 +6,9 @@
 mod archive;
 mod cell;
 mod error;
+mod facts;
 mod fill;
+mod history;
 mod intents;
 mod jobs;
 mod keys;
@@ -14,9 +16,11 @@ mod recall;
 mod release;
 mod source;
 mod sync;
+mod undelete;
 mod verify;
 mod warm;
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -24,10 +28,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use error::{EngineError, EngineResult, Unfit};
+pub use error::{EngineError, EngineResult, Kept, Unfit};
+pub use facts::{Facts, FactsError};
+pub use history::{Standing, Version};
 pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
-pub use keys::object_key;
+pub use keys::{KeyParts, object_key, parse_key};
 pub use recall::{CUT_WITHIN, Recall};
+pub use undelete::{ADOPTED_XATTR, Dress};
 pub use warm::{Warm, WarmFile};
 
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
@@ -80,6 +87,9 @@ pub struct Totals {
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
+/// Told when a directory has got a name that the kernel did not ask for.
+pub type NameHook = Box<dyn Fn(FileId, &OsStr) + Send + Sync>;
+
 /// Everything that moves content of one share.
 pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
@@ -97,7 +107,18 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
+    fates: Fates,
     changed: std::sync::OnceLock<ChangeHook>,
+    named: std::sync::OnceLock<NameHook>,
+}
+
+/// What keeps an object from being taken over while its end is decided.
+#[derive(Default)]
+struct Fates {
+    /// Held by who deletes objects, from the look at their files on.
+    deleting: tokio::sync::Mutex<()>,
+    /// Shared by who looks at a record and notes the deletion of its object; whoever takes objects over has it alone.
+    noting: tokio::sync::RwLock<()>,
 }
 
 impl Engine {
@@ -124,7 +145,9 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
+            fates: Fates::default(),
             changed: std::sync::OnceLock::new(),
+            named: std::sync::OnceLock::new(),
         })
     }
 
@@ -138,6 +161,18 @@ impl Engine {
     pub fn announce_change(&self, file: FileId) {
         if let Some(hook) = self.changed.get() {
             hook(file);
+        }
+    }
+
+    /// Sets who is told of new names; once.
+    pub fn on_name(&self, hook: NameHook) {
+        let _ = self.named.set(hook);
+    }
+
+    /// Has the kernel forget what it knows of a name, above all that there is none.
+    pub fn announce_name(&self, directory: FileId, name: &OsStr) {
+        if let Some(hook) = self.named.get() {
+            hook(directory, name);
         }
     }
 

@@ -45,6 +45,8 @@ fn engine_errno(error: &EngineError) -> i32 {
         },
         EngineError::Journal(_) => libc::EIO,
         EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. } | EngineError::Corrupt { .. } => libc::EIO,
+        // Nobody asks for this through the mount.
+        EngineError::Kept { .. } => libc::EIO,
         EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed => libc::EBUSY,

@@ -7,6 +7,7 @@
 //! A caller that is dropped while it waits has still been heard: its note may be stored. That is the safe side, since a
 //! note that names no object costs one request at the next recovery, a missing one an object for ever.
 
+mod kept;
 mod store;
 mod writer;
 
@@ -17,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{Intent, IntentId, Journal, JournalError};
-use crate::types::{PairName, Timestamp};
+use crate::ports::{About, Intent, IntentId, Journal, JournalError};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use store::Store;
 use writer::{Call, Reply};
@@ -112,6 +113,28 @@ impl Journal for SqliteJournal {
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError> {
         let pair = pair.clone();
         self.ask(|reply| Call::NamesPair { pair, reply }).await
+    }
+
+    async fn noted(
+        &self,
+        pair: &PairName,
+        about: About,
+        after: Option<IntentId>,
+        limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::Noted { pair, about, after, limit, reply }).await
+    }
+
+    async fn repoint(
+        &self,
+        pair: &PairName,
+        key: &ObjectKey,
+        node: Inode,
+        not_before: Timestamp,
+    ) -> Result<(), JournalError> {
+        let (pair, key) = (pair.clone(), key.clone());
+        self.ask(|reply| Call::Repoint { pair, key, node, not_before, reply }).await
     }
 }
 

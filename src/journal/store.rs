@@ -45,7 +45,7 @@ const SCHEMA: &str = "
     CREATE INDEX intent_unfinished ON intent (id) WHERE kind <> 1;
 ";
 
-const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
+pub(super) const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
 
 /// A failed statement, worded for the administrator.
 pub(super) struct Fault(pub(super) JournalError);
@@ -229,7 +229,16 @@ impl Store {
         found.map(|found| found.is_some()).map_err(|error| Fault(self.note(&error)))
     }
 
-    fn select(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<(IntentId, Intent)>, Fault> {
+    pub(super) fn execute(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<(), Fault> {
+        let changed = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(values));
+        changed.map(drop).map_err(|error| Fault(self.note(&error)))
+    }
+
+    pub(super) fn select(
+        &mut self,
+        sql: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<Vec<(IntentId, Intent)>, Fault> {
         let rows = self.connection.prepare_cached(sql).and_then(|mut statement| {
             statement.query_map(values, |row| Ok((row.get::<_, i64>(0)?, decode(row)?)))?.collect::<Result<Vec<_>, _>>()
         });
@@ -277,7 +286,7 @@ fn decode(row: &Row<'_>) -> rusqlite::Result<Option<Intent>> {
     Ok(pair.parse().ok().map(|pair| Intent { pair, key, manifest, node, kind }))
 }
 
-fn bound(limit: usize) -> i64 {
+pub(super) fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 

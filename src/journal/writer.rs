@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{Intent, IntentId, JournalError};
-use crate::types::{PairName, Timestamp};
+use crate::ports::{About, Intent, IntentId, JournalError};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use super::CALLS_WAITING_MAX;
 use super::store::{Fault, Store};
@@ -24,6 +24,8 @@ pub(super) enum Call {
     Unfinished { after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
     Counts { reply: Reply<(u64, u64)> },
     NamesPair { pair: PairName, reply: Reply<bool> },
+    Noted { pair: PairName, about: About, after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
+    Repoint { pair: PairName, key: ObjectKey, node: Inode, not_before: Timestamp, reply: Reply<()> },
 }
 
 /// An answer held back until the commit: takes the batch's failure, if there was one, instead of its own value.
@@ -67,7 +69,7 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, commits: &AtomicU64) {
 
 impl Call {
     fn is_write(&self) -> bool {
-        matches!(self, Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. })
+        matches!(self, Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } | Call::Repoint { .. })
     }
 
     /// Runs the call unless the batch has failed already; the first failure fails the batch, for its transaction is
@@ -81,6 +83,12 @@ impl Call {
             Call::Unfinished { after, limit, reply } => hold(reply, failure, || store.unfinished(after, limit)),
             Call::Counts { reply } => hold(reply, failure, || store.counts()),
             Call::NamesPair { pair, reply } => hold(reply, failure, || store.names_pair(&pair)),
+            Call::Noted { pair, about, after, limit, reply } => {
+                hold(reply, failure, || store.noted(&pair, &about, after, limit))
+            }
+            Call::Repoint { pair, key, node, not_before, reply } => {
+                hold(reply, failure, || store.repoint(&pair, &key, &node, not_before))
+            }
         }
     }
 }

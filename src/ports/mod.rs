@@ -6,7 +6,7 @@ mod journal;
 mod lower;
 mod remote;
 
-pub use journal::{Intent, IntentId, IntentKind, Journal, JournalError};
+pub use journal::{About, GIVEN_UP, Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
     LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, if_set,

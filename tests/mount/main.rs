@@ -24,5 +24,6 @@ mod quota;
 mod recall;
 mod rounds;
 mod stubs;
+mod undelete;
 mod upcalls;
 mod verify;
