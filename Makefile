@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore rounds known soak bench fmt lint
+.PHONY: help deps demo test explore rounds known rebuild soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,10 @@ rounds: ## Random opens, maps, reads and writes of one file while it comes and g
 known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN=1000000)
 	@scripts/install-deps.sh test
 	$(if $(KNOWN),TIERFS_KNOWN=$(KNOWN)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture known::a_million
+
+rebuild: ## A share is lost and made again from the bucket, every attribute and byte compared (FILES=100000); prints rates
+	@scripts/install-deps.sh test
+	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
 
 soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng)
 	@scripts/install-deps.sh soak

@@ -18,9 +18,11 @@ mod output;
 mod pair;
 mod pin;
 mod ready;
+mod rebuild;
 mod recall;
 mod release;
 mod report;
+mod save_names;
 mod status;
 mod umount;
 mod undelete;
@@ -90,6 +92,8 @@ enum Command {
     Check(verify::Check),
     History(history::History),
     Undelete(undelete::Undelete),
+    SaveNames(save_names::SaveNames),
+    Rebuild(rebuild::Rebuild),
     DevS3(dev_s3::DevS3),
 }
 
@@ -128,6 +132,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
+        Command::SaveNames(command) => command.run(global),
+        Command::Rebuild(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

@@ -231,13 +231,26 @@ fn progress_text(all: &Progress, elapsed: Duration) -> String {
 }
 
 fn summary_line(done: &str, total: &Summary) -> String {
-    let plural = |n: u64| if n == 1 { "file" } else { "files" };
-    let mut text = format!("{done} {} {}, {}", total.files, plural(total.files), format_size(total.bytes));
+    let names = done == "stored names of";
+    let plural = |n: u64| match (names, n) {
+        (true, 1) => "directory",
+        (true, _) => "directories",
+        (false, 1) => "file",
+        (false, _) => "files",
+    };
+    let mut text = format!("{done} {} {}", total.files, plural(total.files));
+    if !names {
+        text.push_str(&format!(", {}", format_size(total.bytes)));
+    }
     // Pinning and releasing move nothing, so a rate would say nothing.
     if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled" | "verified") {
         text.push_str(&format!(" in {:.1} s ({})", total.seconds, format_rate(total.bytes, total.seconds)));
     }
-    let unchanged = if matches!(done, "verified" | "checked") { "not remote" } else { "already as asked" };
+    let unchanged = match done {
+        "verified" | "checked" => "not remote",
+        "stored names of" => "unchanged",
+        _ => "already as asked",
+    };
     for (count, words) in [(total.unchanged, unchanged), (total.skipped, "skipped"), (total.failed, "failed")] {
         if count > 0 {
             text.push_str(&format!("; {count} {words}"));

@@ -1,4 +1,4 @@
-//! `history` and `undelete` at the daemon's end of the socket.
+//! `history`, `undelete` and `save-names` at the daemon's end of the socket.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::protocol::{Failure, FileVersion, Reply, Summary, VersionState, WirePath};
 use super::server::{Replies, Server};
 use crate::catalog::walk::resolve;
-use crate::engine::{Dress, EngineError, Kept, Standing, Version};
+use crate::engine::{EngineError, Kept, Standing, Version};
 use crate::types::{Inode, ObjectKey};
 
 /// What is to come back, and where to.
@@ -42,6 +42,25 @@ impl Server {
             for version in versions {
                 summary.files += 1;
                 if replies.send(Reply::Version(told(&wire, version))).await.is_err() {
+                    return Reply::Done(summary);
+                }
+            }
+        }
+        summary.seconds = begun.elapsed().as_secs_f64();
+        Reply::Done(summary)
+    }
+
+    pub(super) async fn save_names(self: &Arc<Self>, paths: Vec<WirePath>, always: bool, replies: &Replies) -> Reply {
+        let begun = Instant::now();
+        let mut summary = Summary::default();
+        for path in paths {
+            let saved = self.names.save(&path.to_path(), true, always).await;
+            summary.files += saved.stored;
+            summary.unchanged += saved.directories - saved.stored.min(saved.directories);
+            summary.failed += saved.failures.len() as u64;
+            for (path, reason) in saved.failures {
+                let failure = Failure { path: WirePath::from_path(&path), reason, skipped: false };
+                if replies.send(Reply::Failure(failure)).await.is_err() {
                     return Reply::Done(summary);
                 }
             }
@@ -125,7 +144,7 @@ impl Server {
         let (engine, parent, make) = (self.engine.clone(), parent.to_owned(), make);
         let dir = tokio::task::spawn_blocking(move || engine.directory(&parent, make)).await;
         let dir = dir.map_err(|_| EngineError::ShuttingDown)??;
-        let (_, object) = self.engine.undelete(key, &dir, name, Dress::default()).await?;
+        let (_, object) = self.engine.undelete(key, &dir, name).await?;
         Ok((object.generation.0, object.len))
     }
 }

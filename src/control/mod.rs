@@ -9,6 +9,7 @@ pub mod by_xattr;
 pub mod client;
 pub mod locate;
 pub mod mountinfo;
+pub mod names;
 pub mod policy;
 pub mod protocol;
 pub mod server;

@@ -73,6 +73,12 @@ pub enum Request {
         /// All that was removed below `path`.
         recursive: bool,
     },
+    /// Store the names and attributes of what is at and below the paths.
+    SaveNames {
+        paths: Vec<WirePath>,
+        /// Also what did not change since it was stored.
+        always: bool,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.

@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::bring_back::Wish;
+use super::names::Names;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
@@ -40,6 +41,7 @@ pub struct Server {
     pub fs: Arc<Fs>,
     pub share: PathBuf,
     pub mountpoint: PathBuf,
+    pub names: Names,
     /// Why the pair cannot be used at present, if so.
     pub pair_problem: parking_lot::Mutex<Option<String>>,
 }
@@ -208,6 +210,7 @@ impl Server {
                 let wish = Wish { path: path.to_path(), generation, to: to.map(|to| to.to_path()), recursive };
                 return self.undelete(wish, replies).await;
             }
+            Request::SaveNames { paths, always } => return self.save_names(paths, always, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
@@ -312,6 +315,10 @@ impl Server {
     ) -> Reply {
         let begun = Instant::now();
         let counts = Arc::new(Counts::default());
+        let places: Vec<PathBuf> = match kind {
+            JobKind::Migrate | JobKind::ArchiveOnly => paths.iter().map(WirePath::to_path).collect(),
+            _ => Vec::new(),
+        };
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
         let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
         let counted = counts.clone();
@@ -377,6 +384,8 @@ impl Server {
             }
         }
         let ended = running.await;
+        // Names and attributes go after the content.
+        places.into_iter().for_each(|path| self.names.ask(path, recursive));
         match walking.await {
             Ok(Some(walked)) => {
                 summary.failed += walked.failed;

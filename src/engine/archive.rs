@@ -15,6 +15,7 @@ use super::error::{EngineError, EngineResult, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::source::{HashingSource, MemorySource};
+use super::trees::travelling_xattrs;
 use super::{Engine, Target, blocking};
 use crate::ports::{
     Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
@@ -166,7 +167,8 @@ impl Engine {
         } else {
             (source.clone(), None)
         };
-        let metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
+        let metadata = object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size);
         let put = async {
             // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
             tokio::select! {

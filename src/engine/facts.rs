@@ -5,12 +5,15 @@
 
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+
 use crate::ports::{ObjectInfo, Remote, RemoteError};
 use crate::record::{ObjectRef, PairRef, manifest_key};
 use crate::remote::manifest::Manifest;
 use crate::types::{ByteRange, ContentHash, FileId, Generation, ObjectKey, Timestamp};
 
-use super::keys::unescape;
+use super::keys::{XATTRS, unescape};
 
 /// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
 const MANIFEST_OVERHEAD_MAX: u64 = 256;
@@ -41,6 +44,8 @@ pub struct Facts {
     pub root: Option<ContentHash>,
     /// Where the file was, relative to the share; `None` where the path was too long for the metadata.
     pub path: Option<PathBuf>,
+    /// Extended attributes that travel, when it was copied; `None` where there was no room for them.
+    pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     pub len: u64,
     pub etag: String,
 }
@@ -70,6 +75,10 @@ impl Facts {
             chunk_size: text("tierfs-chunk")?.parse().map_err(|_| bad("tierfs-chunk"))?,
             root,
             path: text("tierfs-path").ok().map(unescape),
+            xattrs: match text(XATTRS) {
+                Ok(encoded) => Some(parse_xattrs(encoded).ok_or_else(|| bad(XATTRS))?),
+                Err(_) => None,
+            },
             len: info.len,
             etag: info.etag.clone(),
         };
@@ -113,6 +122,10 @@ impl Facts {
         }
         Ok(manifest.root())
     }
+}
+
+fn parse_xattrs(text: &str) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    postcard::from_bytes(&BASE64_STANDARD_NO_PAD.decode(text).ok()?).ok()
 }
 
 /// The form of [`FileId`]'s `Display`.
@@ -183,10 +196,14 @@ mod tests {
         }
     }
 
+    fn xattrs() -> Vec<(Vec<u8>, Vec<u8>)> {
+        vec![(b"user.x".to_vec(), vec![0, 255]), (b"system.posix_acl_access".to_vec(), vec![1; 44])]
+    }
+
     fn info(path: &[u8], root: Option<ContentHash>) -> ObjectInfo {
         let (file, generation) = (FileId { ino: 9, birth: 0xabc }, Generation(0x1234));
         let path = Path::new(OsStr::from_bytes(path));
-        let metadata = object_metadata(path, file, generation, &attr(), root, 65_536);
+        let metadata = object_metadata(path, file, generation, &attr(), &xattrs(), root, 65_536);
         ObjectInfo { len: 77, etag: "e".into(), metadata }
     }
 
@@ -199,6 +216,7 @@ mod tests {
             assert_eq!((facts.file, facts.generation), (FileId { ino: 9, birth: 0xabc }, Generation(0x1234)));
             assert_eq!((facts.mode, facts.uid, facts.gid), (0o4751, 1000, 65_534));
             assert_eq!((facts.mtime, facts.root), (attr().mtime, Some(root)));
+            assert_eq!(facts.xattrs, Some(xattrs()));
         }
     }
 
@@ -211,7 +229,7 @@ mod tests {
             broken.metadata[n].1 = "?".into();
             assert_eq!(Facts::of(&broken).is_err(), name != "tierfs-path", "{name}");
             broken.metadata.remove(n);
-            assert_eq!(Facts::of(&broken).is_err(), name != "tierfs-path", "{name}");
+            assert_eq!(Facts::of(&broken).is_err(), !["tierfs-path", XATTRS].contains(&name.as_str()), "{name}");
         }
         assert!(Facts::of(&ObjectInfo { len: 0, ..whole }).is_err());
     }

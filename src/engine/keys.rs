@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 use super::facts::{parse_file, parse_generation};
@@ -17,6 +19,10 @@ use crate::types::{ContentHash, FileId, Generation, ObjectKey};
 const KEY_LEN_MAX: usize = 1024 - crate::record::MANIFEST_SUFFIX.len();
 /// Longest path carried in the metadata as it is, in bytes (S3 allows 2 KiB of metadata in all).
 const METADATA_PATH_MAX: usize = 1536;
+/// Metadata in all, names and values, in bytes: S3 allows 2 KiB.
+const METADATA_MAX: usize = 2000;
+/// Extended attributes in the metadata.
+pub(super) const XATTRS: &str = "tierfs-xattrs";
 /// In keys: control characters and the escape itself.
 const KEY_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
 /// In metadata values, which travel in HTTP headers.
@@ -131,16 +137,18 @@ fn escape_for_key(bytes: &[u8]) -> String {
     out
 }
 
-/// User metadata of an object: what a rebuild from the bucket needs. All values are ASCII.
+/// User metadata of an object: what bringing it back needs beside the trees. All values are ASCII. `xattrs` are carried where there is
+/// room for them.
 pub fn object_metadata(
     path: &Path,
     file: FileId,
     generation: Generation,
     attr: &Attr,
+    xattrs: &[(Vec<u8>, Vec<u8>)],
     root: Option<ContentHash>,
     chunk_size: u32,
 ) -> Vec<(String, String)> {
-    let mut metadata = vec![
+    let mut metadata: Vec<(String, String)> = vec![
         ("tierfs-file".into(), file.to_string()),
         ("tierfs-generation".into(), generation.to_string()),
         ("tierfs-mode".into(), format!("{:o}", attr.mode)),
@@ -155,6 +163,12 @@ pub fn object_metadata(
     let path = percent_encode(path.as_os_str().as_bytes(), HEADER_ESCAPES).to_string();
     if path.len() <= METADATA_PATH_MAX {
         metadata.push(("tierfs-path".into(), path));
+    }
+    // An empty list says that there are none; none at all, that nobody knows.
+    let xattrs = BASE64_STANDARD_NO_PAD.encode(postcard::to_stdvec(xattrs).unwrap_or_default());
+    let used: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if used + XATTRS.len() + xattrs.len() <= METADATA_MAX {
+        metadata.push((XATTRS.into(), xattrs));
     }
     metadata
 }
@@ -209,7 +223,7 @@ mod tests {
                 let long = path.as_os_str().len() > 1000;
                 assert_eq!(parts.path(), (!long).then(|| path.to_owned()));
                 assert!(key.0.starts_with(&key_beginning(prefix, path, false)), "{key}");
-                assert!(!long == key_beginning(prefix, path, false).ends_with('@'));
+                assert_ne!(long, key_beginning(prefix, path, false).ends_with('@'));
             }
         }
         let inside = object_key("p", Path::new("d/e/f"), file, Generation(1));

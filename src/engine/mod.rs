@@ -16,6 +16,7 @@ mod recall;
 mod release;
 mod source;
 mod sync;
+mod trees;
 mod undelete;
 mod verify;
 mod warm;
@@ -34,7 +35,7 @@ pub use history::{Standing, Version};
 pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::{KeyParts, object_key, parse_key};
 pub use recall::{CUT_WITHIN, Recall};
-pub use undelete::{ADOPTED_XATTR, Dress};
+pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};

@@ -15,6 +15,7 @@
 //! that name, which may be renamed; between 4 and 5 notes that find K named when they are due, and go.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,18 +38,8 @@ const DELETING_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take until a file that was removed a moment ago is let go.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 const GONE_PAUSE: Duration = Duration::from_millis(250);
-/// Says that some records name objects whose keys tell other inodes; on the share's root, hidden by the mount.
-pub const ADOPTED_XATTR: &str = "trusted.tierfs.adopted";
 /// What makes a new file of the daemon's own.
 const OURSELVES: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
-
-/// Attributes beyond those that an object tells.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dress {
-    pub mode: Option<u32>,
-    pub owner: Option<(u32, u32)>,
-    pub xattrs: Vec<(OsString, Vec<u8>)>,
-}
 
 impl Engine {
     /// Makes the kept object `key` the content of a new file `name` in `dir`. Nothing may be there.
@@ -57,7 +48,6 @@ impl Engine {
         key: &ObjectKey,
         dir: &Inode,
         name: &OsStr,
-        dress: Dress,
     ) -> EngineResult<(Inode, ObjectRef)> {
         self.check_running()?;
         let target = self.target()?;
@@ -78,7 +68,7 @@ impl Engine {
         let aside = OsString::from(format!(".tierfs-undelete-{}.{}", facts.file, self.clock.now().nanos));
         let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
         let (node, ..) = self.lower.create(dir, &aside, 0, flags, &OURSELVES).map_err(&failed)?;
-        let done = self.dress_and_name(key, dir, &aside, name, node, &facts, &object, dress).await;
+        let done = self.dress_and_name(key, dir, &aside, name, node, &facts, &object).await;
         if done.is_err() {
             // Its notes are about this inode now: gone, the object is kept as long as it would have been.
             if let Err(error) = self.lower.unlink(dir, &aside) {
@@ -100,7 +90,6 @@ impl Engine {
         node: Inode,
         facts: &Facts,
         object: &ObjectRef,
-        dress: Dress,
     ) -> EngineResult<()> {
         let target = self.target()?;
         let kept = |why| EngineError::Kept { object: key.to_string(), why };
@@ -114,7 +103,7 @@ impl Engine {
         let (facts, object, key) = (facts.clone(), object.clone(), key.clone());
         blocking(move || {
             let cell = this.cells.get_new(&node)?;
-            this.make_stub(&cell, &facts, object, &dress)?;
+            this.make_stub(&cell, &facts, object)?;
             let failed = EngineError::lower(dir.id);
             match this.lower.rename(&dir, &aside, &dir, &name, RenameMode::NoReplace) {
                 Err(error) if error.errno() == libc::EEXIST => {
@@ -198,27 +187,21 @@ impl Engine {
             // The one without it must be what survives: it would note the object's deletion anew.
             self.lower.sync_node(&node).map_err(&failed)?;
         }
-        let root = self.lower.root();
-        let failed = EngineError::lower(root.id);
-        self.lower.set_xattr(&root, OsStr::new(ADOPTED_XATTR), b"1", 0).map_err(&failed)?;
+        let failed = EngineError::lower(self.lower.root().id);
         // The removals may be in memory only: a power loss would bring back files that name the object, too.
         self.lower.sync_all().map_err(&failed)
     }
 
     /// Step 3: the new inode is a stub of the object, durably.
-    fn make_stub(&self, cell: &Cell, facts: &Facts, object: ObjectRef, dress: &Dress) -> EngineResult<()> {
+    fn make_stub(&self, cell: &Cell, facts: &Facts, object: ObjectRef) -> EngineResult<()> {
         let failed = EngineError::lower(cell.node.id);
         let mut inner = cell.lock();
         if inner.machine != Machine::new(Claim::Resident, false) {
             return Err(EngineError::Kept { object: object.key.to_string(), why: Kept::Touched });
         }
         let node = &cell.node;
-        let (uid, gid) = dress.owner.unwrap_or((facts.uid, facts.gid));
-        let size = SetAttr { size: Some(object.len), uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
+        let size = SetAttr { size: Some(object.len), uid: Some(facts.uid), gid: Some(facts.gid), ..SetAttr::default() };
         self.lower.set_attr(node, &size).map_err(&failed)?;
-        for (name, value) in &dress.xattrs {
-            self.lower.set_xattr(node, name, value, 0).map_err(&failed)?;
-        }
         let record = Record {
             claim: Claim::Stub,
             generation: object.generation,
@@ -227,8 +210,12 @@ impl Engine {
         };
         self.lower.save_record(node, &record.encode()).map_err(&failed)?;
         let mtime = Some(SetTime::At(object.mtime));
-        let rest = SetAttr { mode: Some(dress.mode.unwrap_or(facts.mode)), mtime, ..SetAttr::default() };
+        let rest = SetAttr { mode: Some(facts.mode), mtime, ..SetAttr::default() };
         self.lower.set_attr(node, &rest).map_err(&failed)?;
+        // After owner and mode, which would take a capability, or change an ACL.
+        for (name, value) in facts.xattrs.iter().flatten() {
+            self.lower.set_xattr(node, OsStr::from_bytes(name), value, 0).map_err(&failed)?;
+        }
         self.lower.sync_node(node).map_err(&failed)?;
         inner.record = record;
         inner.machine = Machine::new(Claim::Stub, false);

@@ -21,6 +21,7 @@ mod namespace;
 mod policy;
 mod posix;
 mod quota;
+mod rebuild;
 mod recall;
 mod rounds;
 mod stubs;
