@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore rounds known rebuild soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,10 +28,24 @@ test: ## Install what is missing, check format and lints, run all tests
 explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME)
 	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test explore -- --ignored --nocapture
 
+fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 each of a dozen parts, SEED=4 to begin with)
+	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
+	    $(CARGO) test --locked --test fuzz -- --nocapture --test-threads=2
+
+sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=..., FIRST=seed; SEED=... one, SCRIPT=name)
+	$(if $(SEED),SIM_SEED=$(SEED)) $(if $(FIRST),SIM_FIRST=$(FIRST)) $(if $(SCHEDULES),SIM_SCHEDULES=$(SCHEDULES)) \
+	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(SCRIPT),SIM_SCRIPT='$(SCRIPT)') \
+	    $(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test sim -- --ignored --exact --nocapture tests::at_length
+
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
 	@scripts/install-deps.sh test
 	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rounds::many
+
+crash: ## Kill the daemon and cut the power, round after round (ROUNDS=500 a kind, SEED=, KIND=points|kill|shutdown|disk, FS=ext4|xfs)
+	@scripts/install-deps.sh test
+	CRASH_ROUNDS=$(ROUNDS) CRASH_SEED=$(SEED) CRASH_KIND=$(KIND) CRASH_FS=$(FS) \
+	    $(CARGO) test --locked --test crash -- --ignored --exact --nocapture campaign::many
 
 known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN=1000000)
 	@scripts/install-deps.sh test
@@ -41,7 +55,14 @@ rebuild: ## A share is lost and made again from the bucket, every attribute and 
 	@scripts/install-deps.sh test
 	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
 
-soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng)
+quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
+	@scripts/install-deps.sh test
+	$(CARGO) test --locked --no-run --test mount
+	@binary=$$($(CARGO) test --locked --no-run --test mount --message-format=json 2>/dev/null | \
+	    sed -n 's/.*"name":"mount".*"executable":"\([^"]*\)".*/\1/p'); \
+	TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota:: --nocapture --test-threads=1
+
+soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng, SOAK_PROFILES=mapped,large of fsx)
 	@scripts/install-deps.sh soak
 	@seed=$${SOAK_SEED:-$$(date +%s)}; echo "SOAK_SEED=$$seed"; SOAK_SEED=$$seed \
 	    $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test(soak_$(SOAK))'

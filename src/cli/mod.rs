@@ -7,7 +7,9 @@ mod claims;
 pub mod daemon;
 mod dev_s3;
 pub mod exit;
+mod failed;
 mod files;
+mod gc;
 mod history;
 mod holders;
 mod info;
@@ -90,6 +92,8 @@ enum Command {
     Info(info::Info),
     Verify(verify::Verify),
     Check(verify::Check),
+    Failed(failed::FailedCommand),
+    Gc(gc::Gc),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -130,6 +134,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Info(command) => command.run(global),
         Command::Verify(command) => command.run(global),
         Command::Check(command) => command.run(global),
+        Command::Failed(command) => command.run(global),
+        Command::Gc(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::protocol::{Failure, FileVersion, Reply, Summary, VersionState, WirePath};
 use super::server::{Replies, Server};
 use crate::catalog::walk::resolve;
-use crate::engine::{EngineError, Kept, Standing, Version};
+use crate::engine::{EngineError, NotKept, Standing, Version};
 use crate::types::{Inode, ObjectKey};
 
 /// What is to come back, and where to.
@@ -85,7 +85,8 @@ impl Server {
                     Reply::Restored { path: WirePath::from_path(&place), generation, object: key.to_string() }
                 }
                 Err(error) => {
-                    let skipped = matches!(error, EngineError::Kept { why: Kept::Exists | Kept::Named(_), .. });
+                    let skipped =
+                        matches!(error, EngineError::NotKept { why: NotKept::Exists | NotKept::Named(_), .. });
                     *(if skipped { &mut summary.skipped } else { &mut summary.failed }) += 1;
                     Reply::Failure(Failure { path: WirePath::from_path(&place), reason: error.to_string(), skipped })
                 }
@@ -138,7 +139,7 @@ impl Server {
 
     async fn bring_back(&self, place: &Path, key: &ObjectKey, make: bool) -> Result<(u64, u64), EngineError> {
         let Some(name) = place.file_name() else {
-            return Err(EngineError::Kept { object: key.to_string(), why: Kept::Exists });
+            return Err(EngineError::NotKept { object: key.to_string(), why: NotKept::Exists });
         };
         let parent = place.parent().unwrap_or(Path::new(""));
         let (engine, parent, make) = (self.engine.clone(), parent.to_owned(), make);

@@ -7,11 +7,14 @@
 mod bring_back;
 pub mod by_xattr;
 pub mod client;
+mod failed;
+mod gc;
 pub mod locate;
 pub mod mountinfo;
 pub mod names;
 pub mod policy;
 pub mod protocol;
+pub mod scrub;
 pub mod server;
 mod wire;
 

@@ -79,10 +79,32 @@ pub enum Request {
         /// Also what did not change since it was stored.
         always: bool,
     },
+    /// The dead-letter list: entries below the paths (of the whole mount for its root).
+    Failed {
+        paths: Vec<WirePath>,
+        action: FailedAction,
+    },
+    /// Find objects that nobody names, and have them deleted after the pair's retention.
+    Gc {
+        dry_run: bool,
+        /// Seconds since an object was begun.
+        older_than_s: u64,
+        /// Identities of shares whose objects count as this one's, or `unmarked`.
+        adopt: Vec<String>,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
+}
+
+/// What to do with entries of the dead-letter list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedAction {
+    List,
+    Retry,
+    Drop,
 }
 
 /// One line of the answer.
@@ -96,6 +118,8 @@ pub enum Reply {
     Repaired { path: WirePath },
     Version(FileVersion),
     Restored { path: WirePath, generation: u64, object: String },
+    DeadLetter(FailedFile),
+    Orphan(OrphanObject),
     Mount(MountInfo),
     Done(Summary),
     Error { message: String },
@@ -175,6 +199,65 @@ pub struct Failure {
     pub skipped: bool,
 }
 
+/// An entry of the dead-letter list. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedFile {
+    /// As it is now where that can be told, else as it was.
+    pub path: WirePath,
+    /// `archive`, `migrate`, `release`, `recall`, `delete` or `scrub`.
+    pub task: String,
+    /// `remote`, `configuration`, `checksum`, `missing`, `refused`, `record` or `local`.
+    pub reason: String,
+    pub message: String,
+    pub attempts: u64,
+    pub first: i64,
+    pub last: i64,
+    pub pair: String,
+    /// The object that was to be deleted.
+    pub object: Option<String>,
+}
+
+/// An object, or an upload that was begun, which nobody names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanObject {
+    pub key: String,
+    /// `object` or `upload`.
+    pub kind: String,
+    /// With its manifest.
+    pub bytes: u64,
+    /// When it was begun, seconds since 1970.
+    pub begun: i64,
+    /// It is (or its parts are) to be deleted; `false` in a dry run.
+    pub noted: bool,
+}
+
+/// The background scrub. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubInfo {
+    /// Bytes a second at most.
+    pub rate: u64,
+    /// The file it is at, or was last at.
+    pub at: Option<WirePath>,
+    /// Of the pass that runs.
+    pub pass: Option<ScrubPass>,
+    /// The last pass that came to its end.
+    pub last: Option<ScrubPass>,
+    /// Why it does not get on at present.
+    pub problem: Option<String>,
+}
+
+/// One pass of the scrub over the share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubPass {
+    pub begun: i64,
+    pub ended: Option<i64>,
+    /// Objects read.
+    pub files: u64,
+    pub bytes: u64,
+    /// Files whose object is damaged, missing or cannot be read; they are on the dead-letter list.
+    pub damaged: u64,
+}
+
 /// Files and bytes in one state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateTotal {
@@ -199,7 +282,13 @@ pub struct Summary {
     pub seconds: f64,
     /// For `status`: totals by state name.
     #[serde(default)]
-    pub states: std::collections::BTreeMap<String, StateTotal>,
+    pub states: BTreeMap<String, StateTotal>,
+    /// For `gc`: what was left alone, by why; `files` are objects.
+    #[serde(default)]
+    pub kept: BTreeMap<String, StateTotal>,
+    /// For `status`: why the pair cannot be used at present, if so.
+    #[serde(default)]
+    pub pair_problem: Option<String>,
 }
 
 /// A running mount.
@@ -216,6 +305,11 @@ pub struct MountInfo {
     pub intents: (u64, u64),
     /// Transfers running now.
     pub transfers: u64,
+    /// Entries of the dead-letter list, and how many were dropped from it for want of room.
+    #[serde(default)]
+    pub failed: (u64, u64),
+    #[serde(default)]
+    pub scrub: Option<ScrubInfo>,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,

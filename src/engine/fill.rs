@@ -11,19 +11,17 @@ use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinSet;
 
 use super::archive::OpenNote;
-use super::cell::Cell;
+use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use super::{Engine, blocking, moving};
-use crate::ports::{
-    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SeekTo, SetAttr, SetTime,
-};
+use crate::kill;
+use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
-use crate::types::{ByteRange, ContentHash, Timestamp};
+use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
-/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
-const MANIFEST_OVERHEAD_MAX: u64 = 256;
+pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
 /// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
 const BLOCK: usize = 4096;
@@ -49,9 +47,15 @@ impl Engine {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
         let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
-            let why = "there is data in it that tierfs did not write";
-            return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
+        if claim == Claim::Stub
+            && !self.is_leftover(cell.node.id, &object.key)
+            && has_data(&*file, object.len).map_err(&failed)?
+        {
+            return Err(EngineError::ChangedBelow {
+                file: cell.node.id,
+                object: object.key.to_string(),
+                why: FOREIGN_DATA,
+            });
         }
         let note = Intent {
             pair: object.pair.name.clone(),
@@ -61,10 +65,16 @@ impl Engine {
             kind: IntentKind::Settle { mtime },
         };
         let journal = self.journal.clone();
-        let noted: Noted = async move { journal.add(note).await }.boxed().shared();
+        let noted = async move {
+            let noted = journal.add(note).await;
+            kill::point("recall.noted");
+            noted
+        };
+        let noted: Noted = noted.boxed().shared();
         // Under way while the first chunks are fetched; none is written before it is there.
         self.runtime.spawn(noted.clone());
         let hashes = tokio::select! {
+            biased;
             hashes = self.chunk_hashes(cell, object) => hashes,
             // Or who empties the file would wait for a remote that does not answer.
             () = recall.until_cancelled() => Err(EngineError::Cancelled),
@@ -75,10 +85,25 @@ impl Engine {
         };
         *touched = noted.await.ok().map(OpenNote::Settle);
         fetched?;
+        kill::point("recall.filled");
         let (lower, node) = (self.lower.clone(), cell.node);
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
-        self.barrier.wait(cell.node).await
+        kill::point("recall.dated");
+        self.barrier.wait(cell.node).await?;
+        kill::point("recall.synced");
+        Ok(())
+    }
+
+    /// Whether what is local of a stub is what an earlier transfer could not free.
+    pub(super) fn is_leftover(&self, file: FileId, key: &ObjectKey) -> bool {
+        self.leftovers.lock().get(&file).is_some_and(|(left, _)| left == key)
+    }
+
+    /// Nothing is left in the file that its record does not tell: the note of what was is done.
+    pub(super) fn leftover_is_gone(self: &Arc<Self>, cell: &Arc<Cell>) {
+        let left = self.leftovers.lock().remove(&cell.node.id);
+        self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
 
     /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
@@ -134,6 +159,7 @@ impl Engine {
         let file_id = cell.node.id;
         for last in [false, true] {
             let fetched = tokio::select! {
+                biased;
                 fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
                 () = recall.until_cancelled() => return Err(EngineError::Cancelled),
             };
@@ -142,6 +168,7 @@ impl Engine {
                 body => body.map_err(EngineError::remote(file_id))?,
             };
             noted.clone().await?;
+            kill::point("recall.fetched");
             let file = file.clone();
             // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
             let written = blocking(move || {
@@ -151,6 +178,7 @@ impl Engine {
                 // Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse.
                 for run in runs(&body) {
                     file.write_at(&body[run.clone()], range.offset + run.start as u64)?;
+                    kill::point("recall.written");
                 }
                 Ok(true)
             })
@@ -182,7 +210,7 @@ impl Engine {
         for last in [false, true] {
             let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
             let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
+            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
                 return Err(corrupt(info.len));
             }
             let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
@@ -219,14 +247,6 @@ fn runs(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
         }
         (start < body.len()).then(|| start..at.min(body.len()))
     })
-}
-
-fn has_local_data(file: &dyn LowerFile, len: u64) -> Result<bool, crate::ports::LowerError> {
-    match file.seek(0, SeekTo::Data) {
-        Ok(offset) => Ok(offset < len),
-        Err(error) if error.errno() == libc::ENXIO => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,18 @@ mod archive;
 mod cell;
 mod error;
 mod facts;
+mod failures;
 mod fill;
+mod health;
 mod history;
 mod intents;
 mod jobs;
 mod keys;
+mod lost;
+mod moves;
+mod orphans;
+mod owner;
+mod pace;
 mod recall;
 mod release;
 mod source;
@@ -21,27 +28,38 @@ mod undelete;
 mod verify;
 mod warm;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::runtime::Handle;
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use error::{EngineError, EngineResult, Kept, Unfit};
+pub use error::{EngineError, EngineResult, NotKept, Unfit};
 pub use facts::{Facts, FactsError};
 pub use history::{Standing, Version};
-pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
+pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::{KeyParts, object_key, parse_key};
+pub use moves::MoveWatch;
+pub use orphans::{Kept, Orphan, OrphanRules, Page};
+pub use owner::made_for;
+pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
+use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
+use archive::OpenNote;
+use health::{Health, Watched};
+use owner::Keeping;
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -97,6 +115,7 @@ pub struct Engine {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     target: Option<Target>,
+    health: Arc<Health>,
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
@@ -108,18 +127,17 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
-    fates: Fates,
-    changed: std::sync::OnceLock<ChangeHook>,
-    named: std::sync::OnceLock<NameHook>,
-}
-
-/// What keeps an object from being taken over while its end is decided.
-#[derive(Default)]
-struct Fates {
-    /// Held by who deletes objects, from the look at their files on.
-    deleting: tokio::sync::Mutex<()>,
+    /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
+    /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
+    leftovers: Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
+    keeping: Keeping,
     /// Shared by who looks at a record and notes the deletion of its object; whoever takes objects over has it alone.
     noting: tokio::sync::RwLock<()>,
+    changed: std::sync::OnceLock<ChangeHook>,
+    named: std::sync::OnceLock<NameHook>,
+    /// Marks the objects of this share.
+    share_id: tokio::sync::OnceCell<String>,
+    moves: moves::Moves,
 }
 
 impl Engine {
@@ -132,6 +150,11 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
+        let health = Arc::<Health>::default();
+        let target = target.map(|target| {
+            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            Target { remote, ..target }
+        });
         Arc::new(Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
@@ -139,6 +162,7 @@ impl Engine {
             journal,
             clock,
             target,
+            health,
             warm: Warm::new(runtime.clone()),
             runtime,
             limits,
@@ -146,9 +170,13 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
-            fates: Fates::default(),
+            leftovers: Mutex::default(),
+            keeping: Keeping::default(),
+            noting: tokio::sync::RwLock::default(),
             changed: std::sync::OnceLock::new(),
             named: std::sync::OnceLock::new(),
+            share_id: tokio::sync::OnceCell::new(),
+            moves: moves::Moves::default(),
         })
     }
 
@@ -177,6 +205,11 @@ impl Engine {
         }
     }
 
+    /// The time by the engine's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
     }
@@ -184,6 +217,11 @@ impl Engine {
     /// The name of the pair that is mounted, for messages.
     pub fn pair_name(&self) -> Option<&str> {
         self.target.as_ref().map(|target| target.pair.name.as_str())
+    }
+
+    /// Why the pair cannot be used at present, as the last calls show.
+    pub fn pair_problem(&self) -> Option<String> {
+        self.health.problem()
     }
 
     /// What is noted and not yet done: (uploads and settlements, deletions).
@@ -194,6 +232,11 @@ impl Engine {
     /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether background work is to rest.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Takes [`Engine::stop`] back.
@@ -210,11 +253,18 @@ impl Engine {
         self.totals.running.load(Ordering::SeqCst) == 0
     }
 
-    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7).
+    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7). The same for a record that anybody
+    /// may have written, unless its object was made for this very file.
     fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
         let target = self.target.as_ref();
         match (&record.object, target) {
-            (Some(object), Some(target)) if object.pair == target.pair => Ok(target),
+            (Some(object), Some(target)) if object.pair == target.pair => {
+                // Whoever may write the file below the mount may write such a record, too, and would read what is not his.
+                if !self.lower.features().trusted_xattrs && !owner::is_own(node.id, &object.key) {
+                    return Err(EngineError::Unproven { file: node.id, object: object.key.to_string() });
+                }
+                Ok(target)
+            }
             (Some(object), _) => Err(EngineError::ForeignPair {
                 file: node.id,
                 found: object.pair.name.clone(),
@@ -235,12 +285,14 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         // A record that could not be stored at all leaves the old one in force.
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("dirty.recorded");
         let claim = record.claim;
         inner.record = record;
         if let Err(error) = self.lower.sync_node(&cell.node) {
             self.cells.note_unknown(cell, inner);
             return Err(failed(error));
         }
+        kill::point("dirty.synced");
         inner.machine.apply(Event::Saved(claim));
         Ok(())
     }
@@ -282,7 +334,9 @@ impl Engine {
                     let failed = EngineError::lower(cell.node.id);
                     let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
                     self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+                    kill::point("truncate.cut");
                     self.lower.sync_node(&cell.node).map_err(&failed)?;
+                    kill::point("truncate.synced");
                     self.become_resident(cell, inner)?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
@@ -317,6 +371,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.flags.pinned = pinned;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("pin.recorded");
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         Ok(true)
@@ -348,9 +403,19 @@ fn moving(keep: Keep) -> OpenFlags {
     OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
+/// Starts blocking local I/O off the async workers. A runtime of one thread, as a simulation has, takes it in turn with its tasks: what runs
+/// after what is then the same each time.
+fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => runtime.spawn(async { work() }),
+        _ => runtime.spawn_blocking(work),
+    }
+}
+
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    start_blocking(work).await.map_err(|error| {
         if error.is_panic() {
             std::panic::resume_unwind(error.into_panic());
         }

@@ -15,6 +15,7 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Activity, Event, Verdict};
@@ -246,6 +247,10 @@ impl Engine {
         recall: &Arc<Recall>,
     ) -> EngineResult<()> {
         let mut touched = None;
+        if let Err(error) = self.keep_borrowed(cell, object).await {
+            // Its content comes back all the same; it is not freed again before this succeeds.
+            tracing::warn!(file = %cell.node.id, object = %object.key, "another file's object may be deleted while this one uses it: {error}");
+        }
         let result = self.fill(cell, object, claim, mtime, recall, &mut touched).await;
         let result = result.map_err(|error| self.or_no_space(object, error));
         if result.is_err() {
@@ -261,6 +266,7 @@ impl Engine {
                 if saved.is_ok() {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
+                    self.leftover_is_gone(cell);
                     self.spawn_forget_when_durable(cell.clone(), touched);
                 } else {
                     recall.failed.store(true, Ordering::SeqCst);
@@ -289,6 +295,7 @@ impl Engine {
         }
         object.mtime = attr.mtime;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("recall.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
         inner.recall = None;
@@ -312,17 +319,25 @@ impl Engine {
             let (lower, node) = (self.lower.clone(), cell.node);
             let undone = blocking(move || {
                 let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
-                file.punch_all()?;
-                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })
+                let freed = file.punch_all();
+                kill::point("recall.undone");
+                // Whether blocks are left or not: the next recall takes the time that it finds for the file's own.
+                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
+                freed
             })
             .await;
+            let undone = undone.and_then(|undone| undone.map_err(EngineError::lower(cell.node.id)));
             match undone {
-                Ok(Ok(_)) => self.spawn_forget_when_durable(cell.clone(), touched),
-                // The note stays: the next start frees what is left.
-                Ok(Err(error)) => {
-                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}")
+                Ok(_) => {
+                    self.leftover_is_gone(cell);
+                    self.spawn_forget_when_durable(cell.clone(), touched);
                 }
-                Err(error) => tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}"),
+                // The note stays: the next recall writes over what is left, or the next start frees it.
+                Err(error) => {
+                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}");
+                    let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
+                    self.leftovers.lock().extend(key.zip(touched).map(|left| (cell.node.id, left)));
+                }
             }
         }
         let mut inner = cell.lock();

@@ -10,9 +10,11 @@ use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
+use crate::types::FileId;
 
 /// A lower file held exclusively; dropping the lease lets other openers on.
 struct Exclusive {
@@ -61,12 +63,14 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            if let Err(error) = self.confirm_object(cell, &object).await {
+            self.keep_borrowed(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell.node.id, &object).await {
                 // Meanwhile a writer may have given the object up: then it is rightly gone.
                 let given_up = !cell.lock().record.names(&object.key);
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
                 return Err(if given_up { changed } else { error });
             }
+            kill::point("release.confirmed");
             let mtime = object.mtime;
             *note = Some(OpenNote::Settle(
                 self.journal
@@ -79,6 +83,7 @@ impl Engine {
                     })
                     .await?,
             ));
+            kill::point("release.noted");
         }
         let exclusive = {
             let (this, cell, confirmed) = (self.clone(), cell.clone(), object.clone());
@@ -107,8 +112,8 @@ impl Engine {
     }
 
     /// The object is there, in full. Its content was verified when it was stored.
-    pub(super) async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
-        let failed = EngineError::remote(cell.node.id);
+    pub(super) async fn confirm_object(&self, file: FileId, object: &ObjectRef) -> EngineResult<()> {
+        let failed = EngineError::remote(file);
         let remote = &self.target()?.remote;
         let missing = |detail: String| {
             failed(RemoteError {
@@ -185,6 +190,7 @@ impl Engine {
         } else {
             None
         };
+        kill::point("release.leased");
         // Looked at again now that nobody can write: below the mount, somebody may have.
         let now = self.lower.stat(&cell.node).map_err(&failed)?;
         if seen == Claim::Dual && !same_content(&now, &inner.record) {
@@ -194,6 +200,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.claim = Claim::Releasing;
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("release.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Releasing));
         inner.shown_mtime = inner.record.object.as_ref().map(|object| object.mtime);
@@ -224,11 +231,14 @@ impl Engine {
             }
             return Err(error);
         }
+        kill::point("release.synced");
         cell.lock().machine.apply(Event::ReleaseMarked);
         let (lower, node, mtime) = (self.lower.clone(), cell.node, object.mtime);
         let punched = blocking(move || {
             exclusive.file.punch_all()?;
+            kill::point("release.punched");
             lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
+            kill::point("release.dated");
             Ok(exclusive)
         })
         .await?
@@ -243,10 +253,12 @@ impl Engine {
         let mut inner = cell.lock();
         inner.shown_mtime = None;
         let saved = durable.and_then(|_exclusive| {
+            kill::point("release.freed");
             inner.machine.apply(Event::ReleasePunched);
             let mut record = inner.record.clone();
             record.claim = Claim::Stub;
             self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+            kill::point("release.ended");
             inner.record = record;
             inner.machine.apply(Event::Saved(Claim::Stub));
             Ok(())

@@ -1,18 +1,19 @@
 //! Undelete: a generation that is kept for retention becomes the content of a new inode, a stub.
 //!
-//! Why nothing is lost and nothing deleted that is named. An object goes only by a note that names an inode, when that inode's
-//! durable record does not name the object. So before the new inode N names object K:
+//! Why nothing is lost and nothing deleted that is named. An object goes only by a note about the inode it was made for (`owner`), when that
+//! inode's durable record does not name it. So before the new inode N names object K:
 //!  1. those whose notes are about K are asked: gone (made durable by a sync of the share), or naming something else, durably, and not
 //!     keeping K as superseded. From now on they never note K again: whoever looks at a record and notes its object's deletion does so
-//!     under `Fates::noting`, which is held alone meanwhile; what was read before a removal is looked at again under it.
-//!  2. all notes of K are handed over to N in one transaction, and none is due for [`GRACE_S`]. A deletion under way would have been
-//!     waited for: `Fates::deleting`. So from here on K goes only when N does not name it.
+//!     under `Engine::noting`, which is held alone meanwhile; what was read before a removal is looked at again under it.
+//!  2. all notes of K are handed over to N in one transaction, and none is due for [`GRACE_S`]. K is kept from deletions that were asked for
+//!     before (`Keeping`). A note of N deletes nothing: K was not made for it.
 //!  3. K is looked at again: it is there. N gets its size, attributes and record, durably, under a name of its own.
 //!  4. N gets its name, if nobody has taken it, durably.
 //!  5. the notes are taken away.
 //!
-//! A crash before 3 leaves K noted, and kept as long as before, and an empty file `.tierfs-undelete-…`; between 3 and 4, a stub of
-//! that name, which may be renamed; between 4 and 5 notes that find K named when they are due, and go.
+//! A crash before 3 leaves K noted, so that it can be brought back as long as before, and an empty file `.tierfs-undelete-…`; between 3
+//! and 4, a stub of that name, which may be renamed; between 4 and 5 notes that are dropped when they are due. What K is not
+//! deleted by any more, the collector does, which looks at every record.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cell::Cell;
-use super::error::{EngineError, EngineResult, Kept};
+use super::error::{EngineError, EngineResult, NotKept};
 use super::facts::Facts;
 use super::intents::is_gone;
 use super::{Engine, blocking};
@@ -33,8 +34,6 @@ use crate::types::{Inode, ObjectKey, Timestamp};
 
 /// So long nothing is deleted that is being brought back, in seconds.
 const GRACE_S: i64 = 3600;
-/// How long deletions under way are waited for.
-const DELETING_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take until a file that was removed a moment ago is let go.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 const GONE_PAUSE: Duration = Duration::from_millis(250);
@@ -54,15 +53,18 @@ impl Engine {
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
-        let kept = |why| EngineError::Kept { object: key.to_string(), why };
+        let kept = |why| EngineError::NotKept { object: key.to_string(), why };
+        if !self.lower.features().trusted_xattrs {
+            return Err(kept(NotKept::Untrusted));
+        }
         let info = target.remote.head(key).await.map_err(EngineError::remote(dir.id))?;
-        let facts = Facts::of(&info).map_err(|why| kept(Kept::Facts(why.to_string())))?;
+        let facts = Facts::of(&info).map_err(|why| kept(NotKept::Facts(why.to_string())))?;
         let object = facts.clone().object(&*target.remote, target.pair.clone(), key.clone()).await;
-        let object = object.map_err(|why| kept(Kept::Facts(why.to_string())))?;
+        let object = object.map_err(|why| kept(NotKept::Facts(why.to_string())))?;
         let failed = EngineError::lower(dir.id);
         match self.lower.lookup(dir, name) {
             Err(error) if error.errno() == libc::ENOENT => {}
-            Ok(_) => return Err(kept(Kept::Exists)),
+            Ok(_) => return Err(kept(NotKept::Exists)),
             Err(error) => return Err(failed(error)),
         }
         let aside = OsString::from(format!(".tierfs-undelete-{}.{}", facts.file, self.clock.now().nanos));
@@ -92,12 +94,12 @@ impl Engine {
         object: &ObjectRef,
     ) -> EngineResult<()> {
         let target = self.target()?;
-        let kept = |why| EngineError::Kept { object: key.to_string(), why };
+        let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let notes = self.take_over(key, node).await?;
         // Deleted before, and only its note had stayed?
         let again = target.remote.head(key).await.map_err(EngineError::remote(node.id))?;
         if (again.len, &again.etag) != (object.len, &object.etag) {
-            return Err(kept(Kept::Facts("it changed while it was looked at".into())));
+            return Err(kept(NotKept::Facts("it changed while it was looked at".into())));
         }
         let (this, dir, aside, name) = (self.clone(), *dir, aside.to_owned(), name.to_owned());
         let (facts, object, key) = (facts.clone(), object.clone(), key.clone());
@@ -107,7 +109,7 @@ impl Engine {
             let failed = EngineError::lower(dir.id);
             match this.lower.rename(&dir, &aside, &dir, &name, RenameMode::NoReplace) {
                 Err(error) if error.errno() == libc::EEXIST => {
-                    return Err(EngineError::Kept { object: key.to_string(), why: Kept::Exists });
+                    return Err(EngineError::NotKept { object: key.to_string(), why: NotKept::Exists });
                 }
                 renamed => renamed.map_err(&failed)?,
             }
@@ -123,25 +125,27 @@ impl Engine {
     /// Steps 1 and 2: the object is the new inode's from here on. Returns the notes.
     async fn take_over(self: &Arc<Self>, key: &ObjectKey, node: Inode) -> EngineResult<Vec<IntentId>> {
         let pair = &self.target()?.pair.name;
-        let kept = |why| EngineError::Kept { object: key.to_string(), why };
-        let deleting = tokio::time::timeout(DELETING_WITHIN, self.fates.deleting.lock());
-        let _deleting = deleting.await.map_err(|_| kept(Kept::Deleting))?;
+        let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let begun = std::time::Instant::now();
         loop {
             // Not held while a file is waited for, or nobody could remove anything meanwhile.
-            let noting = self.fates.noting.write().await;
+            let asking = self.nobody_asks().await;
+            if !self.keep(key) {
+                return Err(kept(NotKept::Deleting));
+            }
+            let noting = self.noting.write().await;
             let notes = self.journal.noted(pair, About::Key(key.clone()), None, usize::MAX >> 1).await?;
             let now = self.clock.now();
             let is_kept = |note: &Intent| matches!(note.kind, IntentKind::Delete { not_before } if not_before > now);
             let given_up = |note: &Intent| note.kind == IntentKind::Delete { not_before: GIVEN_UP };
             if !notes.iter().any(|(_, note)| is_kept(note)) || notes.iter().any(|(_, note)| given_up(note)) {
-                return Err(kept(Kept::NotKept));
+                return Err(kept(NotKept::Over));
             }
             let (this, asked, at) = (self.clone(), notes.clone(), key.clone());
             match blocking(move || this.let_go_of(&at, &asked)).await? {
                 Ok(()) => {}
-                Err(EngineError::Kept { why: Kept::StillOpen, .. }) if begun.elapsed() < GONE_WITHIN => {
-                    drop(noting);
+                Err(EngineError::NotKept { why: NotKept::StillOpen, .. }) if begun.elapsed() < GONE_WITHIN => {
+                    drop((noting, asking));
                     tokio::time::sleep(GONE_PAUSE).await;
                     continue;
                 }
@@ -155,7 +159,7 @@ impl Engine {
 
     /// Step 1: no inode of these notes names the object any more, or will; all of that durably.
     fn let_go_of(&self, key: &ObjectKey, notes: &[(IntentId, Intent)]) -> EngineResult<()> {
-        let kept = |why| EngineError::Kept { object: key.to_string(), why };
+        let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         for node in notes.iter().map(|(_, note)| note.node) {
             let failed = EngineError::lower(node.id);
             let attr = match self.lower.by_handle(&node.handle) {
@@ -171,12 +175,12 @@ impl Engine {
                 self.reestablish(&cell, &mut inner)?;
             }
             if inner.record.names(key) {
-                let named = Kept::Named(self.where_is(&node));
-                return Err(kept(if attr.nlink == 0 { Kept::StillOpen } else { named }));
+                let named = NotKept::Named(self.where_is(&node));
+                return Err(kept(if attr.nlink == 0 { NotKept::StillOpen } else { named }));
             }
             // A sync would wait for the lease of a release, and that for this lock.
             if inner.machine.activity() == Activity::Releasing {
-                return Err(kept(Kept::Deleting));
+                return Err(kept(NotKept::Deleting));
             }
             if inner.record.superseded.as_ref().is_some_and(|old| old.key == *key) {
                 let mut record = inner.record.clone();
@@ -197,7 +201,7 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let mut inner = cell.lock();
         if inner.machine != Machine::new(Claim::Resident, false) {
-            return Err(EngineError::Kept { object: object.key.to_string(), why: Kept::Touched });
+            return Err(EngineError::NotKept { object: object.key.to_string(), why: NotKept::Touched });
         }
         let node = &cell.node;
         let size = SetAttr { size: Some(object.len), uid: Some(facts.uid), gid: Some(facts.gid), ..SetAttr::default() };

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Step;
 use super::creds::with_fsetid;
+use crate::kill;
 use crate::ports::{Keep, LowerResult};
 
 const CAPABILITY: &str = "security.capability";
@@ -44,6 +45,7 @@ impl Kept {
             let mut state = self.state.lock();
             if let State::Untouched = *state {
                 *state = State::Changed(self.copy_capability()?);
+                kill::point("capability.copied");
             }
         }
         with_fsetid(change)
@@ -53,8 +55,10 @@ impl Kept {
     fn copy_capability(&self) -> LowerResult<Option<Vec<u8>>> {
         if let Some(found) = self.xattr(CAPABILITY) {
             match fsetxattr(&*self.fd, COPY, &found, XattrFlags::empty()) {
-                // Attributes of a user may leave no room for it. Then a crash costs the capability; the content matters more.
-                Err(Errno::NOSPC | Errno::DQUOT) => tracing::warn!("no room for a copy of a program's capabilities"),
+                // Attributes of a user may leave no room for it, or it may not be set. Then a crash costs the capability; the content matters more.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::PERM) => {
+                    tracing::warn!("no copy of a program's capabilities can be kept")
+                }
                 copied => copied.step("fsetxattr")?,
             }
             return Ok(Some(found));
@@ -64,7 +68,10 @@ impl Kept {
         }
         // Left by somebody who did not come to the end, and of older content: it must not come back with this.
         match fremovexattr(&*self.fd, COPY) {
-            Err(errno) if !matches!(errno, Errno::NODATA | Errno::NOTSUP) => Err(errno).step("fremovexattr"),
+            // PERM: who may not use `trusted.*` has left nothing there.
+            Err(errno) if !matches!(errno, Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {
+                Err(errno).step("fremovexattr")
+            }
             _ => Ok(None),
         }
     }
@@ -81,6 +88,7 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let State::Changed(Some(capability)) = self.state.get_mut() else { return };
         let put_back = fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty()).and_then(|()| {
+            kill::point("capability.put_back");
             match fremovexattr(&*self.fd, COPY) {
                 Err(Errno::NODATA) => Ok(()),
                 removed => removed,

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 
+use super::{Failed, FailedEntry, FailedId, Succeeded};
 use crate::types::{FileId, Inode, ObjectKey, PairName, Timestamp};
 
 /// Identity of a stored intent, unique for the life of the journal.
@@ -60,6 +61,8 @@ pub trait Journal: Send + Sync {
     async fn set_delete(&self, id: IntentId, not_before: Timestamp) -> Result<(), JournalError>;
     /// Forgets a note whose effect is confirmed. An id that is gone is success.
     async fn remove(&self, id: IntentId) -> Result<(), JournalError>;
+    /// Forgets every upload and deletion of the object `key`, for whatever file: somebody else needs it.
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError>;
     /// Deletions of `pair` due at `now`, oldest first, at most `limit`.
     async fn due(&self, pair: &PairName, now: Timestamp, limit: usize)
     -> Result<Vec<(IntentId, Intent)>, JournalError>;
@@ -90,4 +93,28 @@ pub trait Journal: Send + Sync {
     ) -> Result<(), JournalError> {
         Err(JournalError { path: String::new(), reason: "it cannot hand objects over".into() })
     }
+    /// For each key, whether any note names it, of whatever kind and pair.
+    async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError>;
+
+    /// Puts a failure on the dead-letter list, or counts it there. Returns how often it failed by now. The list is bounded: beyond that the
+    /// entry that failed longest ago is dropped, and counted under the value [`FAILED_DROPPED`].
+    async fn note_failed(&self, failed: Failed, now: Timestamp) -> Result<u64, JournalError>;
+    /// Takes what succeeded after all off the list. Not listed is success.
+    async fn clear_failed(&self, done: Succeeded) -> Result<(), JournalError>;
+    /// Takes entries off the list; returns how many of them there were.
+    async fn drop_failed(&self, ids: Vec<FailedId>) -> Result<u64, JournalError>;
+    /// Entries in order of id, after `after`, at most `limit`.
+    async fn failed(&self, after: Option<FailedId>, limit: usize) -> Result<Vec<FailedEntry>, JournalError>;
+    /// How many entries the list has. Waits for nothing.
+    fn failed_files(&self) -> u64;
+
+    /// What was remembered under a name.
+    async fn value(&self, name: &str) -> Result<Option<String>, JournalError>;
+    /// Remembers a value, or with `None` forgets it.
+    async fn set_value(&self, name: &str, value: Option<String>) -> Result<(), JournalError>;
 }
+
+/// Name of the value that counts the entries which the bound of the dead-letter list cost.
+pub const FAILED_DROPPED: &str = "failed.dropped";
+/// Name of the value that no two journals share: 32 hexadecimal digits, made with the file.
+pub const IDENTITY: &str = "identity";

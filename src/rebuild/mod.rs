@@ -46,6 +46,8 @@ pub enum RebuildError {
     NoTrees,
     #[error("the directory is not empty, and no rebuild was begun in it: name an empty one")]
     NotEmpty,
+    #[error("the directory's filesystem has no trusted attributes for records: use ext4 or xfs, as root")]
+    Untrusted,
     #[error("it was interrupted")]
     Interrupted,
 }
@@ -149,6 +151,9 @@ impl Rebuild {
     fn begin(&self) -> Result<()> {
         let lower = &*self.options.lower;
         let root = lower.root();
+        if !lower.features().trusted_xattrs {
+            return Err(RebuildError::Untrusted);
+        }
         let begun = if_set(lower.xattr(&root, OsStr::new(BEGUN_XATTR))).map_err(RebuildError::Lower)?.is_some();
         if begun {
             return self.recall_origins();

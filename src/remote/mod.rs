@@ -112,6 +112,14 @@ impl Remote for S3Remote {
         self.shared.list(prefix, after).await
     }
 
+    async fn unfinished_uploads(&self) -> RemoteResult<Vec<ObjectKey>> {
+        self.shared.unfinished_uploads().await
+    }
+
+    async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
+        self.shared.end_listed_uploads(key).await
+    }
+
     async fn probe(&self) -> RemoteResult<Capabilities> {
         self.shared.probe().await
     }

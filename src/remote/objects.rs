@@ -10,6 +10,7 @@ use crate::ports::{ObjectInfo, RemoteErrorKind, RemoteResult};
 use crate::types::ObjectKey;
 
 use super::Shared;
+use super::classify::one_line;
 use super::deadline::within;
 use super::endpoints::Endpoint;
 
@@ -143,11 +144,24 @@ impl Shared {
         let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let nonsense = || place.error(RemoteErrorKind::Rejected, "the store listed an object without key or length");
+        let mut last = after.map_or("", |key| key.0.as_str()).to_owned();
+        let asked = self.config.below_prefix(prefix);
         let listed = answer.contents().iter().map(|object| {
             let key = decoded(object.key()?, answer.encoding_type())?.into_owned();
             Some((ObjectKey(key), u64::try_from(object.size()?).ok()?))
         });
-        listed.map(|object| object.ok_or_else(nonsense)).collect()
+        listed
+            .map(|object| {
+                let object = object.ok_or_else(nonsense)?;
+                // Whoever goes on after the last key of a page would miss objects, or never come to an end.
+                if object.0.0 <= last || !object.0.0.starts_with(&asked) {
+                    let detail = format!("the store listed {:?} after {last:?} below {asked:?}", one_line(&object.0.0));
+                    return Err(place.error(RemoteErrorKind::Rejected, detail));
+                }
+                last.clone_from(&object.0.0);
+                Ok(object)
+            })
+            .collect()
     }
 }
 

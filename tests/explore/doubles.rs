@@ -14,12 +14,18 @@ use tierfs::lower::Share;
 use tierfs::ports::*;
 use tierfs::types::{ByteRange, FileId, Inode, ObjectKey, RawHandle};
 
+type Act = Box<dyn FnOnce() + Send>;
+
 /// What happened below, in order, and which syncs fail.
 #[derive(Default)]
 pub struct Log {
     pub calls: Mutex<Vec<String>>,
     /// One answer for each sync to come; beyond it all succeed.
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
+    /// So many punches to come fail.
+    pub broken_punches: Mutex<u32>,
+    /// What happens right before a sync, after so many others.
+    pub before_sync: Mutex<Option<(usize, Act)>>,
 }
 
 impl Log {
@@ -28,6 +34,17 @@ impl Log {
     }
 
     fn sync(&self, really: impl FnOnce() -> LowerResult<()>) -> LowerResult<()> {
+        let due = match &mut *self.before_sync.lock() {
+            Some((0, _)) => true,
+            Some((left, _)) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if let Some((_, act)) = due.then(|| self.before_sync.lock().take()).flatten() {
+            act();
+        }
         self.note("sync");
         if self.syncs.lock().pop_front().unwrap_or(true) {
             really()
@@ -77,6 +94,13 @@ impl LowerFile for FlakyFile {
     }
     fn punch_all(&self) -> LowerResult<()> {
         self.1.note("punch");
+        {
+            let mut broken = self.1.broken_punches.lock();
+            if *broken > 0 {
+                *broken -= 1;
+                return Err(LowerError::from_errno("fallocate", libc::EIO));
+            }
+        }
         self.0.punch_all()
     }
     fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,10 @@ pub struct Setup {
     pub retention: &'static str,
     /// Further arguments of `tierfs mount`.
     pub mount: Vec<&'static str>,
+    /// Options of the mount below, each with a comma before it.
+    pub below: &'static str,
+    /// Whether the daemon's state is kept on the filesystem of the share.
+    pub state_below: bool,
     /// Whether the endpoint makes missing buckets.
     pub make_buckets: bool,
     /// Whether to mount at once.
@@ -49,8 +54,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let mount = Vec::new();
-        Self { kind: "ext4", size: 256 << 20, retention: "0s", mount, make_buckets: true, mounted: true }
+        Self {
+            kind: "ext4",
+            size: 256 << 20,
+            retention: "0s",
+            mount: Vec::new(),
+            below: "",
+            state_below: false,
+            make_buckets: true,
+            mounted: true,
+        }
     }
 }
 
@@ -75,6 +88,9 @@ pub struct Rig {
     addr: SocketAddr,
     make_buckets: bool,
     mount_args: Vec<&'static str>,
+    state_below: bool,
+    /// The point at which the next daemon ends itself (`tierfs::kill`).
+    pub kill_at: Option<String>,
     /// The secret that children get.
     pub secret: &'static str,
     /// The daemon, while there is one.
@@ -92,7 +108,7 @@ impl Rig {
             return None;
         }
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
-        let fs = LoopFs::new(setup.kind, setup.size);
+        let fs = LoopFs::with_options(setup.kind, setup.size, setup.below);
         let dir = tempfile::Builder::new().prefix("tierfs-rig-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -109,6 +125,8 @@ impl Rig {
             addr: "127.0.0.1:0".parse().unwrap(),
             make_buckets: setup.make_buckets,
             mount_args: setup.mount,
+            state_below: setup.state_below,
+            kill_at: None,
             secret: SECRET_KEY,
             daemon: None,
         };
@@ -158,6 +176,11 @@ impl Rig {
     /// A place outside of both.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Where the daemon keeps its state.
+    pub fn state_dir(&self) -> PathBuf {
+        if self.state_below { self.fs.path().join("state") } else { self.scratch("state") }
     }
 
     // The endpoint.
@@ -210,6 +233,21 @@ impl Rig {
         self.faults.add(Rule::new(effect).method(method))
     }
 
+    /// The pair's bucket, for tests that look or reach into it.
+    pub fn remote(&self) -> S3Remote {
+        let credentials = self.scratch("credentials");
+        let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+        fs::write(&credentials, text).unwrap();
+        let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.addr));
+        config.credentials = CredentialsFrom::File { path: credentials, profile: None };
+        config.prefix = "pre".into();
+        self.runtime.block_on(S3Remote::connect(config)).unwrap()
+    }
+
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Keys of all objects, without the pair's prefix, and without those of a probe that runs, and of names.
     pub fn objects(&self) -> BTreeSet<String> {
         self.all_objects().into_iter().filter(|key| !key.starts_with(".tierfs")).collect()
@@ -217,15 +255,9 @@ impl Rig {
 
     /// As [`Rig::objects`], with all of tierfs' own.
     pub fn all_objects(&self) -> BTreeSet<String> {
-        let credentials = self.scratch("credentials");
-        let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
-        fs::write(&credentials, text).unwrap();
-        let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.addr));
-        config.credentials = CredentialsFrom::File { path: credentials, profile: None };
-        config.prefix = "pre".into();
+        let remote = self.remote();
         let mut keys = BTreeSet::new();
         self.runtime.block_on(async {
-            let remote = S3Remote::connect(config).await.unwrap();
             let mut after = None;
             loop {
                 let page = remote.list("", after.as_ref()).await.unwrap();
@@ -311,7 +343,7 @@ impl Rig {
         command
             .current_dir("/")
             .env("TIERFS_CONFIG_DIR", self.scratch("etc"))
-            .env("TIERFS_STATE_DIR", self.scratch("state"))
+            .env("TIERFS_STATE_DIR", self.state_dir())
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", self.secret)
             .env("AWS_EC2_METADATA_DISABLED", "true")
@@ -359,7 +391,11 @@ impl Rig {
             args.extend(["-o", "save_names=off"].map(Into::into));
         }
         args.extend([self.share().into(), self.mountpoint().into()]);
-        let output = self.tierfs(&args);
+        let mut command = self.command(&args);
+        if let Some(point) = &self.kill_at {
+            command.env("TIERFS_KILL_AT", point);
+        }
+        let output = command.output().unwrap();
         if output.status.success() {
             let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             self.daemon = Some(told["pid"].as_i64().unwrap() as i32);
@@ -388,6 +424,20 @@ impl Rig {
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
     }
 
+    /// What a command prints as JSON, line by line; it must end with `code`.
+    #[track_caller]
+    pub fn json(&self, args: &[&str], want: i32) -> Vec<serde_json::Value> {
+        let output = self.tierfs(&[&["--json"], args].concat());
+        code(&output, want);
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What `tierfs info` says.
+    #[track_caller]
+    pub fn info(&self) -> serde_json::Value {
+        self.json(&["info", self.mountpoint().to_str().unwrap()], 0).remove(0)
+    }
+
     /// Waits until the probe at the mount's start is over, so that it does not disturb counts.
     pub fn quiet(&self) {
         wait_for("the probe", || self.log().contains("the pair's endpoint answers"));
@@ -396,7 +446,7 @@ impl Rig {
     /// What the daemon has said.
     pub fn log(&self) -> String {
         let mut all = String::new();
-        for entry in fs::read_dir(self.scratch("state/log")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.state_dir().join("log")).into_iter().flatten().flatten() {
             all += &String::from_utf8_lossy(&fs::read(entry.path()).unwrap_or_default());
         }
         all
