@@ -45,8 +45,8 @@ impl EngineError {
             Self::BadRecord { .. } | Self::ChangedBelow { .. } | Self::RecordLost { .. } | Self::Unproven { .. } => {
                 Some(Reason::Record)
             }
-            // Both files are served.
-            Self::Shared { .. } => None,
+            // Both files are served. What is not brought back is told to who asked.
+            Self::Shared { .. } | Self::NotKept { .. } => None,
             Self::ForeignPair { .. } => Some(Reason::Configuration),
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,

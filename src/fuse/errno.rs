@@ -47,6 +47,8 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::BadRecord { .. }
         | EngineError::ChangedBelow { .. }
         | EngineError::Corrupt { .. }
+        // Nobody asks for this through the mount.
+        | EngineError::NotKept { .. }
         // Findings of a check; programs do not meet them.
         | EngineError::Shared { .. }
         | EngineError::RecordLost { .. } => libc::EIO,
