@@ -59,7 +59,9 @@ impl Fs {
     }
 
     pub fn forget(&self, id: u64, lookups: u64) {
-        self.nodes.forget(id, lookups);
+        if self.nodes.forget(id, lookups) {
+            self.held.drop(id);
+        }
     }
 
     pub fn make(&self, parent: u64, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller) -> FsResult<Entry> {
@@ -126,7 +128,9 @@ impl Fs {
     /// `last`: the file that goes with this name, as [`Fs::removal`] found.
     pub fn unlink(&self, parent: u64, name: &OsStr, last: Option<FileId>) -> FsResult<()> {
         self.check_writable()?;
+        let hold = self.hold(last);
         self.lower.unlink(&self.node(parent)?, name)?;
+        self.keep_held(last, hold);
         self.let_go(last);
         Ok(())
     }
@@ -158,7 +162,9 @@ impl Fs {
         self.check_writable()?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
         let moving = self.engine.moving();
+        let hold = self.hold(last);
         self.lower.rename(&dir, name, &to_dir, to, mode)?;
+        self.keep_held(last, hold);
         moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
         if mode == RenameMode::Exchange {
             moving.done(|| Some(self.lower.lookup(&dir, name).ok()?.0));
