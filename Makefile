@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz rounds known quota soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,10 +32,20 @@ fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 e
 	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test fuzz -- --nocapture --test-threads=2
 
+sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=..., FIRST=seed; SEED=... one, SCRIPT=name)
+	$(if $(SEED),SIM_SEED=$(SEED)) $(if $(FIRST),SIM_FIRST=$(FIRST)) $(if $(SCHEDULES),SIM_SCHEDULES=$(SCHEDULES)) \
+	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(SCRIPT),SIM_SCRIPT='$(SCRIPT)') \
+	    $(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test sim -- --ignored --exact --nocapture tests::at_length
+
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
 	@scripts/install-deps.sh test
 	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rounds::many
+
+crash: ## Kill the daemon and cut the power, round after round (ROUNDS=500 a kind, SEED=, KIND=points|kill|shutdown|disk, FS=ext4|xfs)
+	@scripts/install-deps.sh test
+	CRASH_ROUNDS=$(ROUNDS) CRASH_SEED=$(SEED) CRASH_KIND=$(KIND) CRASH_FS=$(FS) \
+	    $(CARGO) test --locked --test crash -- --ignored --exact --nocapture campaign::many
 
 known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN=1000000)
 	@scripts/install-deps.sh test

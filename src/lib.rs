@@ -9,6 +9,7 @@ pub mod fs;
 pub mod fuse;
 pub mod gateway;
 pub mod journal;
+pub mod kill;
 pub mod lower;
 pub mod pair;
 pub mod ports;

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 18] = [
+const FLOORS: [(&str, u32); 19] = [
     ("types", 0),
+    ("kill", 0),
     ("record", 1),
     ("tier", 1),
     ("ports", 2),

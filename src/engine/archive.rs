@@ -17,6 +17,7 @@ use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
 use super::{Engine, Target, blocking};
+use crate::kill;
 use crate::ports::{
     Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
@@ -114,6 +115,7 @@ impl Engine {
                 kind: IntentKind::Upload,
             })
             .await?;
+        kill::point("archive.noted");
         let copied = self.upload(cell, path, target, &file, &before, generation, &key).await;
         let committed = match copied {
             Ok((stored, source)) => {
@@ -127,6 +129,7 @@ impl Engine {
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
                 self.roll_back(note).await;
+                kill::point("archive.rolled_back");
                 Err(error)
             }
         }
@@ -193,6 +196,7 @@ impl Engine {
         let put = async {
             // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
             tokio::select! {
+                biased;
                 stored = target.remote.put(key, attr.size, body, &metadata) => stored.map_err(EngineError::remote(cell.node.id)),
                 () = disturbed(cell) => Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed }),
             }
@@ -213,6 +217,7 @@ impl Engine {
             stored => stored?,
         };
         durable?;
+        kill::point("archive.stored");
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
             let encoded = source.manifest().ok_or_else(changed)?.encode();
@@ -220,6 +225,7 @@ impl Engine {
             let manifest = Arc::new(MemorySource(encoded.into()));
             let key = crate::record::manifest_key(key);
             target.remote.put(&key, len, manifest, &[share]).await.map_err(EngineError::remote(cell.node.id))?;
+            kill::point("archive.manifest");
         }
         Ok((stored, source))
     }
@@ -270,6 +276,7 @@ impl Engine {
             return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
         }
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("archive.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
         Ok(())
@@ -289,13 +296,18 @@ impl Engine {
             let done = async {
                 let gone = |error: &EngineError| matches!(error, EngineError::Lower { source, .. } if is_gone(source));
                 let unlinked = match this.barrier.wait(cell.node).await {
-                    Err(error) if gone(&error) => true,
+                    Err(error) if gone(&error) => {
+                        // Its removal may be in memory only: a power loss would bring it back as it was before this transfer's end.
+                        this.sync_share().await?;
+                        true
+                    }
                     Err(error) => return Err(error),
                     Ok(()) => match this.lower.stat(&cell.node) {
                         Err(error) if is_gone(&error) => true,
                         found => found.map_err(EngineError::lower(cell.node.id))?.nlink == 0,
                     },
                 };
+                kill::point("note.outlived");
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
                     OpenNote::Upload(note) if unlinked => {
@@ -310,6 +322,7 @@ impl Engine {
                 // The note stays, and the next start looks at the file again: harmless.
                 tracing::warn!(file = %cell.node.id, "a finished transfer stays noted: {error}");
             }
+            kill::point("note.removed");
         });
     }
 
@@ -319,6 +332,7 @@ impl Engine {
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
         self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
+        kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
         blocking(move || {
@@ -328,6 +342,7 @@ impl Engine {
                 record.superseded = None;
                 // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
                 this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+                kill::point("superseded.recorded");
                 inner.record = record;
             }
             Ok(())

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::error::{EngineError, EngineResult};
 use super::owner::name_of;
 use super::recall::Recall;
+use crate::kill;
 use crate::ports::{Attr, Lower, LowerError, LowerFile, OpenFlags, SeekTo, if_set};
 use crate::record::{Claim, ObjectRef, Record};
 use crate::remote::manifest::root_of_zeros;
@@ -150,7 +151,7 @@ impl Cells {
     }
 
     /// Does `work` while nobody uses the file, and so nobody changes its record; else the cell, for whoever has it.
-    pub(super) fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
+    pub fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
         let shard = self.shard(id).lock();
         match shard.get(&id).and_then(Weak::upgrade) {
             Some(cell) => {
@@ -285,7 +286,9 @@ fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Recor
         let failed = EngineError::lower(node.id);
         // A cut first: a resident record that survives a cut which does not would call holes content.
         lower.sync_node(node).map_err(&failed)?;
+        kill::point("demote.synced");
         lower.save_record(node, &record.encode()).map_err(&failed)?;
+        kill::point("demote.recorded");
         if let Err(error) = lower.sync_node(node) {
             // Nothing changes until a record is durable: the next load judges anew, and does not believe one that is in memory only.
             lower.save_record(node, &before).map_err(&failed)?;

@@ -14,6 +14,7 @@ use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
@@ -60,10 +61,16 @@ impl Engine {
             kind: IntentKind::Settle { mtime },
         };
         let journal = self.journal.clone();
-        let noted: Noted = async move { journal.add(note).await }.boxed().shared();
+        let noted = async move {
+            let noted = journal.add(note).await;
+            kill::point("recall.noted");
+            noted
+        };
+        let noted: Noted = noted.boxed().shared();
         // Under way while the first chunks are fetched; none is written before it is there.
         self.runtime.spawn(noted.clone());
         let hashes = tokio::select! {
+            biased;
             hashes = self.chunk_hashes(cell, object) => hashes,
             // Or who empties the file would wait for a remote that does not answer.
             () = recall.until_cancelled() => Err(EngineError::Cancelled),
@@ -74,10 +81,14 @@ impl Engine {
         };
         *touched = noted.await.ok().map(OpenNote::Settle);
         fetched?;
+        kill::point("recall.filled");
         let (lower, node) = (self.lower.clone(), cell.node);
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
-        self.barrier.wait(cell.node).await
+        kill::point("recall.dated");
+        self.barrier.wait(cell.node).await?;
+        kill::point("recall.synced");
+        Ok(())
     }
 
     /// Whether what is local of a stub is what an earlier transfer could not free.
@@ -144,6 +155,7 @@ impl Engine {
         let file_id = cell.node.id;
         for last in [false, true] {
             let fetched = tokio::select! {
+                biased;
                 fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
                 () = recall.until_cancelled() => return Err(EngineError::Cancelled),
             };
@@ -152,6 +164,7 @@ impl Engine {
                 body => body.map_err(EngineError::remote(file_id))?,
             };
             noted.clone().await?;
+            kill::point("recall.fetched");
             let file = file.clone();
             // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
             let written = blocking(move || {
@@ -161,6 +174,7 @@ impl Engine {
                 // Punched space reads as zeros already: zeros stay holes, so sparse files stay sparse.
                 if body.iter().any(|byte| *byte != 0) {
                     file.write_at(&body, range.offset)?;
+                    kill::point("recall.written");
                 }
                 Ok(true)
             })

@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::archive::OpenNote;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
-use super::owner::{is_own, is_shared, name_of};
+use super::owner::{is_own, is_shared};
 use super::{Engine, Target, blocking, moving};
+use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::{Activity, Refusal};
@@ -22,6 +23,8 @@ const BATCH: usize = 256;
 const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
+/// When a file that could not be asked whether it names an object is asked again, in seconds.
+const UNREADABLE_PAUSE_S: i64 = 60;
 /// How long a removal may take after its note, in seconds.
 const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
@@ -49,6 +52,7 @@ impl Engine {
             // A process that was killed may have left records in the page cache that the disk does not have: all that follows believes
             // what it reads.
             self.sync_share().await?;
+            kill::point("recover.synced");
         }
         loop {
             let batch = self.journal.unfinished(after, BATCH).await?;
@@ -77,14 +81,16 @@ impl Engine {
         }
     }
 
-    async fn sync_share(&self) -> EngineResult<()> {
+    pub(super) async fn sync_share(&self) -> EngineResult<()> {
         let lower = self.lower.clone();
         blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))
     }
 
     async fn recover_one(self: &Arc<Self>, intent: &Intent) -> EngineResult<bool> {
         let (this, noted) = (self.clone(), intent.clone());
-        blocking(move || this.settle(&noted)).await?
+        let named = blocking(move || this.settle(&noted)).await?;
+        kill::point("recover.settled");
+        named
     }
 
     async fn end_note(&self, id: IntentId, kind: IntentKind, named: bool) -> EngineResult<()> {
@@ -93,6 +99,7 @@ impl Engine {
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
         }
+        kill::point("recover.removed");
         Ok(())
     }
 
@@ -124,23 +131,29 @@ impl Engine {
                 // Somebody reads the file below the mount.
                 Err(EngineError::Refused { file: node.id, why: Refusal::Open })
             } else {
-                file.punch_all().map_err(&failed)
+                let freed = file.punch_all().map_err(&failed);
+                kill::point("recover.punched");
+                freed
             };
             held = Some((file, lease));
         }
         let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
-        match &held {
-            Some((file, _lease)) => file.sync(false),
-            None => self.lower.sync_node(&node),
+        kill::point("recover.dated");
+        if let Some((file, lease)) = held {
+            // What is freed is durable before a record says stub: a stub with data in it is taken for changed below.
+            file.sync(false).map_err(&failed)?;
+            // The claim holds with the blocks as without. Their note stays with them, or nobody could tell them from a change below the mount.
+            freed?;
+            if record.claim == Claim::Releasing {
+                record.claim = Claim::Stub;
+                self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+                kill::point("recover.recorded");
+            }
+            // Its end puts the privileges back.
+            drop((file, lease));
         }
-        .map_err(&failed)?;
-        // The claim holds with the blocks as without. Their note stays with them, or nobody could tell them from a change below the mount.
-        freed?;
-        if record.claim == Claim::Releasing {
-            record.claim = Claim::Stub;
-            self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
-        }
+        self.lower.sync_node(&node).map_err(&failed)?;
         Ok(true)
     }
 
@@ -185,17 +198,26 @@ impl Engine {
         let more = due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
+            kill::point("delete.due");
             let (this, noted) = (self.clone(), intent.clone());
-            match blocking(move || this.reference(&noted)).await?? {
+            let reference = match blocking(move || this.reference(&noted)).await? {
+                Ok(reference) => reference,
+                Err(error) => {
+                    // One damaged record, or one bad sector, must not keep the objects of all other files.
+                    tracing::warn!(object = %intent.key, "it stays for now, as its file cannot be asked: {error}");
+                    self.look_later(id, UNREADABLE_PAUSE_S).await?;
+                    continue;
+                }
+            };
+            match reference {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by a file: not deleted");
                     self.journal.remove(id).await?;
+                    kill::point("delete.spared");
                     continue;
                 }
                 Reference::Later => {
-                    let now = self.clock.now();
-                    let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
-                    self.journal.set_delete(id, later).await?;
+                    self.look_later(id, STILL_OPEN_PAUSE_S).await?;
                     continue;
                 }
                 Reference::None => doomed.push((id, intent)),
@@ -208,6 +230,7 @@ impl Engine {
         if any_gone {
             // The removals may be in memory only: a power loss would bring back files whose objects are deleted.
             self.sync_share().await?;
+            kill::point("delete.synced");
         }
         self.delete_objects(target, doomed).await?;
         Ok(more)
@@ -217,9 +240,11 @@ impl Engine {
     async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
         for (id, intent) in doomed {
             let Some(_deleting) = self.keeping.begin(&intent.key) else { continue };
+            kill::point("delete.looked");
             match self.delete_object(target, &intent).await {
                 Ok(()) => {
                     self.journal.remove(id).await?;
+                    kill::point("delete.removed");
                     self.note_deleted(&intent).await;
                 }
                 Err(error) if error.is_configuration() => return Err(error),
@@ -237,10 +262,15 @@ impl Engine {
                 Err(error) if error.kind != RemoteErrorKind::NotFound => {
                     return Err(EngineError::remote(intent.node.id)(error));
                 }
-                _ => {}
+                _ => kill::point("delete.deleted"),
             }
         }
         Ok(())
+    }
+
+    async fn look_later(&self, id: IntentId, pause_s: i64) -> EngineResult<()> {
+        let now = self.clock.now();
+        Ok(self.journal.set_delete(id, Timestamp { secs: now.secs + pause_s, ..now }).await?)
     }
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
@@ -278,19 +308,13 @@ impl Engine {
         })
     }
 
-    /// Whether the stored record names the object, or may: of what cannot be decoded nobody knows, and one such file must not hold up the
-    /// deletions of others. A "no" is durable.
+    /// Whether the stored record names the object. It decides as it is: what cannot be decoded may name anything. A "no" is durable.
     fn stored_names(&self, node: &Inode, intent: &Intent) -> EngineResult<bool> {
         let failed = EngineError::lower(node.id);
         if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
-            match Record::decode(&stored) {
-                Ok(record) if !record.names(&intent.key) => {}
-                Ok(_) => return Ok(true),
-                Err(why) => {
-                    let path = name_of(&*self.lower, node);
-                    tracing::warn!(path, object = %intent.key, "its record is damaged ({why}): the object stays, for the collector to judge");
-                    return Ok(true);
-                }
+            let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+            if record.names(&intent.key) {
+                return Ok(true);
             }
         }
         self.lower.sync_node(node).map_err(&failed)?;
@@ -306,6 +330,7 @@ impl Engine {
         if let Some(object) = record.object {
             let manifest = object.has_manifest();
             self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;
+            kill::point("removal.noted");
         }
         if let Some(old) = record.superseded {
             self.note_deletion(node, old.pair, old.key, old.manifest, not_before).await?;

@@ -29,8 +29,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, Unfit};
@@ -43,10 +44,11 @@ pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
 pub use warm::{Warm, WarmFile};
 
+use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -175,6 +177,11 @@ impl Engine {
         }
     }
 
+    /// The time by the engine's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
     }
@@ -250,12 +257,14 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         // A record that could not be stored at all leaves the old one in force.
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("dirty.recorded");
         let claim = record.claim;
         inner.record = record;
         if let Err(error) = self.lower.sync_node(&cell.node) {
             self.cells.note_unknown(cell, inner);
             return Err(failed(error));
         }
+        kill::point("dirty.synced");
         inner.machine.apply(Event::Saved(claim));
         Ok(())
     }
@@ -297,7 +306,9 @@ impl Engine {
                     let failed = EngineError::lower(cell.node.id);
                     let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
                     self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+                    kill::point("truncate.cut");
                     self.lower.sync_node(&cell.node).map_err(&failed)?;
+                    kill::point("truncate.synced");
                     self.become_resident(cell, inner)?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
@@ -332,6 +343,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.flags.pinned = pinned;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("pin.recorded");
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         Ok(true)
@@ -363,9 +375,19 @@ fn moving(keep: Keep) -> OpenFlags {
     OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
+/// Starts blocking local I/O off the async workers. A runtime of one thread, as a simulation has, takes it in turn with its tasks: what runs
+/// after what is then the same each time.
+fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => runtime.spawn(async { work() }),
+        _ => runtime.spawn_blocking(work),
+    }
+}
+
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    start_blocking(work).await.map_err(|error| {
         if error.is_panic() {
             std::panic::resume_unwind(error.into_panic());
         }

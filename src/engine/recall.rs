@@ -15,6 +15,7 @@ use super::archive::OpenNote;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Activity, Event, Verdict};
@@ -307,6 +308,7 @@ impl Engine {
         }
         object.mtime = attr.mtime;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("recall.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));
         inner.recall = None;
@@ -331,6 +333,7 @@ impl Engine {
             let undone = blocking(move || {
                 let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
                 let freed = file.punch_all();
+                kill::point("recall.undone");
                 // Whether blocks are left or not: the next recall takes the time that it finds for the file's own.
                 lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
                 freed

@@ -10,6 +10,7 @@ use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking, moving};
+use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
@@ -69,6 +70,7 @@ impl Engine {
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
                 return Err(if given_up { changed } else { error });
             }
+            kill::point("release.confirmed");
             let mtime = object.mtime;
             *note = Some(OpenNote::Settle(
                 self.journal
@@ -81,6 +83,7 @@ impl Engine {
                     })
                     .await?,
             ));
+            kill::point("release.noted");
         }
         let exclusive = {
             let (this, cell, confirmed) = (self.clone(), cell.clone(), object.clone());
@@ -187,6 +190,7 @@ impl Engine {
         } else {
             None
         };
+        kill::point("release.leased");
         // Looked at again now that nobody can write: below the mount, somebody may have.
         let now = self.lower.stat(&cell.node).map_err(&failed)?;
         if seen == Claim::Dual && !same_content(&now, &inner.record) {
@@ -196,6 +200,7 @@ impl Engine {
         let mut record = inner.record.clone();
         record.claim = Claim::Releasing;
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("release.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Releasing));
         inner.shown_mtime = inner.record.object.as_ref().map(|object| object.mtime);
@@ -226,11 +231,14 @@ impl Engine {
             }
             return Err(error);
         }
+        kill::point("release.synced");
         cell.lock().machine.apply(Event::ReleaseMarked);
         let (lower, node, mtime) = (self.lower.clone(), cell.node, object.mtime);
         let punched = blocking(move || {
             exclusive.file.punch_all()?;
+            kill::point("release.punched");
             lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
+            kill::point("release.dated");
             Ok(exclusive)
         })
         .await?
@@ -245,10 +253,12 @@ impl Engine {
         let mut inner = cell.lock();
         inner.shown_mtime = None;
         let saved = durable.and_then(|_exclusive| {
+            kill::point("release.freed");
             inner.machine.apply(Event::ReleasePunched);
             let mut record = inner.record.clone();
             record.claim = Claim::Stub;
             self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+            kill::point("release.ended");
             inner.record = record;
             inner.machine.apply(Event::Saved(Claim::Stub));
             Ok(())

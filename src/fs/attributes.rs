@@ -4,6 +4,7 @@ use super::Fs;
 use super::error::FsResult;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, EngineError, Patience, same_content};
+use crate::kill;
 use crate::ports::{Attr, FileKind, SetAttr, SpaceInfo};
 use crate::record::Claim;
 use crate::tier::Event;
@@ -71,11 +72,13 @@ impl Fs {
             other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),
         }
         let attr = self.lower.set_attr(&node, changes)?;
+        kill::point("attributes.set");
         // The record follows the mtime, or the file would look changed below the mount.
         let mut record = inner.record.clone();
         if let Some(object) = record.object.as_mut().filter(|object| object.mtime != attr.mtime) {
             object.mtime = attr.mtime;
             self.lower.save_record(&node, &record.encode()).map_err(EngineError::lower(node.id))?;
+            kill::point("attributes.recorded");
             inner.record = record;
         }
         drop(inner);

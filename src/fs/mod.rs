@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use calls::{Call, Calls};
 pub use delay::Delay;
 pub use error::{FsError, FsResult};
-pub use namespace::{Doomed, Entry};
+pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use wait::{Blocker, Try, Waiter};

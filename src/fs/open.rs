@@ -13,7 +13,8 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
-use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
+use crate::kill;
+use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
 use crate::types::{ByteRange, Inode, Timestamp};
@@ -186,6 +187,7 @@ impl Fs {
     ) -> FsResult<Opened> {
         if access.truncate {
             self.lower.set_attr(&cell.node, &SetAttr { size: Some(0), ..Default::default() })?;
+            kill::point("open.cut");
         }
         let write = access.write || access.truncate;
         let file = OnceLock::new();
@@ -218,7 +220,7 @@ impl Fs {
         }
         let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
         inner.unseen_writers += u32::from(unseen);
-        let unseen_since = unseen.then(|| SystemClock.now());
+        let unseen_since = unseen.then(|| self.engine.now());
         let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
         Ok(Opened { fh, service })
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::kill;
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Succeeded};
 use crate::types::{ObjectKey, PairName, Timestamp};
 
@@ -65,9 +66,11 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, counts: &Counts) {
         answers.push(call.run(store, &mut failure));
     }
     if writes {
+        kill::point("journal.written");
         match &failure {
             None => match store.commit() {
                 Ok(()) => {
+                    kill::point("journal.committed");
                     counts.commits.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => failure = Some(error),

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Step;
 use super::creds::with_fsetid;
+use crate::kill;
 use crate::ports::{Keep, LowerResult};
 
 const CAPABILITY: &str = "security.capability";
@@ -44,6 +45,7 @@ impl Kept {
             let mut state = self.state.lock();
             if let State::Untouched = *state {
                 *state = State::Changed(self.copy_capability()?);
+                kill::point("capability.copied");
             }
         }
         with_fsetid(change)
@@ -86,6 +88,7 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let State::Changed(Some(capability)) = self.state.get_mut() else { return };
         let put_back = fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty()).and_then(|()| {
+            kill::point("capability.put_back");
             match fremovexattr(&*self.fd, COPY) {
                 Err(Errno::NODATA) => Ok(()),
                 removed => removed,

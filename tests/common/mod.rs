@@ -7,7 +7,7 @@
 
 pub mod lower_contract;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,12 +44,21 @@ pub fn private_mounts() {
 /// A fresh filesystem in a sparse file, mounted by a loop device; gone when dropped.
 pub struct LoopFs {
     dir: TempDir,
+    /// What is mounted, where it is not the image itself.
+    instead: RefCell<Option<PathBuf>>,
+    /// Of each mount; each with a comma before it.
+    options: &'static str,
     mounted: Cell<bool>,
 }
 
 impl LoopFs {
     /// `kind` is "ext4", "xfs" or "btrfs"; `size` in bytes (XFS takes no less than 300 MiB).
     pub fn new(kind: &str, size: u64) -> Self {
+        Self::with_options(kind, size, "")
+    }
+
+    /// As [`LoopFs::new`], to be mounted with more options, each with a comma before it.
+    pub fn with_options(kind: &str, size: u64, options: &'static str) -> Self {
         private_mounts();
         let dir = tempfile::Builder::new().prefix("tierfs-loop-").tempdir().expect("temporary directory");
         let image = dir.path().join("image");
@@ -64,7 +73,7 @@ impl LoopFs {
         args.push(image);
         run(&format!("mkfs.{kind}"), &args);
         std::fs::create_dir(dir.path().join("mnt")).expect("mount point");
-        let fs = Self { dir, mounted: Cell::new(false) };
+        let fs = Self { dir, instead: RefCell::new(None), options, mounted: Cell::new(false) };
         fs.mount();
         fs
     }
@@ -72,6 +81,16 @@ impl LoopFs {
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mnt")
+    }
+
+    /// The file that holds the filesystem.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    /// From the next mount on, another file is what is mounted: one that stands before the image.
+    pub fn mount_instead(&self, file: PathBuf) {
+        self.instead.replace(Some(file));
     }
 
     /// A directory beside the filesystem, on the machine's own.
@@ -82,19 +101,19 @@ impl LoopFs {
     pub fn mount(&self) {
         // Others may take the loop device that was free a moment ago.
         for _ in 0..20 {
-            if self.try_mount("") {
+            if self.try_mount(self.options) {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        panic!("cannot mount {}: see dmesg", self.dir.path().join("image").display());
+        panic!("cannot mount {}: see dmesg", self.image().display());
     }
 
     /// Mounts with more options (each with a comma before it); false if the kernel refuses.
     pub fn try_mount(&self, options: &str) -> bool {
         let output = Command::new("mount")
             .args(["-o", &format!("loop{options}")])
-            .args([self.dir.path().join("image"), self.path()])
+            .args([self.source(), self.path()])
             .output()
             .expect("mount");
         self.mounted.set(output.status.success());
@@ -104,6 +123,28 @@ impl LoopFs {
     pub fn unmount(&self) {
         run("umount", &[self.path().to_str().expect("UTF-8")]);
         self.mounted.set(false);
+    }
+
+    /// Unmounts if nobody uses it any more; whether the filesystem has ended. A process that is ending may hold it yet, and who mounted it
+    /// then would get the old one.
+    pub fn try_unmount(&self) -> bool {
+        if self.mounted.get() {
+            self.mounted.set(rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::empty()).is_err());
+        }
+        !self.mounted.get() && !self.has_device()
+    }
+
+    /// Whether a loop device stands on what is mounted.
+    fn has_device(&self) -> bool {
+        let file = self.source();
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let mut files =
+            devices.filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        files.any(|found| Path::new(found.trim_end()) == file)
+    }
+
+    fn source(&self) -> PathBuf {
+        self.instead.borrow().clone().unwrap_or_else(|| self.image())
     }
 }
 

@@ -14,6 +14,8 @@ use tierfs::lower::Share;
 use tierfs::ports::*;
 use tierfs::types::{ByteRange, FileId, Inode, ObjectKey, RawHandle};
 
+type Act = Box<dyn FnOnce() + Send>;
+
 /// What happened below, in order, and which syncs fail.
 #[derive(Default)]
 pub struct Log {
@@ -22,6 +24,8 @@ pub struct Log {
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
     /// So many punches to come fail.
     pub broken_punches: Mutex<u32>,
+    /// What happens right before a sync, after so many others.
+    pub before_sync: Mutex<Option<(usize, Act)>>,
 }
 
 impl Log {
@@ -30,6 +34,17 @@ impl Log {
     }
 
     fn sync(&self, really: impl FnOnce() -> LowerResult<()>) -> LowerResult<()> {
+        let due = match &mut *self.before_sync.lock() {
+            Some((0, _)) => true,
+            Some((left, _)) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if let Some((_, act)) = due.then(|| self.before_sync.lock().take()).flatten() {
+            act();
+        }
         self.note("sync");
         if self.syncs.lock().pop_front().unwrap_or(true) {
             really()

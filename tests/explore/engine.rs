@@ -11,7 +11,7 @@ use tierfs::lower::Share;
 use tierfs::ports::{Intent, IntentKind, Journal, Lower, Remote, SystemClock};
 use tierfs::record::{Claim, PairRef, Record};
 use tierfs::tier::{Activity, Event};
-use tierfs::types::Inode;
+use tierfs::types::{Generation, Inode, Timestamp};
 
 use crate::doubles::{Flaky, Log, Memory};
 
@@ -178,6 +178,32 @@ fn an_object_is_deleted_after_its_files_removal_is_durable() {
     assert_eq!(*rig.log.calls.lock(), ["sync all", "delete"]);
 }
 
+/// A recall had ended, but for its note, when its file was removed. The note went; a power loss might have brought back the stub, with
+/// data in it of which nobody knew.
+#[test]
+fn a_note_goes_after_its_files_removal_is_durable() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let lower = rig.lower.clone();
+    let removal = Box::new(move || lower.unlink(&lower.root(), OsStr::new("f")).unwrap());
+    // The first sync is that of the content, the second that of the record.
+    *rig.log.before_sync.lock() = Some((1, removal));
+    rig.log.calls.lock().clear();
+    let cell = rig.cell();
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    drop(cell);
+    let until = Instant::now() + Duration::from_secs(60);
+    let settles = |(_, intent): &(_, Intent)| matches!(intent.kind, IntentKind::Settle { .. });
+    while rig.runtime.block_on(rig.journal.unfinished(None, 10)).unwrap().iter().any(settles) {
+        assert!(Instant::now() < until, "the note stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(*rig.log.calls.lock(), ["sync", "save", "sync", "sync all"]);
+}
+
 /// Where records are in `user.*`, whoever may write a file may write its record, and must not read by it what was made for another file.
 #[test]
 fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
@@ -204,6 +230,34 @@ fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
     let cell = rig.cell();
     assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
     assert_eq!(rig.content(), [[1; CHUNK], [2; CHUNK]].concat());
+}
+
+/// A deletion whose file had a damaged record ended each batch of due deletions: nothing noted after it was ever deleted.
+#[test]
+fn one_damaged_record_does_not_keep_other_objects() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let share = rig.dir.path().join("share");
+    std::fs::write(share.join("damaged"), "x").unwrap();
+    let (damaged, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("damaged")).unwrap();
+    rig.lower.save_record(&damaged, b"no record").unwrap();
+    let key = rig.record().object.unwrap().key;
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
+    let another = tierfs::engine::object_key("", std::path::Path::new("damaged"), damaged.id, Generation(1));
+    for (node, key, secs) in [(damaged, another, 1), (rig.node, key.clone(), 2)] {
+        let kind = IntentKind::Delete { not_before: Timestamp { secs, nanos: 0 } };
+        let note = Intent { pair: "p".parse().unwrap(), key, manifest: false, node, kind };
+        rig.runtime.block_on(rig.journal.add(note)).unwrap();
+    }
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    // What may still be named stays noted.
+    while rig.remote.objects.lock().contains_key(&key) || rig.runtime.block_on(rig.journal.counts()).unwrap() != (0, 1)
+    {
+        assert!(Instant::now() < until, "not deleted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many

@@ -42,6 +42,10 @@ pub struct Setup {
     pub retention: &'static str,
     /// Further arguments of `tierfs mount`.
     pub mount: Vec<&'static str>,
+    /// Options of the mount below, each with a comma before it.
+    pub below: &'static str,
+    /// Whether the daemon's state is kept on the filesystem of the share.
+    pub state_below: bool,
     /// Whether the endpoint makes missing buckets.
     pub make_buckets: bool,
     /// Whether to mount at once.
@@ -50,8 +54,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let mount = Vec::new();
-        Self { kind: "ext4", size: 256 << 20, retention: "0s", mount, make_buckets: true, mounted: true }
+        Self {
+            kind: "ext4",
+            size: 256 << 20,
+            retention: "0s",
+            mount: Vec::new(),
+            below: "",
+            state_below: false,
+            make_buckets: true,
+            mounted: true,
+        }
     }
 }
 
@@ -76,6 +88,9 @@ pub struct Rig {
     addr: SocketAddr,
     make_buckets: bool,
     mount_args: Vec<&'static str>,
+    state_below: bool,
+    /// The point at which the next daemon ends itself (`tierfs::kill`).
+    pub kill_at: Option<String>,
     /// The secret that children get.
     pub secret: &'static str,
     /// The daemon, while there is one.
@@ -93,7 +108,7 @@ impl Rig {
             return None;
         }
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
-        let fs = LoopFs::new(setup.kind, setup.size);
+        let fs = LoopFs::with_options(setup.kind, setup.size, setup.below);
         let dir = tempfile::Builder::new().prefix("tierfs-rig-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -110,6 +125,8 @@ impl Rig {
             addr: "127.0.0.1:0".parse().unwrap(),
             make_buckets: setup.make_buckets,
             mount_args: setup.mount,
+            state_below: setup.state_below,
+            kill_at: None,
             secret: SECRET_KEY,
             daemon: None,
         };
@@ -159,6 +176,11 @@ impl Rig {
     /// A place outside of both.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Where the daemon keeps its state.
+    pub fn state_dir(&self) -> PathBuf {
+        if self.state_below { self.fs.path().join("state") } else { self.scratch("state") }
     }
 
     // The endpoint.
@@ -302,7 +324,7 @@ impl Rig {
         command
             .current_dir("/")
             .env("TIERFS_CONFIG_DIR", self.scratch("etc"))
-            .env("TIERFS_STATE_DIR", self.scratch("state"))
+            .env("TIERFS_STATE_DIR", self.state_dir())
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", self.secret)
             .env("AWS_EC2_METADATA_DISABLED", "true")
@@ -346,7 +368,11 @@ impl Rig {
         let mut args: Vec<std::ffi::OsString> = vec!["--json".into(), "mount".into()];
         args.extend(self.mount_args.iter().chain(further).map(|arg| (*arg).into()));
         args.extend([self.share().into(), self.mountpoint().into()]);
-        let output = self.tierfs(&args);
+        let mut command = self.command(&args);
+        if let Some(point) = &self.kill_at {
+            command.env("TIERFS_KILL_AT", point);
+        }
+        let output = command.output().unwrap();
         if output.status.success() {
             let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             self.daemon = Some(told["pid"].as_i64().unwrap() as i32);
@@ -397,7 +423,7 @@ impl Rig {
     /// What the daemon has said.
     pub fn log(&self) -> String {
         let mut all = String::new();
-        for entry in fs::read_dir(self.scratch("state/log")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.state_dir().join("log")).into_iter().flatten().flatten() {
             all += &String::from_utf8_lossy(&fs::read(entry.path()).unwrap_or_default());
         }
         all

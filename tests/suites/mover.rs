@@ -75,7 +75,7 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
 }
 
 /// What tells a file from another of its name, unless it is written to.
-fn identity(path: &Path) -> Option<(u64, i64, i64)> {
+pub fn identity(path: &Path) -> Option<(u64, i64, i64)> {
     std::fs::symlink_metadata(path).ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 

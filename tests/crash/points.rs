@@ -1,0 +1,108 @@
+//! The kill points: all that are in the source, how each is reached, and a round that dies at one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tierfs::gateway::faults::{Effect, Rule};
+
+use crate::oracle::Loss;
+use crate::scene::Scene;
+
+/// How long a round works before it gives a point up.
+const REACHED_WITHIN: Duration = Duration::from_secs(4);
+/// As long for points behind the grace that deletions of removed files have.
+const REACHED_LATE_WITHIN: Duration = Duration::from_secs(9);
+
+/// Every point of the source, sorted.
+pub fn all() -> Vec<String> {
+    let mut points = BTreeSet::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            if entry.path().is_dir() {
+                open.push(entry.path());
+            } else if let Ok(text) = fs::read_to_string(entry.path()) {
+                let found = text.split("kill::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
+                for point in found {
+                    assert!(points.insert(point.to_owned()), "two kill points are called {point}");
+                }
+            }
+        }
+    }
+    assert!(points.len() > 40, "kill points are not found in the source: {points:?}");
+    points.into_iter().collect()
+}
+
+/// Where a daemon must die first, so that a later one comes to this point.
+fn before(point: &str) -> &'static [&'static str] {
+    match point {
+        "recover.recorded" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
+        "recover.punched" => &["release.ended", "recall.written", "recall.dated"],
+        "recover.synced" => &[],
+        _ if point.starts_with("recover.") => &["archive.recorded", "recall.filled", "release.noted", "release.dated"],
+        _ if point.starts_with("demote.") => &["truncate.cut", "truncate.synced"],
+        "delete.spared" => &["removal.noted"],
+        _ => &[],
+    }
+}
+
+/// One round: the daemon dies when it passes `point` for the `count`-th time, everything is compared. Whether it died there.
+pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
+    let first = before(point);
+    if !first.is_empty() {
+        let first = first[scene.dice.below(first.len() as u64) as usize];
+        if !dies(scene, first, 1) {
+            scene.recover(&[]);
+            scene.check(Loss::Process);
+            return false;
+        }
+        if point.starts_with("delete.") {
+            scene.recover(&[]);
+            scene.check(Loss::Process);
+        }
+    }
+    if point == "recall.undone" {
+        // Who empties a file must meet its recall.
+        scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(60))).method("GET").probability(0.7));
+    }
+    let died = if point.starts_with("recover.") {
+        let before = scene.tally.in_recovery;
+        // Twice: the second time it dies in what the first has left.
+        let twice = [format!("{point}:{count}"), point.to_owned()];
+        scene.recover(&twice);
+        scene.tally.in_recovery > before
+    } else if point.starts_with("demote.") || point == "delete.spared" {
+        // Nobody may change the file that it is about.
+        scene.rig.crash();
+        scene.rig.kill_at = Some(point.to_owned());
+        let mounted = scene.rig.try_mount(&[]).status.success();
+        let died = !mounted || scene.touch_until_dead(REACHED_LATE_WITHIN);
+        scene.rig.crash();
+        scene.recover(&[]);
+        died
+    } else {
+        let died = dies(scene, point, count);
+        scene.recover(&[]);
+        died
+    };
+    scene.rig.faults.clear();
+    scene.check(Loss::Process);
+    died
+}
+
+/// Restarts the daemon so that it dies at a point, and works until it does.
+fn dies(scene: &mut Scene, point: &str, count: u64) -> bool {
+    // What runs is at rest: the next daemon finds what it would find after any death.
+    scene.rig.crash();
+    scene.rig.kill_at = Some(format!("{point}:{count}"));
+    let mounted = scene.rig.try_mount(&[]).status.success();
+    scene.rig.kill_at = None;
+    if !mounted {
+        scene.rig.crash();
+        return true;
+    }
+    let patience = if point.starts_with("delete.") { REACHED_LATE_WITHIN } else { REACHED_WITHIN };
+    scene.work_until_dead(patience)
+}
