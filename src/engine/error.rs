@@ -60,6 +60,8 @@ pub enum EngineError {
     ReadOnly,
     #[error("the mount is going away")]
     ShuttingDown,
+    #[error("the transfer ended by a defect of tierfs (see its log): mount the share again")]
+    Defect,
     #[error("the transfer was cancelled")]
     Cancelled,
 }

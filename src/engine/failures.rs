@@ -27,7 +27,7 @@ impl EngineError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Lower { .. } if self.is_gone() => None,
-            Self::Lower { .. } | Self::Journal(_) | Self::NoSpace { .. } => Some(Reason::Local),
+            Self::Lower { .. } | Self::Journal(_) | Self::NoSpace { .. } | Self::Defect => Some(Reason::Local),
             Self::Remote { source, .. } => Some(match source.kind {
                 RemoteErrorKind::Unreachable
                 | RemoteErrorKind::TimedOut

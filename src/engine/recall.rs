@@ -143,6 +143,18 @@ impl Recall {
     }
 }
 
+/// Ends a recall whose task panicked: who waits for it would wait for ever.
+struct Ends(Arc<Recall>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::SeqCst);
+            self.0.finish(Err(EngineError::Defect));
+        }
+    }
+}
+
 /// A stub whose size is not its object's was cut or extended by somebody below the mount.
 fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
     EngineError::ChangedBelow {
@@ -221,6 +233,7 @@ impl Engine {
         let (this, cell, shared) = (self.clone(), cell.clone(), recall.clone());
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         self.runtime.spawn(async move {
+            let _ends = Ends(shared.clone());
             let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
             if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
                 let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();

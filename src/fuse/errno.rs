@@ -43,7 +43,7 @@ fn engine_errno(error: &EngineError) -> i32 {
             | RemoteErrorKind::Source
             | RemoteErrorKind::Rejected => libc::EIO,
         },
-        EngineError::Journal(_) => libc::EIO,
+        EngineError::Journal(_) | EngineError::Defect => libc::EIO,
         EngineError::BadRecord { .. }
         | EngineError::ChangedBelow { .. }
         | EngineError::Corrupt { .. }
