@@ -111,14 +111,16 @@ impl Engine {
         // Not the note's mtime: since its transfer ended, users may have set another.
         let restore = SetAttr { mtime: Some(SetTime::At(object.mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
-        match &held {
+        let sync = || match &held {
             Some((file, _lease)) => file.sync(false),
             None => self.lower.sync_node(&node),
-        }
-        .map_err(&failed)?;
+        };
+        sync().map_err(&failed)?;
         if record.claim == Claim::Releasing {
             record.claim = Claim::Stub;
             self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+            // Before the note goes: without one, nothing would end a release that a power loss brings back.
+            sync().map_err(&failed)?;
         }
         Ok(true)
     }

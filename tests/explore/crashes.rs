@@ -151,8 +151,10 @@ pub fn boot(out: &mut Out) {
             |s| {
                 if stub && s.disk.rec.claim == Claim::Releasing {
                     s.save(Rec { claim: Claim::Stub, ..s.disk.rec });
+                    s.boot = Boot::Settled { note, stub: false };
+                } else {
+                    s.boot = Boot::Journal { note, named: true };
                 }
-                s.boot = Boot::Journal { note, named: true };
             },
             |s| next(s, note),
         ),
