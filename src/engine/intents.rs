@@ -133,10 +133,6 @@ impl Engine {
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
-        let mtime = match (intent.kind, record.claim) {
-            (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
-            _ => object.mtime,
-        };
         let (mut held, mut freed) = (None, Ok(()));
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
@@ -151,7 +147,8 @@ impl Engine {
             };
             held = Some((file, lease));
         }
-        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        // Not the note's mtime: since its transfer ended, users may have set another.
+        let restore = SetAttr { mtime: Some(SetTime::At(object.mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
         kill::point("recover.dated");
         if let Some((file, lease)) = held {

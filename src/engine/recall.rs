@@ -17,7 +17,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
-use crate::record::{Claim, ObjectRef};
+use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
 
@@ -219,13 +219,20 @@ impl Engine {
             return Err(EngineError::ReadOnly);
         }
         self.check_pair(&cell.node, &inner.record)?;
-        let object = inner.record.object.clone().expect("a remote claim has an object");
+        let mut object = inner.record.object.clone().expect("a remote claim has an object");
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
         if attr.size != object.len {
             return Err(changed_size(cell, &object));
         }
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
         let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
+        if object.mtime != mtime {
+            // Set below the mount. From now on the lower one moves, and after a crash the record says which is right.
+            object.mtime = mtime;
+            let record = Record { object: Some(object.clone()), ..inner.record.clone() };
+            self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+            inner.record = record;
+        }
         inner.shown_mtime = Some(mtime);
         let recall = Recall::new(&object);
         inner.recall = Some(recall.clone());

@@ -38,6 +38,13 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
             "times of a stub",
             vec![vec![migrate(0), Times(0), Look(0), Open(0, How::Read), ReadAll(0, 5000), Close(0), Look(0)]],
         ),
+        (
+            "times after a release",
+            vec![
+                vec![Job(0, JobKind::ArchiveOnly), Job(0, JobKind::Release), Times(0), Look(0)],
+                vec![Wait(40), Times(0), Times(0), Times(0)],
+            ],
+        ),
         ("remove a stub", vec![vec![migrate(0), Unlink(0), Create(0), Append(0, 40), Close(0)]]),
         (
             "remove a file that is read",
