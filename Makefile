@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore rounds crash known soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,15 @@ test: ## Install what is missing, check format and lints, run all tests
 explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME)
 	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test explore -- --ignored --nocapture
 
+fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 each of a dozen parts, SEED=4 to begin with)
+	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
+	    $(CARGO) test --locked --test fuzz -- --nocapture --test-threads=2
+
+sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=..., FIRST=seed; SEED=... one, SCRIPT=name)
+	$(if $(SEED),SIM_SEED=$(SEED)) $(if $(FIRST),SIM_FIRST=$(FIRST)) $(if $(SCHEDULES),SIM_SCHEDULES=$(SCHEDULES)) \
+	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(SCRIPT),SIM_SCRIPT='$(SCRIPT)') \
+	    $(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test sim -- --ignored --exact --nocapture tests::at_length
+
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
 	@scripts/install-deps.sh test
 	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
@@ -42,7 +51,18 @@ known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN
 	@scripts/install-deps.sh test
 	$(if $(KNOWN),TIERFS_KNOWN=$(KNOWN)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture known::a_million
 
-soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng)
+rebuild: ## A share is lost and made again from the bucket, every attribute and byte compared (FILES=100000); prints rates
+	@scripts/install-deps.sh test
+	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
+
+quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
+	@scripts/install-deps.sh test
+	$(CARGO) test --locked --no-run --test mount
+	@binary=$$($(CARGO) test --locked --no-run --test mount --message-format=json 2>/dev/null | \
+	    sed -n 's/.*"name":"mount".*"executable":"\([^"]*\)".*/\1/p'); \
+	TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota:: --nocapture --test-threads=1
+
+soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng, SOAK_PROFILES=mapped,large of fsx)
 	@scripts/install-deps.sh soak
 	@seed=$${SOAK_SEED:-$$(date +%s)}; echo "SOAK_SEED=$$seed"; SOAK_SEED=$$seed \
 	    $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test(soak_$(SOAK))'

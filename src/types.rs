@@ -111,6 +111,17 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+/// Chunks have a power of two of bytes in this range.
+pub const CHUNK_SIZE_MIN: u32 = 64 << 10;
+pub const CHUNK_SIZE_MAX: u32 = 64 << 20;
+/// Chunks of one content at most: 64 TiB in chunks of 4 MiB, with 512 MiB of hashes.
+pub const CHUNKS_MAX: u64 = 1 << 24;
+
+/// Whether content can be cut into chunks of so many bytes.
+pub fn is_chunk_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&bytes)
+}
+
 /// A run of bytes of a file or an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ByteRange {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use futures::future::join_all;
 use tierfs::journal::SqliteJournal;
-use tierfs::ports::{Intent, IntentId, IntentKind, Journal};
+use tierfs::ports::{FAILED_DROPPED, Failed, IDENTITY, Intent, IntentId, IntentKind, Journal, Reason, Succeeded, Task};
 use tierfs::types::{FileId, Inode, ObjectKey, PairName, RawHandle, Timestamp};
 
 fn pair(name: &str) -> PairName {
@@ -283,11 +283,13 @@ fn a_newer_version_and_a_foreign_database_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.db");
     drop(SqliteJournal::open(&path).unwrap());
-    let raw = rusqlite::Connection::open(&path).unwrap();
-    raw.pragma_update(None, "user_version", 2).unwrap();
-    raw.close().unwrap();
-    let text = refusal(&path);
-    assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
+    for version in [3, 0, -1] {
+        let raw = rusqlite::Connection::open(&path).unwrap();
+        raw.pragma_update(None, "user_version", version).unwrap();
+        raw.close().unwrap();
+        let text = refusal(&path);
+        assert!(text.contains(&format!("version {version}")) && text.contains("version 2"), "{text}");
+    }
 
     let path = dir.path().join("foreign.db");
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
@@ -323,4 +325,195 @@ fn the_file_is_private() {
         let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
+}
+
+/// A journal as version 1 left it.
+fn version_1(path: &Path) {
+    let raw = rusqlite::Connection::open(path).unwrap();
+    raw.execute_batch(include_str!("golden/journal-v1.sql")).unwrap();
+    raw.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_journal_of_version_1_is_carried_over_with_all_its_notes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    version_1(&path);
+    let inode = |ino, birth, kind, handle: &[u8]| {
+        let id = FileId { ino, birth };
+        Inode { id, handle: RawHandle::new(kind, handle).unwrap() }
+    };
+    let note = |key: &str, manifest, node, kind| Intent {
+        pair: pair("cold"),
+        key: ObjectKey(key.into()),
+        manifest,
+        node,
+        kind,
+    };
+    let a = note("pre/a@1f-a.64", true, inode(31, 10, 1, &[31, 0, 0, 0, 1, 0, 0, 0]), IntentKind::Upload);
+    let not_before = at(1_700_000_000, 5);
+    let b =
+        note("pre/b@20-b.65", false, inode(32, 11, 1, &[32, 0, 0, 0, 1, 0, 0, 0]), IntentKind::Delete { not_before });
+    let node = inode(33, 1 << 63, 129, &[33, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    let c = note("pre/c@21-8000000000000000.66", false, node, IntentKind::Settle { mtime: at(-5, 999_999_999) });
+    // The second opening finds the new version.
+    for _ in 0..2 {
+        let journal = SqliteJournal::open(&path).unwrap();
+        assert_eq!(journal.unfinished(None, 9).await.unwrap(), [(IntentId(3), a.clone()), (IntentId(7), c.clone())]);
+        assert_eq!(journal.due(&pair("cold"), not_before, 9).await.unwrap(), [(IntentId(4), b.clone())]);
+        assert_eq!((journal.failed_files(), journal.failed(None, 9).await.unwrap()), (0, Vec::new()));
+    }
+    let journal = SqliteJournal::open(&path).unwrap();
+    assert_eq!(journal.add(a).await.unwrap(), IntentId(10), "ids are not used again");
+    journal.note_failed(failed(1, Task::Archive), at(1, 0)).await.unwrap();
+    drop(journal);
+    assert_eq!(schema(&path), {
+        let fresh = dir.path().join("fresh.db");
+        drop(SqliteJournal::open(&fresh).unwrap());
+        schema(&fresh)
+    });
+}
+
+/// What the file is made of, version included.
+fn schema(path: &Path) -> Vec<String> {
+    let raw = rusqlite::Connection::open(path).unwrap();
+    let mut found = raw.prepare("SELECT name || ': ' || coalesce(sql, '') FROM sqlite_schema ORDER BY name").unwrap();
+    let mut all: Vec<String> = found.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let version: i64 = raw.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    all.push(version.to_string());
+    all
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_carried_over_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    version_1(&path);
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    // In the way of the last step.
+    raw.execute_batch("CREATE TABLE value (x)").unwrap();
+    raw.close().unwrap();
+    let before = schema(&path);
+    refusal(&path);
+    assert_eq!(schema(&path), before);
+    rusqlite::Connection::open(&path).unwrap().execute_batch("DROP TABLE value").unwrap();
+    assert_eq!(SqliteJournal::open(&path).unwrap().counts().await.unwrap(), (2, 1));
+}
+
+fn failed(n: u64, task: Task) -> Failed {
+    use std::os::unix::ffi::OsStringExt;
+    // Any bytes but NUL and slash may be a name.
+    let path = std::ffi::OsString::from_vec(vec![b'd', b'/', 0xff, n as u8 + 1]).into();
+    let deletion = (task == Task::Delete).then(|| (IntentId(n), ObjectKey(format!("k{n}"))));
+    let (pair, message) = (pair("p"), format!("reason {n}"));
+    Failed { node: node(n), task, pair, deletion, path, reason: Reason::Checksum, message }
+}
+
+#[tokio::test]
+async fn a_failure_is_listed_once_a_file_and_task_until_it_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    {
+        let journal = SqliteJournal::open(&path).unwrap();
+        for (n, task) in [(1, Task::Archive), (1, Task::Scrub), (2, Task::Delete)] {
+            assert_eq!(journal.note_failed(failed(n, task), at(10, 1)).await.unwrap(), 1);
+        }
+        // Again, for another reason, and somewhere where the path is not known.
+        let again = Failed { reason: Reason::Remote, message: "other".into(), ..failed(1, Task::Archive) };
+        assert_eq!(journal.note_failed(Failed { path: "".into(), ..again }, at(20, 2)).await.unwrap(), 2);
+        // Another object of the same file.
+        let other = Some((IntentId(9), ObjectKey("other".into())));
+        journal.note_failed(Failed { deletion: other, ..failed(2, Task::Delete) }, at(30, 0)).await.unwrap();
+        assert_eq!(journal.failed_files(), 4);
+    }
+    let journal = SqliteJournal::open(&path).unwrap();
+    assert_eq!(journal.failed_files(), 4);
+    let listed = journal.failed(None, 9).await.unwrap();
+    let archive = &listed[0];
+    let want = Failed { reason: Reason::Remote, message: "other".into(), ..failed(1, Task::Archive) };
+    assert_eq!((&archive.failed, archive.attempts, archive.first, archive.last), (&want, 2, at(10, 1), at(20, 2)));
+    assert_eq!(listed[1].failed, failed(1, Task::Scrub));
+    assert_eq!(listed[2].failed, failed(2, Task::Delete));
+    assert_eq!(journal.failed(Some(listed[2].id), 9).await.unwrap(), listed[3..]);
+    assert_eq!(journal.failed(None, 2).await.unwrap(), listed[..2]);
+
+    let done = |n, task, object: Option<&str>| Succeeded {
+        file: node(n).id,
+        task,
+        object: object.map(|key| ObjectKey(key.into())),
+    };
+    journal.clear_failed(done(1, Task::Recall, None)).await.unwrap();
+    journal.clear_failed(done(2, Task::Delete, Some("neither"))).await.unwrap();
+    assert_eq!(journal.failed_files(), 4);
+    journal.clear_failed(done(1, Task::Archive, None)).await.unwrap();
+    journal.clear_failed(done(2, Task::Delete, Some("k2"))).await.unwrap();
+    assert_eq!(journal.drop_failed(listed.iter().map(|entry| entry.id).collect()).await.unwrap(), 2);
+    assert_eq!((journal.failed_files(), journal.failed(None, 9).await.unwrap().len()), (0, 0));
+    assert_eq!(journal.value(FAILED_DROPPED).await.unwrap(), None, "nothing was dropped for want of room");
+}
+
+#[tokio::test]
+async fn a_success_that_has_no_failure_costs_no_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let journal = SqliteJournal::open(&path).unwrap();
+    journal.add(upload("p", "k", 1)).await.unwrap();
+    let log = || std::fs::metadata(dir.path().join("journal.db-wal")).unwrap().len();
+    let before = log();
+    journal.clear_failed(Succeeded { file: node(1).id, task: Task::Archive, object: None }).await.unwrap();
+    assert_eq!(log(), before, "nothing was written");
+}
+
+#[tokio::test]
+async fn keys_that_notes_name_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = SqliteJournal::open(dir.path().join("journal.db")).unwrap();
+    journal.add(upload("p", "up", 1)).await.unwrap();
+    journal.add(deletion("another", "down", at(99, 0))).await.unwrap();
+    let keys = ["up", "none", "down", "u"].map(|key| ObjectKey(key.into()));
+    assert_eq!(journal.names_keys(keys.into()).await.unwrap(), [true, false, true, false]);
+    assert!(journal.names_keys(Vec::new()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn values_are_kept_and_each_journal_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let journal = SqliteJournal::open(&path).unwrap();
+    let identity = journal.value(IDENTITY).await.unwrap().unwrap();
+    assert!(identity.len() == 32 && identity.bytes().all(|byte| byte.is_ascii_hexdigit()), "{identity}");
+    for value in ["first", "second"] {
+        journal.set_value("place", Some(value.into())).await.unwrap();
+    }
+    drop(journal);
+    let journal = SqliteJournal::open(&path).unwrap();
+    assert_eq!(journal.value("place").await.unwrap().as_deref(), Some("second"));
+    assert_eq!(journal.value(IDENTITY).await.unwrap(), Some(identity.clone()));
+    journal.set_value("place", None).await.unwrap();
+    assert_eq!(journal.value("place").await.unwrap(), None);
+    let other = SqliteJournal::open(dir.path().join("other.db")).unwrap();
+    assert_ne!(other.value(IDENTITY).await.unwrap().unwrap(), identity);
+}
+
+/// Somebody else needs the object: nothing that would delete it stays, whoever noted it; what settles a file does.
+#[tokio::test]
+async fn uploads_and_deletions_of_an_object_can_be_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    {
+        let journal = SqliteJournal::open(&path).unwrap();
+        let upload = journal.add(upload("a", "kept", 1)).await.unwrap();
+        journal.add(deletion("a", "kept", at(1, 0))).await.unwrap();
+        journal.add(deletion("b", "kept", at(2, 0))).await.unwrap();
+        journal.add(settlement("a", "kept", at(3, 0))).await.unwrap();
+        journal.add(deletion("a", "other", at(4, 0))).await.unwrap();
+        journal.withdraw(&ObjectKey("kept".into())).await.unwrap();
+        journal.withdraw(&ObjectKey("nobody's".into())).await.unwrap();
+        // Too late for who still has it in hand.
+        journal.set_delete(upload, at(0, 0)).await.unwrap();
+    }
+    let journal = SqliteJournal::open(&path).unwrap();
+    assert_eq!(keys(&journal.due(&pair("a"), at(9, 0), 9).await.unwrap()), ["other"]);
+    assert_eq!(keys(&journal.due(&pair("b"), at(9, 0), 9).await.unwrap()), Vec::<&str>::new());
+    assert_eq!(keys(&journal.unfinished(None, 9).await.unwrap()), ["kept"]);
 }

@@ -3,11 +3,11 @@
 //! Memory goes by the depth of the tree and the longest directory buffer, not by the number of files.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::ports::{Attr, FileKind, Lower, LowerDir, LowerError, LowerResult};
+use crate::ports::{Attr, DirEntry, FileKind, Lower, LowerDir, LowerError, LowerResult};
 use crate::types::{FileId, Inode};
 
 /// Something found: an inode and its path relative to the share.
@@ -49,19 +49,6 @@ pub fn resolve(lower: &dyn Lower, path: &Path) -> LowerResult<Found> {
     Ok(found)
 }
 
-struct Level {
-    node: Inode,
-    path: PathBuf,
-    dir: Arc<dyn LowerDir>,
-    offset: i64,
-    /// Entries read and not yet visited.
-    ahead: std::vec::IntoIter<crate::ports::DirEntry>,
-}
-
-fn enter(lower: &dyn Lower, node: Inode, path: PathBuf) -> LowerResult<Level> {
-    Ok(Level { dir: lower.open_dir(&node)?, node, path, offset: 0, ahead: Vec::new().into_iter() })
-}
-
 /// Runs a walk on a thread of its own. Not on the runtime's: a walk waits for those who take what it finds, and they
 /// need threads of the pool. `None`: it panicked, or no thread could be had.
 pub async fn on_own_thread<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> Option<T> {
@@ -72,68 +59,185 @@ pub async fn on_own_thread<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 
     result.await.ok()
 }
 
+/// Where a walk is, to go on from there later: a directory, named below the one before (the first is the start), and how far it was read.
+/// Directories that are gone by then are gone on after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub name: OsString,
+    /// As the filesystem numbers its entries; valid across restarts.
+    pub offset: i64,
+}
+
+struct Level {
+    node: Inode,
+    path: PathBuf,
+    dir: Arc<dyn LowerDir>,
+    /// Where to read on.
+    offset: i64,
+    /// Entries read and not yet visited.
+    ahead: std::vec::IntoIter<DirEntry>,
+    /// Behind the last entry visited.
+    visited: i64,
+}
+
+fn enter(lower: &dyn Lower, node: Inode, path: PathBuf, offset: i64) -> LowerResult<Level> {
+    Ok(Level { dir: lower.open_dir(&node)?, node, path, offset, ahead: Vec::new().into_iter(), visited: offset })
+}
+
+/// A walk that can be left and gone on with.
+pub struct Walk<'l> {
+    lower: &'l dyn Lower,
+    levels: Vec<Level>,
+    /// A start that is no directory.
+    single: Option<Found>,
+    seen_links: HashSet<FileId>,
+}
+
+impl<'l> Walk<'l> {
+    pub fn new(lower: &'l dyn Lower, start: Found) -> LowerResult<Self> {
+        Self::from_place(lower, start, &[])
+    }
+
+    /// Goes on where [`Walk::place`] was told. A file with several names may be met once more.
+    pub fn from_place(lower: &'l dyn Lower, start: Found, places: &[Place]) -> LowerResult<Self> {
+        let mut walk = Self { lower, levels: Vec::new(), single: None, seen_links: HashSet::new() };
+        if start.attr.kind != FileKind::Directory {
+            walk.single = Some(start).filter(|start| start.attr.kind == FileKind::Regular);
+            return Ok(walk);
+        }
+        let offset = |at: usize| places.get(at).map_or(0, |place| place.offset);
+        walk.levels.push(enter(lower, start.node, start.path, offset(0))?);
+        for (at, place) in places.iter().enumerate().skip(1) {
+            let above = &walk.levels[at - 1];
+            let Ok((node, attr)) = lower.lookup(&above.node, &place.name) else { break };
+            if attr.kind != FileKind::Directory {
+                break;
+            }
+            let path = above.path.join(&place.name);
+            walk.levels.push(enter(lower, node, path, offset(at))?);
+        }
+        Ok(walk)
+    }
+
+    /// Where the walk is: behind the last step.
+    pub fn place(&self) -> Vec<Place> {
+        let name = |level: &Level| level.path.file_name().unwrap_or_default().to_owned();
+        self.levels.iter().map(|level| Place { name: name(level), offset: level.visited }).collect()
+    }
+
+    /// The next file, or what could not be read; `None` at the end.
+    pub fn step(&mut self) -> Option<Step> {
+        if let Some(single) = self.single.take() {
+            return Some(Step::File(single));
+        }
+        loop {
+            let level = self.levels.last_mut()?;
+            let Some(entry) = level.ahead.next() else {
+                match level.dir.read(level.offset) {
+                    Ok(entries) if entries.is_empty() => {
+                        self.levels.pop();
+                    }
+                    Ok(entries) => {
+                        level.offset = entries.last().map_or(level.offset, |last| last.next_offset);
+                        level.ahead = entries.into_iter();
+                    }
+                    Err(error) => {
+                        let failed = Step::Failed(level.path.clone(), error);
+                        self.levels.pop();
+                        return Some(failed);
+                    }
+                }
+                continue;
+            };
+            level.visited = entry.next_offset;
+            let wanted = !matches!(entry.kind, Some(kind) if kind != FileKind::Regular && kind != FileKind::Directory);
+            if !wanted || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+                continue;
+            }
+            let path = level.path.join(&entry.name);
+            return Some(match self.lower.lookup(&level.node, &entry.name) {
+                // Removed since the directory was read.
+                Err(error) if error.errno() == libc::ENOENT => continue,
+                Err(error) => Step::Failed(path, error),
+                Ok((node, attr)) if attr.kind == FileKind::Directory => {
+                    match enter(self.lower, node, path.clone(), 0) {
+                        Ok(below) => {
+                            self.levels.push(below);
+                            continue;
+                        }
+                        Err(error) => Step::Failed(path, error),
+                    }
+                }
+                Ok((node, attr)) if attr.kind == FileKind::Regular => {
+                    if attr.nlink > 1 && !self.seen_links.insert(node.id) {
+                        continue;
+                    }
+                    Step::File(Found { node, attr, path })
+                }
+                Ok(_) => continue,
+            });
+        }
+    }
+}
+
 /// Visits every regular file at and below `start`, until `visit` says stop.
 pub fn walk(lower: &dyn Lower, start: Found, visit: &mut dyn FnMut(Step) -> Next) {
-    let mut seen_links = HashSet::<FileId>::new();
-    if start.attr.kind != FileKind::Directory {
-        if start.attr.kind == FileKind::Regular {
-            visit(Step::File(start));
-        }
-        return;
-    }
-    let mut levels = match enter(lower, start.node, start.path.clone()) {
-        Ok(level) => vec![level],
+    let path = start.path.clone();
+    match Walk::new(lower, start) {
+        Ok(mut walk) => while walk.step().is_some_and(|step| visit(step) == Next::Continue) {},
         Err(error) => {
-            visit(Step::Failed(start.path, error));
-            return;
+            visit(Step::Failed(path, error));
         }
-    };
-    while let Some(level) = levels.last_mut() {
+    }
+}
+
+/// Visits every directory at and below `start`, those above others first; the path of one that cannot be read goes to `failed`.
+/// Stops when `visit` says so.
+pub fn directories(
+    lower: &dyn Lower,
+    start: Found,
+    visit: &mut dyn FnMut(Found) -> Next,
+    failed: &mut dyn FnMut(PathBuf, LowerError),
+) {
+    let mut levels = Vec::new();
+    let mut found = Some(start);
+    loop {
+        if let Some(dir) = found.take() {
+            let entered = enter(lower, dir.node, dir.path.clone(), 0);
+            let path = dir.path.clone();
+            if visit(dir) == Next::Stop {
+                return;
+            }
+            match entered {
+                Ok(level) => levels.push(level),
+                Err(error) => failed(path, error),
+            }
+        }
+        let Some(level) = levels.last_mut() else { return };
         let Some(entry) = level.ahead.next() else {
             match level.dir.read(level.offset) {
-                Ok(entries) if entries.is_empty() => {
-                    levels.pop();
-                }
-                Ok(entries) => {
+                Ok(entries) if !entries.is_empty() => {
                     level.offset = entries.last().map_or(level.offset, |last| last.next_offset);
                     level.ahead = entries.into_iter();
                 }
+                Ok(_) => drop(levels.pop()),
                 Err(error) => {
-                    let failed = Step::Failed(level.path.clone(), error);
+                    failed(level.path.clone(), error);
                     levels.pop();
-                    if visit(failed) == Next::Stop {
-                        return;
-                    }
                 }
             }
             continue;
         };
-        let wanted = !matches!(entry.kind, Some(kind) if kind != FileKind::Regular && kind != FileKind::Directory);
-        if !wanted || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+        let directory = matches!(entry.kind, None | Some(FileKind::Directory));
+        if !directory || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
             continue;
         }
         let path = level.path.join(&entry.name);
-        let step = match lower.lookup(&level.node, &entry.name) {
-            // Removed since the directory was read.
-            Err(error) if error.errno() == libc::ENOENT => continue,
-            Err(error) => Step::Failed(path, error),
-            Ok((node, attr)) if attr.kind == FileKind::Directory => match enter(lower, node, path.clone()) {
-                Ok(below) => {
-                    levels.push(below);
-                    continue;
-                }
-                Err(error) => Step::Failed(path, error),
-            },
-            Ok((node, attr)) if attr.kind == FileKind::Regular => {
-                if attr.nlink > 1 && !seen_links.insert(node.id) {
-                    continue;
-                }
-                Step::File(Found { node, attr, path })
-            }
-            Ok(_) => continue,
-        };
-        if visit(step) == Next::Stop {
-            return;
+        match lower.lookup(&level.node, &entry.name) {
+            Ok((node, attr)) if attr.kind == FileKind::Directory => found = Some(Found { node, attr, path }),
+            Ok(_) => {}
+            Err(error) if error.errno() == libc::ENOENT => {}
+            Err(error) => failed(path, error),
         }
     }
 }

@@ -12,7 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
+use crate::control::names::Names;
 use crate::control::policy::{Policy, Runner};
+use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
 use crate::engine::{Engine, Limits, Target};
 use crate::fs::{Fs, FsOptions};
@@ -21,7 +23,8 @@ use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
 use crate::pair::{ClaimCheck, Pair, PairResult};
-use crate::ports::{Capabilities, Clock, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 use crate::types::{ContentHash, FileId, PairName};
@@ -68,8 +71,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         None => None,
     };
     let target = args.pair.as_ref().zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
-    let engine =
-        Engine::new(lower.clone(), journal, clock.clone(), target, runtime.handle().clone(), Limits::default());
+    let handle = runtime.handle().clone();
+    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, Limits::default());
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
@@ -93,17 +96,28 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let mount_options =
         MountOptions { flags: kernel_flags(&args.flags, read_only), source: args.share.clone(), ttl_s: TTL_S };
     let mount = Mount::new(fs.clone(), &args.mountpoint, &mount_options).map_err(failed)?;
+    let names = {
+        let _guard = runtime.enter();
+        let every = args.save_names.filter(|_| !read_only && args.pair.is_some());
+        Names::start(lower.clone(), engine.clone(), every)
+    };
+    let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
     let server = Arc::new(Server {
+        names,
         lower: lower.clone(),
         engine: engine.clone(),
         fs,
         share: args.share.clone(),
         mountpoint: args.mountpoint.clone(),
-        pair_problem: parking_lot::Mutex::new(None),
+        probe_problem: parking_lot::Mutex::new(None),
+        scrub: scrub.clone(),
     });
     runtime.spawn(server.clone().serve(socket));
     if let Some(remote) = remote {
         runtime.spawn(watch_pair(server, remote));
+    }
+    if let Some(scrub) = scrub {
+        runtime.spawn(scrub.run());
     }
     if !read_only {
         engine.start_deletions();
@@ -211,6 +225,18 @@ impl ShareState {
                         self.journal.display()
                     )));
                 }
+                // Failures and the scrub's place in another directory say nothing about this one.
+                loop {
+                    let entries = journal.failed(None, 1_000).await.map_err(failed)?;
+                    if entries.is_empty() {
+                        break;
+                    }
+                    let ids = entries.into_iter().map(|entry| entry.id).collect();
+                    journal.drop_failed(ids).await.map_err(failed)?;
+                }
+                for value in [scrub::VALUE, FAILED_DROPPED] {
+                    journal.set_value(value, None).await.map_err(failed)?;
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(cannot(error)),
@@ -278,12 +304,12 @@ async fn watch_pair(server: Arc<Server>, remote: S3Remote) {
         match remote.probe().await {
             Ok(found) => {
                 tracing::info!(?found, "the pair's endpoint answers");
-                *server.pair_problem.lock() = None;
+                *server.probe_problem.lock() = None;
                 return;
             }
             Err(error) => {
                 tracing::warn!("the pair cannot be used at present: {error}");
-                *server.pair_problem.lock() = Some(error.to_string());
+                *server.probe_problem.lock() = Some(error.to_string());
             }
         }
         tokio::time::sleep(PROBE_PAUSE).await;
@@ -342,6 +368,24 @@ pub fn probe(pair: &Pair) -> Result<Capabilities, String> {
     runtime.block_on(async {
         let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
         remote.probe().await.map_err(|error| error.to_string())
+    })
+}
+
+/// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.
+pub fn rebuild<T>(
+    pair: &Pair,
+    into: &Path,
+    options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
+    work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
+) -> Result<T, CliError> {
+    let share = Share::open(into).map_err(|error| failed(format!("cannot open {}: {error}", into.display())))?;
+    if share.features().read_only {
+        return Err(failed(format!("{} is read-only", into.display())));
+    }
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote))).await)
     })
 }
 

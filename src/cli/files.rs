@@ -2,7 +2,7 @@
 //! requests, one mount at a time, and the replies to the reporter.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -11,7 +11,7 @@ use super::report::{Reporter, Verb};
 use super::{Global, output};
 use crate::control::by_xattr::{self, Steer};
 use crate::control::client::{Connection, REQUEST_PATHS_MAX};
-use crate::control::locate::{Located, locate, socket_of};
+use crate::control::locate::{Located, absolute, locate, socket_of};
 use crate::control::mountinfo::{self, MountEntry};
 use crate::control::protocol::{Failure, Reply, Request, Summary, WirePath};
 use crate::control::{ControlError, ControlResult};
@@ -47,7 +47,7 @@ pub enum ByXattr {
 }
 
 /// One mount and the named paths on it.
-struct Group {
+pub struct Group {
     mount: MountEntry,
     files: Vec<Located>,
 }
@@ -130,6 +130,58 @@ fn by_socket(mounts: &[MountEntry], group: &Group, ask: &Ask<'_>, reporter: &mut
     Ok(())
 }
 
+/// The mounts that the paths lie on, which need not exist any more; without paths, all mounts, each as a whole.
+pub fn on_mounts(paths: &[PathBuf]) -> Result<Vec<Group>, CliError> {
+    let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+    let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
+    let mut add = |mount: &MountEntry, path: PathBuf, inside: PathBuf| {
+        let group = groups.entry(mount.id).or_insert_with(|| Group { mount: mount.clone(), files: Vec::new() });
+        group.files.push(Located { mount: mount.clone(), path, inside });
+    };
+    if paths.is_empty() {
+        for mount in mounts.iter().filter(|mount| mount.is_tierfs() && mount.root == Path::new("/")) {
+            add(mount, mount.mount_point.clone(), PathBuf::new());
+        }
+    }
+    for path in paths {
+        let failed = |reason: String| CliError::Failed(format!("{}: {reason}", path.display()));
+        let whole = absolute(path).map_err(|error| failed(error.to_string()))?;
+        let mount = mountinfo::covering(&mounts, &whole).filter(|mount| mount.is_tierfs());
+        let found = mount.and_then(|mount| Some((mount, mount.inside(&whole)?)));
+        let Some((mount, inside)) = found else {
+            return Err(failed("not on a tierfs mount (`findmnt -t fuse.tierfs` lists them)".into()));
+        };
+        add(mount, whole, inside);
+    }
+    if groups.is_empty() {
+        return Err(CliError::Failed("nothing of tierfs is mounted here".into()));
+    }
+    Ok(groups.into_values().collect())
+}
+
+/// Asks each mount about its paths by its socket, for root.
+pub fn ask_mounts(
+    global: &Global,
+    groups: Vec<Group>,
+    verb: Verb,
+    request: &dyn Fn(Vec<WirePath>) -> Request,
+) -> Result<Exit, CliError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::Failed("this needs root: it is about everybody's files".into()));
+    }
+    let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+    let mut reporter = Reporter::new(global.json, verb);
+    let ask = Ask { verb, request, by_xattr: ByXattr::No("") };
+    let mut outcome = Ok(());
+    for group in &groups {
+        // The other mounts get their turn.
+        let asked = by_socket(&mounts, group, &ask, &mut reporter);
+        outcome = outcome.and(asked);
+    }
+    let exit = reporter.finish(outcome.is_ok());
+    outcome.map(|()| exit).map_err(CliError::from)
+}
+
 fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &mut Reporter) {
     let paths = files.into_iter().map(|file| file.path).collect();
     let mut each = |reply| reporter.reply(reply);
@@ -142,7 +194,7 @@ fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &m
 }
 
 /// The daemon names paths from its own root; people know them below the mount point they used.
-fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
+pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
     let here = |path: WirePath| {
         let inside = path.to_path();
         mount.outside(&inside).map_or(path, |outside| WirePath::from_path(&outside))
@@ -160,7 +212,16 @@ fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             digest.path = here(digest.path);
             Reply::Digest(digest)
         }
+        Reply::Version(mut version) => {
+            version.path = here(version.path);
+            Reply::Version(version)
+        }
+        Reply::Restored { path, generation, object } => Reply::Restored { path: here(path), generation, object },
         Reply::Repaired { path } => Reply::Repaired { path: here(path) },
+        Reply::DeadLetter(mut failed) => {
+            failed.path = here(failed.path);
+            Reply::DeadLetter(failed)
+        }
         other => other,
     }
 }

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
+use super::report::utc;
 use super::{Global, output};
 use crate::control::ControlError;
 use crate::control::client::mount_info;
 use crate::control::locate::absolute;
 use crate::control::mountinfo;
-use crate::control::protocol::Reply;
+use crate::control::protocol::{Reply, ScrubInfo, ScrubPass};
+use crate::pair::units::format_size;
 
 /// Show what a mount is: its share, daemon and pair, what it does now, and what the kernel has asked of it.
 ///
@@ -44,6 +46,14 @@ impl Info {
             (Some(name), Some(problem)) => format!("{name}, unusable at present: {problem}"),
         };
         let (uploads, deletions) = info.intents;
+        let failed = match info.failed {
+            (0, _) => "nothing".to_owned(),
+            (count, 0) => format!("{count} on the list (`tierfs failed list`)"),
+            (count, dropped) => {
+                format!("{count} on the list (`tierfs failed list`), {dropped} dropped for want of room")
+            }
+        };
+        let scrub = info.scrub.as_ref().map_or("off".to_owned(), scrubbing);
         for (name, value) in [
             ("share", &info.share),
             ("mounted at", &info.mountpoint),
@@ -51,6 +61,8 @@ impl Info {
             ("pair", &pair),
             ("transfers", &format!("{} running, {uploads} noted as unfinished", info.transfers)),
             ("deletions", &format!("{deletions} objects wait for theirs")),
+            ("failed", &failed),
+            ("scrub", &scrub),
         ] {
             output::line(&output::plain(&format!("{name:<12}{value}")));
         }
@@ -58,4 +70,25 @@ impl Info {
         output::line(&format!("{:<12}{}", "requests", requests.join(", ")));
         Ok(Exit::Done)
     }
+}
+
+/// What the scrub does, in a line.
+fn scrubbing(scrub: &ScrubInfo) -> String {
+    let read = |pass: &ScrubPass| {
+        format!("{} objects read ({}), {} damaged", pass.files, format_size(pass.bytes), pass.damaged)
+    };
+    let mut text = format!("at most {}/s", format_size(scrub.rate));
+    if let Some(pass) = &scrub.pass {
+        text += &format!("; this pass: {}", read(pass));
+        if let Some(at) = &scrub.at {
+            text += &format!(", at {}", at.to_path().display());
+        }
+    }
+    if let Some(last) = &scrub.last {
+        text += &format!("; last pass, ended {}: {}", last.ended.map_or_else(|| "?".into(), utc), read(last));
+    }
+    if let Some(problem) = &scrub.problem {
+        text += &format!("; waits: {problem}");
+    }
+    text
 }

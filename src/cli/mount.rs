@@ -19,7 +19,7 @@ use rustix::time::Timespec;
 pub use super::mount_options::MountFlags;
 
 use super::exit::{self, CliError, Exit};
-use super::mount_options::{self, Options};
+use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
 use super::{Global, daemon, output};
 use crate::control::client::mount_of_share;
@@ -39,8 +39,9 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// SHARE is the directory with the files; users work on MOUNTPOINT from then on. The pair that names the share is used;
 /// without one the mount works, and nothing is migrated. Returns when the mount can be used; the daemon's log is
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
-/// release_above=80%, release_below=70%, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
-/// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again.
+/// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
+/// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
+/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -71,6 +72,10 @@ pub struct MountCommand {
     /// Stop freeing at this fill [default: 10 points below --release-above].
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     release_below: Option<u8>,
+    /// Read all objects again in the background, so many bytes a second at most, like 10MiB; at most once a day
+    /// [default: never].
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    scrub: Option<u64>,
 }
 
 /// What happens by itself.
@@ -80,6 +85,8 @@ pub struct Policy {
     pub archive_after: Option<Duration>,
     /// Release dual files while the lower filesystem is fuller than `.0` per cent, down to `.1`; `.1 < .0`.
     pub release: Option<(u8, u8)>,
+    /// Read objects again, so many bytes a second.
+    pub scrub: Option<u64>,
 }
 
 /// A checked request to mount.
@@ -95,11 +102,16 @@ pub struct MountArgs {
     pub read_only: bool,
     pub flags: MountFlags,
     pub delay: Delay,
+    /// How often the names of the whole share are stored; `None`: never, nor after migrations.
+    pub save_names: Option<Duration>,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
     pub state_dir: PathBuf,
 }
+
+/// How often the names of a share are stored unless said otherwise.
+const SAVE_NAMES_EVERY: Duration = Duration::from_secs(3600);
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map(Duration::from_secs)
@@ -213,6 +225,9 @@ impl MountCommand {
             all.extend(["--release-above".into(), above.to_string().into()]);
             all.extend(["--release-below".into(), below.to_string().into()]);
         }
+        if let Some(rate) = args.policy.scrub {
+            all.extend(["--scrub".into(), rate.to_string().into()]);
+        }
         all.extend(["--".into(), args.share.clone().into(), args.mountpoint.clone().into()]);
         all
     }
@@ -233,7 +248,7 @@ impl MountCommand {
         let pair = pair_for(&Store::open(&config_dir), &share, name)?;
         if pair.is_none() && policy != Policy::default() {
             return Err(CliError::Failed(format!(
-                "no pair names {}, so there is nowhere to archive to: `tierfs pair add` makes one",
+                "no pair names {}, so there is nowhere to archive to or to read from: `tierfs pair add` makes one",
                 share.display()
             )));
         }
@@ -249,6 +264,7 @@ impl MountCommand {
                 after: options.delay_after.unwrap_or(usual.after),
                 programs: options.delay_for.unwrap_or(usual.programs),
             },
+            save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             config_dir,
             state_dir,
         })
@@ -272,8 +288,8 @@ impl MountCommand {
                 Some((above, below))
             }
         };
-        let policy = Policy { archive_after, release };
-        if options.read_only && policy != Policy::default() {
+        let policy = Policy { archive_after, release, scrub: self.scrub.or(options.scrub) };
+        if options.read_only && (archive_after.is_some() || release.is_some()) {
             return Err(CliError::Usage(
                 "a read-only mount archives and releases nothing: drop ro or the policy".into(),
             ));

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::pair::units::{parse_duration, parse_percent};
+use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
 
 /// Options that mean nothing to us or are so anyway, and are there for mount(8), systemd and other tools.
@@ -48,6 +48,8 @@ pub struct Options {
     pub archive_after: Option<Duration>,
     pub release_above_pct: Option<u8>,
     pub release_below_pct: Option<u8>,
+    /// Bytes a second.
+    pub scrub: Option<u64>,
     pub pair: Option<PairName>,
     pub config_dir: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
@@ -55,6 +57,8 @@ pub struct Options {
     pub delay_after: Option<Duration>,
     /// Names of programs; empty: none.
     pub delay_for: Option<Vec<String>>,
+    /// How often the names of the whole share are stored; `Some(None)`: never.
+    pub save_names: Option<Option<Duration>>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -81,23 +85,38 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "archive_after" => options.archive_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
         "release_above" => options.release_above_pct = Some(parse_percent(needed()?)?),
         "release_below" => options.release_below_pct = Some(parse_percent(needed()?)?),
+        "scrub" => options.scrub = Some(parse_rate(needed()?)?),
         "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
         "config_dir" => options.config_dir = Some(dir()?),
         "state_dir" => options.state_dir = Some(dir()?),
         "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
+        "save_names" => {
+            options.save_names = Some(match needed()? {
+                "off" => None,
+                text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
+            });
+        }
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
         _ if HARMLESS.contains(&name) => none(value)?,
         _ => {
             return Err(
-                "there is no such option; known are archive_after, release_above, release_below, pair, config_dir, \
-                        state_dir, delay_after, delay_for, ro, and the usual ones of mount(8)"
+                "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
+                        config_dir, state_dir, delay_after, delay_for, save_names, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
     }
     Ok(())
+}
+
+/// Bytes a second from text like `10MiB` or `10MiB/s`.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("a rate of 0 reads nothing: leave the option out".into()),
+        rate => Ok(rate),
+    }
 }
 
 /// Names between colons; `none` for no program at all.
@@ -153,6 +172,7 @@ mod tests {
         assert_eq!((options.release_above_pct, options.release_below_pct), (Some(80), Some(70)));
         assert_eq!(options.pair.unwrap().as_str(), "p");
         assert!(options.flags.nosuid && !options.read_only);
+        assert_eq!(one("scrub=10MiB/s").unwrap().scrub, one("scrub=10485760").unwrap().scrub);
         assert!(one("ro,,allow_other,default_permissions").unwrap().read_only);
         assert!(!one("ro,rw,nodev,dev").unwrap().flags.nodev);
         assert!(parse(&["ro".into(), "noexec".into()]).unwrap().flags.noexec);
@@ -167,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn how_often_names_are_stored() {
+        assert_eq!(one("ro").unwrap().save_names, None);
+        assert_eq!(one("save_names=2h").unwrap().save_names, Some(Some(Duration::from_secs(7200))));
+        for never in ["save_names=off", "save_names=0s"] {
+            assert_eq!(one(never).unwrap().save_names, Some(None));
+        }
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
             ("r0", "no such option"),
@@ -175,10 +204,13 @@ mod tests {
             ("archive_after=5", "duration"),
             ("release_above=101", "percentage"),
             ("pair=../x", "pair name"),
+            ("scrub=0", "reads nothing"),
+            ("scrub=fast", "not a size"),
             ("config_dir=etc", "absolute"),
             ("delay_for=a::b", "names of programs"),
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),
+            ("save_names=often", "duration"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

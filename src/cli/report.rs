@@ -10,7 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::exit::Exit;
 use super::output;
-use crate::control::protocol::{Failure, FileDigest, FileStatus, Progress, Reply, Summary};
+use crate::control::protocol::{
+    FailedFile, Failure, FileDigest, FileStatus, OrphanObject, Progress, Reply, StateTotal, Summary,
+};
 use crate::pair::units::{exact_duration, format_rate, format_size};
 
 /// Failures told one by one to a person; the summary counts them all, and `--json` tells all.
@@ -84,6 +86,14 @@ impl Reporter {
                     output::line(&format!("repaired: {path}: its object was gone; the local content counts again"))
                 });
             }
+            Reply::Restored { path, generation, .. } => {
+                let path = output::shown(&path.to_path());
+                self.above_bar(|| output::line(&format!("brought back: {path} (generation {generation})")));
+            }
+            // `history` shows these by itself.
+            Reply::Version(_) => {}
+            Reply::DeadLetter(failed) => self.failed(&failed),
+            Reply::Orphan(orphan) => self.orphan(&orphan),
             // The last line of a request comes as a summary; a mount does not describe itself here.
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
@@ -109,6 +119,12 @@ impl Reporter {
             sum.bytes += more.bytes;
             sum.local += more.local;
         }
+        for (why, more) in summary.kept {
+            let sum = total.kept.entry(why).or_default();
+            sum.files += more.files;
+            sum.bytes += more.bytes;
+        }
+        total.pair_problem = total.pair_problem.take().or(summary.pair_problem);
     }
 
     /// Shows the totals. Without `reached`, no mount answered and there are none.
@@ -128,10 +144,16 @@ impl Reporter {
         if self.failures_told > FAILURES_SHOWN_MAX {
             output::note(&format!("… and {} more; --json tells all", self.failures_told - FAILURES_SHOWN_MAX));
         }
+        if let Some(problem) = &total.pair_problem {
+            output::note(&format!("tierfs: the pair cannot be used at present: {}", output::plain(problem)));
+        }
         match self.verb {
             // What was printed is for a program; the summary is for people.
             Some((_, done)) if self.digests_told > 0 => output::note(&summary_line(done, &total)),
-            Some((_, done)) => output::line(&summary_line(done, &total)),
+            Some((_, done)) => {
+                kept_table(&total.kept);
+                output::line(&summary_line(done, &total));
+            }
             // One file's row says all there is; a total of one would repeat it.
             None if self.rows_told == 0 || total.states.values().map(|t| t.files).sum::<u64>() > 1 => {
                 states_table(&total)
@@ -182,6 +204,28 @@ impl Reporter {
         self.above_bar(|| output::line(&text));
     }
 
+    fn failed(&mut self, failed: &FailedFile) {
+        let FailedFile { task, reason, attempts, last, .. } = failed;
+        let path = output::shown(&failed.path.to_path());
+        let times = if *attempts == 1 { "once".into() } else { format!("{attempts} times") };
+        let what = failed.object.as_ref().map_or(path, |object| output::plain(object));
+        let text = format!(
+            "{task} failed {times} ({reason}), last {}: {what}: {}",
+            utc(*last),
+            output::plain(&failed.message)
+        );
+        self.above_bar(|| output::line(&text));
+    }
+
+    fn orphan(&mut self, orphan: &OrphanObject) {
+        let key = output::plain(&orphan.key);
+        let text = match orphan.kind.as_str() {
+            "upload" => format!("unfinished upload: {key}"),
+            _ => format!("orphan: {:>9}  {}  {key}", format_size(orphan.bytes), utc(orphan.begun)),
+        };
+        self.above_bar(|| output::line(&text));
+    }
+
     fn failure(&mut self, failure: &Failure) {
         self.failures_told += 1;
         if self.failures_told > FAILURES_SHOWN_MAX {
@@ -225,19 +269,60 @@ fn progress_text(all: &Progress, elapsed: Duration) -> String {
 }
 
 fn summary_line(done: &str, total: &Summary) -> String {
-    let plural = |n: u64| if n == 1 { "file" } else { "files" };
-    let mut text = format!("{done} {} {}, {}", total.files, plural(total.files), format_size(total.bytes));
+    let (one, many) = match done {
+        "found" | "noted for deletion" => ("object", "objects"),
+        "listed" | "dropped" => ("entry", "entries"),
+        "stored names of" => ("directory", "directories"),
+        _ => ("file", "files"),
+    };
+    let plural = |n: u64| if n == 1 { one } else { many };
+    if one == "entry" {
+        return format!("{done} {} {}", total.files, plural(total.files));
+    }
+    let mut text = format!("{done} {} {}", total.files, plural(total.files));
+    if one != "directory" {
+        text.push_str(&format!(", {}", format_size(total.bytes)));
+    }
     // Pinning and releasing move nothing, so a rate would say nothing.
     if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled" | "verified") {
         text.push_str(&format!(" in {:.1} s ({})", total.seconds, format_rate(total.bytes, total.seconds)));
     }
-    let unchanged = if matches!(done, "verified" | "checked") { "not remote" } else { "already as asked" };
+    let unchanged = match done {
+        "verified" | "checked" => "not remote",
+        "stored names of" => "unchanged",
+        _ => "already as asked",
+    };
     for (count, words) in [(total.unchanged, unchanged), (total.skipped, "skipped"), (total.failed, "failed")] {
         if count > 0 {
             text.push_str(&format!("; {count} {words}"));
         }
     }
     text
+}
+
+/// What was left alone, where something was.
+fn kept_table(kept: &std::collections::BTreeMap<String, StateTotal>) {
+    if kept.is_empty() {
+        return;
+    }
+    let row =
+        |(why, sum): (&String, &StateTotal)| vec![sum.files.to_string(), format_size(sum.bytes), output::plain(why)];
+    output::table(&["LEFT ALONE", "SIZE", "WHY"], &kept.iter().map(row).collect::<Vec<_>>());
+}
+
+/// A time as people read it; UTC, since the reader may be anywhere.
+pub fn utc(secs: i64) -> String {
+    let (days, rest) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+    // Days to a date of the Gregorian calendar (Hinnant, "chrono-compatible low-level date algorithms").
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
 }
 
 fn states_table(total: &Summary) {
@@ -266,6 +351,19 @@ mod tests {
         let text = progress_text(&Progress { walked: false, ..half }, Duration::from_secs(2));
         assert_eq!(text, "2/4+ files, 3.81 MiB/7.63 MiB+, 2.0 MB/s");
         progress_text(&Progress::default(), Duration::ZERO);
+    }
+
+    #[test]
+    fn times_are_dates() {
+        for (secs, text) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (-1, "1969-12-31 23:59:59Z"),
+            (951_782_400, "2000-02-29 00:00:00Z"),
+            (1_795_261_718, "2026-11-21 11:48:38Z"),
+            (4_107_542_400, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(utc(secs), text);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Memory is bounded: a pass over the share hands files on as it finds them, and remembers at most [`COLDEST_MAX`] of them.
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
-use crate::engine::{Candidate, Engine, JobKind, Outcome, load_record};
-use crate::ports::{Clock, Lower, LowerResult};
+use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome, load_record};
+use crate::ports::{Clock, Lower, LowerResult, Task};
 use crate::record::Claim;
-use crate::types::Timestamp;
+use crate::types::{FileId, Timestamp};
 
 /// Files a release pass chooses among at a time, coldest first.
 const COLDEST_MAX: usize = 10_000;
@@ -150,11 +150,21 @@ impl Runner {
         }
     }
 
+    /// What failed before is not tried again at once. When the list cannot be read, it is.
+    async fn put_off(&self, task: Task) -> HashSet<FileId> {
+        self.engine.put_off(task).await.unwrap_or_else(|error| {
+            tracing::warn!("the dead-letter list cannot be read: {error}");
+            HashSet::new()
+        })
+    }
+
     async fn archive_older_than(self: &Arc<Self>, after: Duration) -> bool {
+        let put_off = self.put_off(Task::Archive).await;
         let (candidates, taken) = mpsc::channel(256);
         let (events, mut ended) = mpsc::channel(256);
         let engine = self.engine.clone();
-        let job = tokio::spawn(async move { engine.run_job(JobKind::ArchiveOnly, taken, events).await });
+        let job =
+            tokio::spawn(async move { engine.run_job_for(Asker::Policy, JobKind::ArchiveOnly, taken, events).await });
         let counted = tokio::spawn(async move {
             let (mut archived, mut failed) = (0u64, 0u64);
             while let Some(event) = ended.recv().await {
@@ -176,6 +186,7 @@ impl Runner {
             if found.attr.size == 0
                 || found.attr.sealed
                 || age < after.as_nanos() as i128
+                || put_off.contains(&found.node.id)
                 || !this.is(&found, Claim::Resident)
             {
                 return Next::Continue;
@@ -214,8 +225,10 @@ impl Runner {
     async fn release_bytes(self: &Arc<Self>, excess: f64) {
         let coldest = Arc::new(parking_lot::Mutex::new(BinaryHeap::<Cold>::new()));
         let (this, heap) = (self.clone(), coldest.clone());
+        let put_off = self.put_off(Task::Release).await;
         self.each_file(move |found| {
-            if found.attr.blocks > 0 && !found.attr.sealed && this.is(&found, Claim::Dual) {
+            let may = found.attr.blocks > 0 && !found.attr.sealed && !put_off.contains(&found.node.id);
+            if may && this.is(&found, Claim::Dual) {
                 let last_used = found.attr.atime.max(found.attr.mtime);
                 let ino = found.node.id.ino;
                 let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };
@@ -232,7 +245,7 @@ impl Runner {
         let (candidates, taken) = mpsc::channel(16);
         let (events, mut ended) = mpsc::channel(256);
         let engine = self.engine.clone();
-        let job = tokio::spawn(async move { engine.run_job(JobKind::Release, taken, events).await });
+        let job = tokio::spawn(async move { engine.run_job_for(Asker::Policy, JobKind::Release, taken, events).await });
         let feeding = tokio::spawn(async move {
             let mut planned = 0.0;
             for cold in files {

@@ -59,10 +59,52 @@ pub enum Request {
         recursive: bool,
         files: bool,
     },
+    /// Generations of each file that the store has.
+    History {
+        paths: Vec<WirePath>,
+    },
+    /// Bring a removed file, or an older generation of one, back as a stub.
+    Undelete {
+        path: WirePath,
+        /// The newest that is kept unless said otherwise.
+        generation: Option<u64>,
+        /// Where it is to be; `None`: where it was.
+        to: Option<WirePath>,
+        /// All that was removed below `path`.
+        recursive: bool,
+    },
+    /// Store the names and attributes of what is at and below the paths.
+    SaveNames {
+        paths: Vec<WirePath>,
+        /// Also what did not change since it was stored.
+        always: bool,
+    },
+    /// The dead-letter list: entries below the paths (of the whole mount for its root).
+    Failed {
+        paths: Vec<WirePath>,
+        action: FailedAction,
+    },
+    /// Find objects that nobody names, and have them deleted after the pair's retention.
+    Gc {
+        dry_run: bool,
+        /// Seconds since an object was begun.
+        older_than_s: u64,
+        /// Identities of shares whose objects count as this one's, or `unmarked`.
+        adopt: Vec<String>,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
+}
+
+/// What to do with entries of the dead-letter list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedAction {
+    List,
+    Retry,
+    Drop,
 }
 
 /// One line of the answer.
@@ -74,6 +116,10 @@ pub enum Reply {
     Failure(Failure),
     Digest(FileDigest),
     Repaired { path: WirePath },
+    Version(FileVersion),
+    Restored { path: WirePath, generation: u64, object: String },
+    DeadLetter(FailedFile),
+    Orphan(OrphanObject),
     Mount(MountInfo),
     Done(Summary),
     Error { message: String },
@@ -108,6 +154,34 @@ pub struct FileStatus {
     pub object: Option<String>,
 }
 
+/// One generation of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileVersion {
+    pub path: WirePath,
+    pub generation: u64,
+    pub standing: VersionState,
+    /// Bytes; `None` where the store does not tell.
+    pub size: Option<u64>,
+    /// Seconds and nanoseconds since 1970.
+    pub mtime: Option<(i64, u32)>,
+    /// When it is deleted, in seconds since 1970.
+    pub kept_until: Option<i64>,
+    pub object: String,
+    /// Why the object cannot be used, if so.
+    pub problem: Option<String>,
+}
+
+/// Where a generation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VersionState {
+    Current,
+    /// The file was changed since.
+    Superseded,
+    /// The file was removed.
+    Deleted,
+}
+
 /// A file's content as it is remotely.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileDigest {
@@ -123,6 +197,65 @@ pub struct Failure {
     pub reason: String,
     /// The file was skipped for a good cause (open, pinned, not regular …) rather than failed.
     pub skipped: bool,
+}
+
+/// An entry of the dead-letter list. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedFile {
+    /// As it is now where that can be told, else as it was.
+    pub path: WirePath,
+    /// `archive`, `migrate`, `release`, `recall`, `delete` or `scrub`.
+    pub task: String,
+    /// `remote`, `configuration`, `checksum`, `missing`, `refused`, `record` or `local`.
+    pub reason: String,
+    pub message: String,
+    pub attempts: u64,
+    pub first: i64,
+    pub last: i64,
+    pub pair: String,
+    /// The object that was to be deleted.
+    pub object: Option<String>,
+}
+
+/// An object, or an upload that was begun, which nobody names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanObject {
+    pub key: String,
+    /// `object` or `upload`.
+    pub kind: String,
+    /// With its manifest.
+    pub bytes: u64,
+    /// When it was begun, seconds since 1970.
+    pub begun: i64,
+    /// It is (or its parts are) to be deleted; `false` in a dry run.
+    pub noted: bool,
+}
+
+/// The background scrub. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubInfo {
+    /// Bytes a second at most.
+    pub rate: u64,
+    /// The file it is at, or was last at.
+    pub at: Option<WirePath>,
+    /// Of the pass that runs.
+    pub pass: Option<ScrubPass>,
+    /// The last pass that came to its end.
+    pub last: Option<ScrubPass>,
+    /// Why it does not get on at present.
+    pub problem: Option<String>,
+}
+
+/// One pass of the scrub over the share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubPass {
+    pub begun: i64,
+    pub ended: Option<i64>,
+    /// Objects read.
+    pub files: u64,
+    pub bytes: u64,
+    /// Files whose object is damaged, missing or cannot be read; they are on the dead-letter list.
+    pub damaged: u64,
 }
 
 /// Files and bytes in one state.
@@ -149,7 +282,13 @@ pub struct Summary {
     pub seconds: f64,
     /// For `status`: totals by state name.
     #[serde(default)]
-    pub states: std::collections::BTreeMap<String, StateTotal>,
+    pub states: BTreeMap<String, StateTotal>,
+    /// For `gc`: what was left alone, by why; `files` are objects.
+    #[serde(default)]
+    pub kept: BTreeMap<String, StateTotal>,
+    /// For `status`: why the pair cannot be used at present, if so.
+    #[serde(default)]
+    pub pair_problem: Option<String>,
 }
 
 /// A running mount.
@@ -166,6 +305,11 @@ pub struct MountInfo {
     pub intents: (u64, u64),
     /// Transfers running now.
     pub transfers: u64,
+    /// Entries of the dead-letter list, and how many were dropped from it for want of room.
+    #[serde(default)]
+    pub failed: (u64, u64),
+    #[serde(default)]
+    pub scrub: Option<ScrubInfo>,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,

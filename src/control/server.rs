@@ -13,18 +13,22 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::bring_back;
+use super::gc::Wish;
+use super::names::Names;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
+use super::scrub::Scrub;
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::Fs;
-use crate::ports::{FileKind, Lower};
+use crate::ports::{Attr, FileKind, Lower};
 
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Files found and not yet taken by the engine.
-const WALK_AHEAD: usize = 1024;
+pub(super) const WALK_AHEAD: usize = 1024;
 /// Lines waiting for a slow client.
 const REPLIES_AHEAD: usize = 256;
 /// How long transfers may take to come to rest before an unmount.
@@ -39,8 +43,10 @@ pub struct Server {
     pub fs: Arc<Fs>,
     pub share: PathBuf,
     pub mountpoint: PathBuf,
-    /// Why the pair cannot be used at present, if so.
-    pub pair_problem: parking_lot::Mutex<Option<String>>,
+    pub names: Names,
+    /// What the probe of the pair last found wrong; the engine knows the rest.
+    pub probe_problem: parking_lot::Mutex<Option<String>>,
+    pub scrub: Option<Arc<Scrub>>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -101,11 +107,11 @@ impl Socket {
     }
 }
 
-type Replies = mpsc::Sender<Reply>;
+pub(super) type Replies = mpsc::Sender<Reply>;
 
 /// Counts of a job, told now and then.
 #[derive(Default)]
-struct Counts {
+pub(super) struct Counts {
     found: AtomicU64,
     found_bytes: AtomicU64,
     done: AtomicU64,
@@ -114,6 +120,12 @@ struct Counts {
 }
 
 impl Counts {
+    /// One more file is to be done.
+    pub(super) fn add(&self, attr: &Attr) {
+        self.found.fetch_add(1, Ordering::Relaxed);
+        self.found_bytes.fetch_add(attr.size, Ordering::Relaxed);
+    }
+
     fn progress(&self) -> Progress {
         Progress {
             files_total: self.found.load(Ordering::Relaxed),
@@ -202,10 +214,25 @@ impl Server {
             }
             Request::Check { paths, recursive, repair } => (JobKind::Check { repair }, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
+            Request::History { paths } => return self.history(paths, replies).await,
+            Request::Undelete { path, generation, to, recursive } => {
+                let wish =
+                    bring_back::Wish { path: path.to_path(), generation, to: to.map(|to| to.to_path()), recursive };
+                return self.undelete(wish, replies).await;
+            }
+            Request::SaveNames { paths, always } => return self.save_names(paths, always, replies).await,
+            Request::Failed { paths, action } => return self.failed(paths, action, replies).await,
+            Request::Gc { dry_run, older_than_s, adopt } => {
+                return self.collect(Wish { dry_run, older_than_s, adopt }, replies).await;
+            }
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
         self.job(kind, paths, recursive, sample, replies).await
+    }
+
+    fn pair_problem(&self) -> Option<String> {
+        self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
     }
 
     /// Lets background transfers come to rest, for a bounded time.
@@ -219,7 +246,8 @@ impl Server {
     }
 
     async fn mount_info(&self, replies: &Replies) -> Reply {
-        let intents = match self.engine.intent_counts().await {
+        let counted = tokio::try_join!(self.engine.intent_counts(), self.engine.failed_counts());
+        let (intents, failed) = match counted {
             Ok(counts) => counts,
             Err(error) => return Reply::Error { message: error.to_string() },
         };
@@ -229,8 +257,10 @@ impl Server {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             pair: self.engine.pair_name().map(str::to_owned),
-            pair_problem: self.pair_problem.lock().clone(),
+            pair_problem: self.pair_problem(),
             intents,
+            failed,
+            scrub: self.scrub.as_ref().map(|scrub| scrub.info()),
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
             requests: self.fs.calls.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
         };
@@ -304,23 +334,41 @@ impl Server {
         mut sample: Sample,
         replies: &Replies,
     ) -> Reply {
-        let begun = Instant::now();
         let counts = Arc::new(Counts::default());
+        let places: Vec<PathBuf> = match kind {
+            JobKind::Migrate | JobKind::ArchiveOnly => paths.iter().map(WirePath::to_path).collect(),
+            _ => Vec::new(),
+        };
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
-        let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
         let counted = counts.clone();
         let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
             if !sample.takes() {
                 return Next::Continue;
             }
-            counted.found.fetch_add(1, Ordering::Relaxed);
-            counted.found_bytes.fetch_add(found.attr.size, Ordering::Relaxed);
+            counted.add(&found.attr);
             let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };
             match candidates.blocking_send(candidate) {
                 Ok(()) => Next::Continue,
                 Err(_) => Next::Stop,
             }
         });
+        let ended = self.drive(kind, taken, walking, counts, replies).await;
+        // Names and attributes go after the content.
+        places.into_iter().for_each(|path| self.names.ask(path, recursive));
+        ended
+    }
+
+    /// Runs a job on what `walking` finds, and tells how it goes.
+    pub(super) async fn drive(
+        self: &Arc<Self>,
+        kind: JobKind,
+        taken: mpsc::Receiver<Candidate>,
+        walking: tokio::task::JoinHandle<Option<Summary>>,
+        counts: Arc<Counts>,
+        replies: &Replies,
+    ) -> Reply {
+        let begun = Instant::now();
+        let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
         let engine = self.engine.clone();
         let running = tokio::spawn(async move { engine.run_job(kind, taken, events).await });
         let (mut summary, mut told) = (Summary::default(), Instant::now());
@@ -375,6 +423,7 @@ impl Server {
             Ok(Some(walked)) => {
                 summary.failed += walked.failed;
                 summary.skipped += walked.skipped;
+                summary.unchanged += walked.unchanged;
             }
             _ => return Reply::Error { message: "the walk over the share failed: see the daemon's log".into() },
         }
@@ -414,6 +463,7 @@ impl Server {
         let mut summary = totals.lock().clone();
         summary.failed = walked.failed;
         summary.skipped = walked.skipped;
+        summary.pair_problem = self.pair_problem();
         summary.seconds = begun.elapsed().as_secs_f64();
         Reply::Done(summary)
     }

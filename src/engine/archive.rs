@@ -14,11 +14,13 @@ use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
+use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
+use super::trees::travelling_xattrs;
 use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{
-    Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
+    Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
@@ -28,6 +30,9 @@ use crate::types::{ByteRange, Generation, ObjectKey};
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
 /// How often an upload looks whether a writer has spoilt it.
 const DISTURBED_PERIOD: Duration = Duration::from_millis(50);
+/// Waiting time after a rollback failed, doubled up to the maximum.
+const ROLL_BACK_FIRST: Duration = Duration::from_secs(1);
+const ROLL_BACK_MAX: Duration = Duration::from_secs(60);
 /// Memory a single upload may hold: eight parts of 8 MiB in flight.
 const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
 
@@ -124,12 +129,31 @@ impl Engine {
             Ok(()) => Ok(Archived { bytes: before.size, note: Some(OpenNote::Upload(note)) }),
             Err(error) => {
                 // Rolled back: nothing names the object, so its note becomes its deletion.
-                self.journal.set_delete(note, self.clock.now()).await?;
+                self.roll_back(note).await;
                 kill::point("archive.rolled_back");
-                self.deletions.notify_one();
                 Err(error)
             }
         }
+    }
+
+    /// Turns an upload's note into its object's deletion. Where the journal cannot take that now, it is tried until it does; the next start
+    /// finds the note as well.
+    async fn roll_back(self: &Arc<Self>, note: IntentId) {
+        let Err(error) = self.journal.set_delete(note, GIVEN_UP).await else {
+            return self.deletions.notify_one();
+        };
+        tracing::warn!("a rollback is tried again later: {error}");
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let mut pause = ROLL_BACK_FIRST;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ROLL_BACK_MAX);
+                if this.journal.set_delete(note, GIVEN_UP).await.is_ok() {
+                    return this.deletions.notify_one();
+                }
+            }
+        });
     }
 
     /// The file's attributes at a moment after which any change must show in them.
@@ -163,14 +187,20 @@ impl Engine {
             // One chunk is read before the request, so that its hash can travel in the object's metadata.
             let whole = source.read(ByteRange { offset: 0, len: attr.size }).await;
             let changed = |_| EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
-            (Arc::new(MemorySource(whole.map_err(changed)?)), source.manifest().map(|manifest| manifest.root()))
+            let whole = whole.map_err(changed)?;
+            self.check_unchanged(cell, file, attr)?;
+            (Arc::new(MemorySource(whole)), source.manifest().map(|manifest| manifest.root()))
         } else {
             (source.clone(), None)
         };
-        let metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
+        let mut metadata = object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size);
+        let share = (SHARE_METADATA.to_owned(), self.share_id().await?.to_owned());
+        metadata.push(share.clone());
         let put = async {
             // A copy that a writer has spoilt is not finished: the asker may hold the inode's lock, which the writer waits for.
             tokio::select! {
+                biased;
                 stored = target.remote.put(key, attr.size, body, &metadata) => stored.map_err(EngineError::remote(cell.node.id)),
                 () = disturbed(cell) => Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed }),
             }
@@ -194,14 +224,26 @@ impl Engine {
         kill::point("archive.stored");
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            self.check_unchanged(cell, file, attr)?;
             let encoded = source.manifest().ok_or_else(changed)?.encode();
             let len = encoded.len() as u64;
             let manifest = Arc::new(MemorySource(encoded.into()));
             let key = crate::record::manifest_key(key);
-            target.remote.put(&key, len, manifest, &[]).await.map_err(EngineError::remote(cell.node.id))?;
+            target.remote.put(&key, len, manifest, &[share]).await.map_err(EngineError::remote(cell.node.id))?;
             kill::point("archive.manifest");
         }
         Ok((stored, source))
+    }
+
+    /// Refuses a copy that may be of no state the file ever had, before it can be taken for one: an object of one chunk, or one with a
+    /// manifest, is always what the file was at some moment. A rebuild relies on it.
+    fn check_unchanged(&self, cell: &Cell, file: &Arc<dyn LowerFile>, before: &Attr) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
+        if unwritten && same_attr(&file.stat().map_err(&failed)?, before) {
+            return Ok(());
+        }
+        Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed })
     }
 
     /// Under the cell's lock: the writer wins, or the copy becomes the file's object.
@@ -246,6 +288,9 @@ impl Engine {
             }),
             superseded: None,
         };
+        if !record.fits() {
+            return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
+        }
         self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
         kill::point("archive.recorded");
         inner.record = record;
@@ -299,13 +344,11 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
-        let kind = IntentKind::Delete { not_before };
-        let intent =
-            Intent { pair: old.pair.clone(), key: old.key.clone(), manifest: old.manifest, node: cell.node, kind };
-        self.journal.add(intent).await?;
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
@@ -314,7 +357,8 @@ impl Engine {
             if inner.record.superseded.as_ref() == Some(&old) && !inner.machine.is_unknown() {
                 let mut record = inner.record.clone();
                 record.superseded = None;
-                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
+                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless. (Who brings the object back
+                // syncs it first.)
                 this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
                 kill::point("superseded.recorded");
                 inner.record = record;

@@ -4,7 +4,7 @@
 //! A cell lives as long as somebody holds it (a handle, a transfer); afterwards the stored record is the state.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::sync::{Arc, Weak};
 
@@ -12,12 +12,20 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
+use super::owner::name_of;
 use super::recall::Recall;
 use crate::kill;
-use crate::ports::{Attr, Lower, LowerFile, if_set};
-use crate::record::{Claim, Record};
+use crate::ports::{Attr, Lower, LowerError, LowerFile, OpenFlags, SeekTo, if_set};
+use crate::record::{Claim, ObjectRef, Record};
+use crate::remote::manifest::root_of_zeros;
 use crate::tier::{Activity, Event, Machine};
 use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
+
+/// Damaged files remembered as named in the log.
+const TOLD_MAX: usize = 1024;
+/// What attributes alone may occupy on a file, in bytes: one block of the largest size. With more, there is content.
+const ATTRIBUTE_BYTES_MAX: u64 = 64 << 10;
+pub(super) const HOLLOW: &str = "its record says that its content is here, but there are only holes";
 
 /// Shards of the table, so that session threads rarely meet.
 const SHARDS: usize = 16;
@@ -89,11 +97,13 @@ pub struct Cells {
     /// Files of which a failed sync left unknown what is durable. Held here: if the last user's end were that of the cell, the next one
     /// would believe the stored record, which may be in memory only.
     unknown: Mutex<HashMap<FileId, Arc<Cell>>>,
+    /// Damaged files that were named in the log.
+    told: Mutex<HashSet<FileId>>,
 }
 
 impl Cells {
     pub fn new(lower: Arc<dyn Lower>) -> Arc<Self> {
-        Arc::new(Self { lower, shards: Default::default(), unknown: Mutex::default() })
+        Arc::new(Self { lower, shards: Default::default(), unknown: Mutex::default(), told: Mutex::default() })
     }
 
     /// A sync of the file's record failed: the cell stays until [`Cells::forget_unknown`].
@@ -131,7 +141,7 @@ impl Cells {
     pub fn get_through(self: &Arc<Self>, node: &Inode, file: &dyn LowerFile) -> EngineResult<Arc<Cell>> {
         self.get_with(node, || {
             let stored = if_set(file.xattr(OsStr::new(self.lower.record_xattr())));
-            judge_record(&*self.lower, node, stored.map_err(EngineError::lower(node.id))?)
+            judge_record(&*self.lower, node, stored.map_err(EngineError::lower(node.id))?, Some(file))
         })
     }
 
@@ -141,7 +151,7 @@ impl Cells {
     }
 
     /// Does `work` while nobody uses the file, and so nobody changes its record; else the cell, for whoever has it.
-    pub(super) fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
+    pub fn unless_live<T>(&self, id: FileId, work: impl FnOnce() -> T) -> Result<T, Arc<Cell>> {
         let shard = self.shard(id).lock();
         match shard.get(&id).and_then(Weak::upgrade) {
             Some(cell) => {
@@ -149,6 +159,20 @@ impl Cells {
                 Err(cell)
             }
             None => Ok(work()),
+        }
+    }
+
+    /// Names a file whose record contradicts it, once for some time: programs are told a number only.
+    fn tell_damage(&self, node: &Inode, error: &EngineError) {
+        if !error.is_damage() {
+            return;
+        }
+        let mut told = self.told.lock();
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        if told.insert(node.id) {
+            tracing::error!(path = name_of(&*self.lower, node), file = %node.id, "damaged, reads are answered EIO: {error}");
         }
     }
 
@@ -162,7 +186,7 @@ impl Cells {
         if let Some(cell) = shard.get(&node.id).and_then(Weak::upgrade) {
             return Ok(cell);
         }
-        let record = load()?;
+        let record = load().inspect_err(|error| self.tell_damage(node, error))?;
         let inner = Inner {
             machine: Machine::new(record.claim, record.flags.pinned),
             record,
@@ -187,10 +211,16 @@ impl Cells {
 /// Reads and judges an inode's record. What contradicts the file below is an error, except where both possible
 /// stories end the same way (an empty file is resident whatever its record says; changed content is resident again).
 pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
-    judge_record(lower, node, lower.load_record(node).map_err(EngineError::lower(node.id))?)
+    judge_record(lower, node, lower.load_record(node).map_err(EngineError::lower(node.id))?, None)
 }
 
-fn judge_record(lower: &dyn Lower, node: &Inode, stored: Option<Vec<u8>>) -> EngineResult<Record> {
+/// `file`: the inode, where it is open already.
+fn judge_record(
+    lower: &dyn Lower,
+    node: &Inode,
+    stored: Option<Vec<u8>>,
+    file: Option<&dyn LowerFile>,
+) -> EngineResult<Record> {
     let Some(stored) = stored else { return Ok(Record::unclaimed()) };
     let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
     let Some(object) = &record.object else { return Ok(record) };
@@ -198,9 +228,12 @@ fn judge_record(lower: &dyn Lower, node: &Inode, stored: Option<Vec<u8>>) -> Eng
     let changed_below = |why| Err(EngineError::ChangedBelow { file: node.id, object: object.key.to_string(), why });
     match record.claim {
         Claim::Dual if !same_content(&attr, &record) => {
-            tracing::warn!(file = %node.id, "changed below the mount since it was archived: resident again");
+            let path = name_of(lower, node);
+            tracing::warn!(path, object = %object.key, "changed below the mount since it was archived: resident again");
             demote(lower, node, record)
         }
+        // A record from before the release, set again by a restore that found size and mtime unchanged (`rsync -X`).
+        Claim::Dual if is_hollow(lower, node, &attr, object, file)? => changed_below(HOLLOW),
         // A truncation to zero is made durable before its record: a crash between leaves exactly this.
         Claim::Stub | Claim::Releasing if attr.size == 0 => demote(lower, node, record),
         Claim::Stub | Claim::Releasing if attr.size != object.len => {
@@ -210,10 +243,43 @@ fn judge_record(lower: &dyn Lower, node: &Inode, stored: Option<Vec<u8>>) -> Eng
     }
 }
 
+/// Whether a file that should have its content is all holes, and its content is not all zeros.
+fn is_hollow(
+    lower: &dyn Lower,
+    node: &Inode,
+    attr: &Attr,
+    object: &ObjectRef,
+    file: Option<&dyn LowerFile>,
+) -> EngineResult<bool> {
+    if attr.blocks * 512 > ATTRIBUTE_BYTES_MAX {
+        return Ok(false);
+    }
+    let failed = EngineError::lower(node.id);
+    let has_data = match file {
+        Some(file) => has_data(file, object.len),
+        None => match lower.open(node, OpenFlags { read: true, no_atime: true, no_wait: true, ..Default::default() }) {
+            Ok(file) => has_data(&*file, object.len),
+            // Somebody's lease: a writer's, whose data will be found the next time.
+            Err(error) if error.errno() == libc::EWOULDBLOCK => return Ok(false),
+            Err(error) => Err(error),
+        },
+    };
+    Ok(!has_data.map_err(failed)? && object.root != root_of_zeros(object.len, object.chunk_size))
+}
+
+/// Whether any of the first `len` bytes is in a block rather than a hole.
+pub(super) fn has_data(file: &dyn LowerFile, len: u64) -> Result<bool, LowerError> {
+    match file.seek(0, SeekTo::Data) {
+        Ok(offset) => Ok(offset < len),
+        Err(error) if error.errno() == libc::ENXIO => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Stores, durably, that the content is what is local: from now on somebody may set size and mtime back to what the
 /// stale record knows, and it would be believed.
 fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
-    let generation = Generation(record.generation.0 + 1);
+    let generation = Generation(record.generation.0.saturating_add(1));
     let before = record.encode();
     let record = record.into_resident(generation);
     if !lower.features().read_only {

@@ -21,12 +21,29 @@ pub enum EngineError {
         "its record is damaged: {why}. Nothing was changed; restore the xattr from a backup, or the file from its object"
     )]
     BadRecord { file: FileId, why: RecordError },
-    #[error("it was changed below the mount: {why}. Its object {object} is kept; nothing was changed")]
+    #[error(
+        "it was changed below the mount: {why}. Its object {object} is kept; nothing was changed. To keep what is in the file now, remove its \
+         attribute trusted.tierfs.record below the mount"
+    )]
     ChangedBelow { file: FileId, object: String, why: &'static str },
     #[error(
         "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
     )]
     ForeignPair { file: FileId, found: PairName, found_share: String, mounted: String },
+    #[error(
+        "it shares object {object} with {with}, as a copy made below the mount does. Both are served and the object stays; a copy made \
+         through the mount would have its own"
+    )]
+    Shared { file: FileId, object: String, with: String },
+    #[error(
+        "its record names object {object}, which was made for another file, and could have been written by anybody who may write the file: \
+         it is not followed. Records are safe where the daemon may use trusted.* attributes"
+    )]
+    Unproven { file: FileId, object: String },
+    #[error(
+        "it is all holes and has no record, but object {object} was made for it, with as many bytes: its record seems lost, and reads give zeros. {way_out}"
+    )]
+    RecordLost { file: FileId, object: String, way_out: &'static str },
     #[error("object {object} does not match its checksum at bytes {offset}+{len}, twice: not served")]
     Corrupt { file: FileId, object: String, offset: u64, len: u64 },
     #[error("{why}")]
@@ -35,12 +52,16 @@ pub enum EngineError {
     Unfit { file: FileId, why: Unfit },
     #[error("{len} bytes are to come back, but only {available} are free locally: release or remove other files")]
     NoSpace { file: FileId, len: u64, available: u64 },
+    #[error("object {object} cannot be brought back: {why}")]
+    NotKept { object: String, why: NotKept },
     #[error("no pair is configured for this mount: `tierfs pair add` one and mount with `--pair NAME`")]
     NoPair,
     #[error("the share is read-only: content cannot be brought back or freed")]
     ReadOnly,
     #[error("the mount is going away")]
     ShuttingDown,
+    #[error("the transfer ended by a defect of tierfs (see its log): mount the share again")]
+    Defect,
     #[error("the transfer was cancelled")]
     Cancelled,
 }
@@ -54,6 +75,37 @@ pub enum Unfit {
     Empty,
     #[error("immutable, append-only or retention-locked")]
     Sealed,
+    #[error(
+        "its record would be too long to store: the share's path, the object's key and what the store calls it are together over 3.9 KiB"
+    )]
+    RecordTooLong,
+}
+
+/// Why a generation cannot be brought back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotKept {
+    #[error("there is a file of that name; `--to` takes another one")]
+    Exists,
+    #[error(
+        "it is not kept: its time is over, or it is nobody's former content (`tierfs history` shows what there is)"
+    )]
+    Over,
+    #[error("its file is still there: {0}")]
+    Named(String),
+    #[error(
+        "its file was removed, but somebody still has it open; wait until it is closed, or copy it from /proc/PID/fd"
+    )]
+    StillOpen,
+    #[error("objects are being deleted, or its file is being released, just now: try again")]
+    Deleting,
+    #[error(
+        "records of this share are in user attributes, which anybody may write: no file may use another one's object there"
+    )]
+    Untrusted,
+    #[error("somebody opened the new file before it was complete: try again")]
+    Touched,
+    #[error("{0}")]
+    Facts(String),
 }
 
 pub type EngineResult<T> = Result<T, EngineError>;
@@ -72,6 +124,16 @@ impl EngineError {
     /// The file was left alone for a good cause; nothing failed.
     pub fn is_skip(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Unfit { .. })
+    }
+
+    /// The file's record cannot be read, or contradicts the file.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::BadRecord { .. } | Self::ChangedBelow { .. })
+    }
+
+    /// The file is no more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Lower { source, .. } if super::intents::is_gone(source))
     }
 
     /// Another transfer of the file is running.

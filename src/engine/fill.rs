@@ -2,6 +2,7 @@
 //!
 //! Nothing is written before the transfer's note is durable, and no write outlives the recall it belongs to.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,20 +11,20 @@ use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinSet;
 
 use super::archive::OpenNote;
-use super::cell::Cell;
+use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
 use super::{Engine, blocking, moving};
 use crate::kill;
-use crate::ports::{
-    Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SeekTo, SetAttr, SetTime,
-};
+use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::remote::manifest::Manifest;
-use crate::types::{ByteRange, ContentHash, Timestamp};
+use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
-/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
-const MANIFEST_OVERHEAD_MAX: u64 = 256;
+pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
+
+/// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
+const BLOCK: usize = 4096;
 
 /// The transfer's note, once it is durable.
 type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
@@ -46,9 +47,15 @@ impl Engine {
             return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
         }
         let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        if claim == Claim::Stub && has_local_data(&*file, object.len).map_err(&failed)? {
-            let why = "there is data in it that tierfs did not write";
-            return Err(EngineError::ChangedBelow { file: cell.node.id, object: object.key.to_string(), why });
+        if claim == Claim::Stub
+            && !self.is_leftover(cell.node.id, &object.key)
+            && has_data(&*file, object.len).map_err(&failed)?
+        {
+            return Err(EngineError::ChangedBelow {
+                file: cell.node.id,
+                object: object.key.to_string(),
+                why: FOREIGN_DATA,
+            });
         }
         let note = Intent {
             pair: object.pair.name.clone(),
@@ -67,6 +74,7 @@ impl Engine {
         // Under way while the first chunks are fetched; none is written before it is there.
         self.runtime.spawn(noted.clone());
         let hashes = tokio::select! {
+            biased;
             hashes = self.chunk_hashes(cell, object) => hashes,
             // Or who empties the file would wait for a remote that does not answer.
             () = recall.until_cancelled() => Err(EngineError::Cancelled),
@@ -85,6 +93,17 @@ impl Engine {
         self.barrier.wait(cell.node).await?;
         kill::point("recall.synced");
         Ok(())
+    }
+
+    /// Whether what is local of a stub is what an earlier transfer could not free.
+    pub(super) fn is_leftover(&self, file: FileId, key: &ObjectKey) -> bool {
+        self.leftovers.lock().get(&file).is_some_and(|(left, _)| left == key)
+    }
+
+    /// Nothing is left in the file that its record does not tell: the note of what was is done.
+    pub(super) fn leftover_is_gone(self: &Arc<Self>, cell: &Arc<Cell>) {
+        let left = self.leftovers.lock().remove(&cell.node.id);
+        self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
 
     /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
@@ -140,6 +159,7 @@ impl Engine {
         let file_id = cell.node.id;
         for last in [false, true] {
             let fetched = tokio::select! {
+                biased;
                 fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
                 () = recall.until_cancelled() => return Err(EngineError::Cancelled),
             };
@@ -155,9 +175,9 @@ impl Engine {
                 if body.len() as u64 != range.len || ContentHash::of(&body) != hash {
                     return Ok(false);
                 }
-                // Punched space reads as zeros already: zeros stay holes, so sparse files stay sparse.
-                if body.iter().any(|byte| *byte != 0) {
-                    file.write_at(&body, range.offset)?;
+                // Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse.
+                for run in runs(&body) {
+                    file.write_at(&body[run.clone()], range.offset + run.start as u64)?;
                     kill::point("recall.written");
                 }
                 Ok(true)
@@ -190,7 +210,7 @@ impl Engine {
         for last in [false, true] {
             let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
             let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + object.chunks() * 32 {
+            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
                 return Err(corrupt(info.len));
             }
             let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
@@ -213,10 +233,39 @@ impl Engine {
     }
 }
 
-fn has_local_data(file: &dyn LowerFile, len: u64) -> Result<bool, crate::ports::LowerError> {
-    match file.seek(0, SeekTo::Data) {
-        Ok(offset) => Ok(offset < len),
-        Err(error) if error.errno() == libc::ENXIO => Ok(false),
-        Err(error) => Err(error),
+/// Runs of blocks that are not all zeros.
+fn runs(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let is_zero = |at: usize| body[at..body.len().min(at + BLOCK)].iter().all(|byte| *byte == 0);
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < body.len() && is_zero(at) {
+            at += BLOCK;
+        }
+        let start = at;
+        while at < body.len() && !is_zero(at) {
+            at += BLOCK;
+        }
+        (start < body.len()).then(|| start..at.min(body.len()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK, runs};
+
+    #[test]
+    fn zeros_are_left_out_by_blocks() {
+        let check = |set: &[usize], len: usize, want: &[(usize, usize)]| {
+            let mut body = vec![0; len];
+            set.iter().for_each(|at| body[*at] = 1);
+            let found: Vec<_> = runs(&body).map(|run| (run.start, run.end)).collect();
+            assert_eq!(found, want, "{set:?} of {len}");
+        };
+        check(&[], 0, &[]);
+        check(&[], 3 * BLOCK + 1, &[]);
+        check(&[0], 1, &[(0, 1)]);
+        check(&[BLOCK - 1], 3 * BLOCK, &[(0, BLOCK)]);
+        check(&[BLOCK, 2 * BLOCK], 4 * BLOCK, &[(BLOCK, 3 * BLOCK)]);
+        check(&[0, 2 * BLOCK + 5], 2 * BLOCK + 6, &[(0, BLOCK), (2 * BLOCK, 2 * BLOCK + 6)]);
     }
 }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::archive::OpenNote;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
-use super::{Engine, blocking, moving};
+use super::orphans::record_of;
+use super::owner::{is_own, is_shared};
+use super::{Engine, Target, blocking, moving};
 use crate::kill;
-use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime,
+};
 use crate::record::{Claim, Record, manifest_key};
-use crate::tier::Activity;
-use crate::types::{Inode, Timestamp};
+use crate::tier::{Activity, Refusal};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 /// Notes handled per look at the journal.
 const BATCH: usize = 256;
@@ -21,15 +26,19 @@ const BATCH: usize = 256;
 const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
+/// When a file that could not be asked whether it names an object is asked again, in seconds.
+const UNREADABLE_PAUSE_S: i64 = 60;
 /// How long a removal may take after its note, in seconds.
 const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// Objects in a row that cannot be deleted before all wait.
+const FAILURES_MAX: u32 = 16;
 
 /// What an inode says of an object.
 enum Reference {
-    /// Its record names the object.
+    /// Its record names the object, or others' do.
     Named,
     /// It has no name left but is still open somewhere, so its last reader may need the object; or just now nobody can tell.
     Later,
@@ -54,12 +63,25 @@ impl Engine {
             let batch = self.journal.unfinished(after, BATCH).await?;
             let Some((last, _)) = batch.last() else { return Ok(count) };
             after = Some(*last);
+            let mut settled = Vec::new();
             for (id, intent) in batch {
                 count += 1;
-                if let Err(error) = self.recover_one(id, &intent).await {
+                match self.recover_one(&intent).await {
+                    Ok(named) => settled.push((id, intent, named)),
                     // The note stays for the next start; the mount is not held up by one file.
-                    tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
+                    Err(error) => {
+                        if matches!(intent.kind, IntentKind::Settle { .. }) {
+                            let left = (intent.key.clone(), OpenNote::Settle(id));
+                            self.leftovers.lock().insert(intent.node.id, left);
+                        }
+                        tracing::error!(object = %intent.key, "an interrupted transfer could not be settled: {error}");
+                    }
                 }
+            }
+            // Together, so that they share a commit: a start with thousands of notes must not sync for each.
+            let ends = settled.iter().map(|(id, intent, named)| self.end_note(*id, intent, *named));
+            for failure in futures::future::join_all(ends).await.into_iter().filter_map(Result::err) {
+                tracing::error!("a settled transfer stays noted: {failure}");
             }
         }
     }
@@ -69,17 +91,30 @@ impl Engine {
         blocking(move || lower.sync_all()).await?.map_err(EngineError::lower(self.lower.root().id))
     }
 
-    async fn recover_one(self: &Arc<Self>, id: IntentId, intent: &Intent) -> EngineResult<()> {
+    async fn recover_one(self: &Arc<Self>, intent: &Intent) -> EngineResult<bool> {
         let (this, noted) = (self.clone(), intent.clone());
-        let named = blocking(move || this.settle(&noted)).await??;
+        let named = blocking(move || this.settle(&noted)).await?;
         kill::point("recover.settled");
+        named
+    }
+
+    async fn end_note(&self, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
         match intent.kind {
-            IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
+            // What was archived, and removed before this note was, is kept as long as the removal's own note says.
+            IntentKind::Upload if !named && self.is_removed(id, intent).await => self.journal.remove(id).await?,
+            IntentKind::Upload if !named => self.journal.set_delete(id, GIVEN_UP).await?,
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
         }
         kill::point("recover.removed");
         Ok(())
+    }
+
+    /// Whether the object's deletion is noted otherwise.
+    async fn is_removed(&self, id: IntentId, intent: &Intent) -> bool {
+        let about = About::Key(intent.key.clone());
+        let noted = self.journal.noted(&intent.pair, about, None, BATCH).await.unwrap_or_default();
+        noted.iter().any(|(other, note)| *other != id && matches!(note.kind, IntentKind::Delete { .. }))
     }
 
     /// Puts one inode back in order after a crash. Returns whether its record names the object. All is durable on return.
@@ -98,29 +133,29 @@ impl Engine {
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
-        let mtime = match (intent.kind, record.claim) {
-            (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
-            _ => object.mtime,
-        };
-        let mut held = None;
+        let (mut held, mut freed) = (None, Ok(()));
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
-            if lease.is_none() && self.lower.features().leases {
-                // Somebody reads the file below the mount. The claim holds without the punch; the blocks stay for now.
-                tracing::warn!(file = %node.id, "open below the mount: its local blocks stay allocated");
+            freed = if lease.is_none() && self.lower.features().leases {
+                // Somebody reads the file below the mount.
+                Err(EngineError::Refused { file: node.id, why: Refusal::Open })
             } else {
-                file.punch_all().map_err(&failed)?;
+                let freed = file.punch_all().map_err(&failed);
                 kill::point("recover.punched");
-            }
+                freed
+            };
             held = Some((file, lease));
         }
-        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        // Not the note's mtime: since its transfer ended, users may have set another.
+        let restore = SetAttr { mtime: Some(SetTime::At(object.mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
         kill::point("recover.dated");
         if let Some((file, lease)) = held {
             // What is freed is durable before a record says stub: a stub with data in it is taken for changed below.
             file.sync(false).map_err(&failed)?;
+            // The claim holds with the blocks as without. Their note stays with them, or nobody could tell them from a change below the mount.
+            freed?;
             if record.claim == Claim::Releasing {
                 record.claim = Claim::Stub;
                 self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
@@ -167,23 +202,33 @@ impl Engine {
     /// Deletes one batch; `true` when there may be more.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
         let Ok(target) = self.target() else { return Ok(false) };
-        let due = self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?;
+        let due = {
+            let _alone = self.keeping.asking().await;
+            self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?
+        };
         let more = due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             kill::point("delete.due");
             let (this, noted) = (self.clone(), intent.clone());
-            match blocking(move || this.reference(&noted)).await?? {
+            let reference = match blocking(move || this.reference(&noted)).await? {
+                Ok(reference) => reference,
+                Err(error) => {
+                    // One damaged record, or one bad sector, must not keep the objects of all other files.
+                    tracing::warn!(object = %intent.key, "it stays for now, as its file cannot be asked: {error}");
+                    self.look_later(id, UNREADABLE_PAUSE_S).await?;
+                    continue;
+                }
+            };
+            match reference {
                 Reference::Named => {
-                    tracing::info!(object = %intent.key, "still named by its file: not deleted");
+                    tracing::info!(object = %intent.key, "still named by a file: not deleted");
                     self.journal.remove(id).await?;
                     kill::point("delete.spared");
                     continue;
                 }
                 Reference::Later => {
-                    let now = self.clock.now();
-                    let later = Timestamp { secs: now.secs + STILL_OPEN_PAUSE_S, ..now };
-                    self.journal.set_delete(id, later).await?;
+                    self.look_later(id, STILL_OPEN_PAUSE_S).await?;
                     continue;
                 }
                 Reference::None => doomed.push((id, intent)),
@@ -198,24 +243,60 @@ impl Engine {
             self.sync_share().await?;
             kill::point("delete.synced");
         }
-        for (id, intent) in doomed {
-            kill::point("delete.looked");
-            let failed = EngineError::remote(intent.node.id);
-            let manifest = intent.manifest.then(|| manifest_key(&intent.key));
-            for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
-                match target.remote.delete(key).await {
-                    Err(error) if error.kind != RemoteErrorKind::NotFound => return Err(failed(error)),
-                    _ => kill::point("delete.deleted"),
-                }
-            }
-            self.journal.remove(id).await?;
-            kill::point("delete.removed");
-        }
+        self.delete_objects(target, doomed).await?;
         Ok(more)
+    }
+
+    /// Deletes objects; one that the store will not give up stands in nobody's way. An error: nothing can be deleted at present.
+    async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
+        let mut failed_in_a_row = 0;
+        for (id, intent) in doomed {
+            let Some(_deleting) = self.keeping.begin(&intent.key) else { continue };
+            kill::point("delete.looked");
+            let Err(error) = self.delete_object(target, &intent).await else {
+                self.journal.remove(id).await?;
+                kill::point("delete.removed");
+                self.note_deleted(&intent).await;
+                failed_in_a_row = 0;
+                continue;
+            };
+            // Refused may be one object alone, which the store has locked.
+            let general = error.is_transient() || error.is_configuration();
+            if general && !self.remote_answers().await {
+                return Err(error);
+            }
+            self.put_deletion_off(id, &intent, &error).await?;
+            failed_in_a_row += 1;
+            if general && failed_in_a_row == FAILURES_MAX {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_object(&self, target: &Target, intent: &Intent) -> EngineResult<()> {
+        let manifest = intent.manifest.then(|| manifest_key(&intent.key));
+        for key in [Some(&intent.key), manifest.as_ref()].into_iter().flatten() {
+            match target.remote.delete(key).await {
+                Err(error) if error.kind != RemoteErrorKind::NotFound => {
+                    return Err(EngineError::remote(intent.node.id)(error));
+                }
+                _ => kill::point("delete.deleted"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_later(&self, id: IntentId, pause_s: i64) -> EngineResult<()> {
+        let now = self.clock.now();
+        Ok(self.journal.set_delete(id, Timestamp { secs: now.secs + pause_s, ..now }).await?)
     }
 
     fn reference(&self, intent: &Intent) -> EngineResult<Reference> {
         let failed = EngineError::lower(intent.node.id);
+        if !is_own(intent.node.id, &intent.key) {
+            return Ok(Reference::Named);
+        }
         let (node, attr) = match self.lower.by_handle(&intent.node.handle) {
             Ok(found) if found.0.id == intent.node.id => found,
             Ok(_) => return Ok(Reference::Gone),
@@ -239,6 +320,7 @@ impl Engine {
             }
         };
         Ok(match (names, attr.nlink) {
+            (false, _) if is_shared(&*self.lower, &node) => Reference::Named,
             (false, _) => Reference::None,
             (true, 0) => Reference::Later,
             (true, _) => Reference::Named,
@@ -261,18 +343,55 @@ impl Engine {
     /// Before the last name of an inode goes: its objects' deletion is noted, durably. If the removal then fails, the
     /// deletion finds the file still naming the object, and drops the note.
     pub async fn note_removal(self: &Arc<Self>, node: Inode, record: Record) -> EngineResult<()> {
+        let _noting = self.noting.read().await;
+        // Removed meanwhile by somebody else, who noted it; the object may have been brought back since. Or changed.
+        match self.lower.stat(&node) {
+            Ok(attr) if attr.nlink > 0 => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(EngineError::lower(node.id)(error)),
+        }
+        let record = record_of(&*self.lower, &self.cells, &node).unwrap_or(record);
         let mut not_before = self.clock.now();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
         not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;
-        let kind = IntentKind::Delete { not_before };
         if let Some(object) = record.object {
             let manifest = object.has_manifest();
-            let pair = object.pair.name;
-            self.journal.add(Intent { pair, key: object.key, manifest, node, kind }).await?;
+            self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;
             kill::point("removal.noted");
         }
         if let Some(old) = record.superseded {
-            self.journal.add(Intent { pair: old.pair, key: old.key, manifest: old.manifest, node, kind }).await?;
+            self.note_deletion(node, old.pair, old.key, old.manifest, not_before).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that an object is to go, unless its file may not decide that. Of an object that was made for another file the note only
+    /// says how long it can be brought back: when it is due, it is dropped, and the collector decides.
+    pub(super) async fn note_deletion(
+        self: &Arc<Self>,
+        node: Inode,
+        pair: PairName,
+        key: ObjectKey,
+        manifest: bool,
+        not_before: Timestamp,
+    ) -> EngineResult<()> {
+        let may = |key: ObjectKey| {
+            let this = self.clone();
+            blocking(move || this.may_give_up(&node, &key))
+        };
+        let kind = IntentKind::Delete { not_before };
+        if !is_own(node.id, &key) {
+            self.journal.add(Intent { pair, key, manifest, node, kind }).await?;
+            return Ok(());
+        }
+        if !may(key.clone()).await? {
+            return Ok(());
+        }
+        let note = self.journal.add(Intent { pair, key: key.clone(), manifest, node, kind }).await?;
+        // Who began to share it meanwhile has marked the file, and then withdrawn the notes there were: perhaps not this one.
+        if !may(key).await? {
+            self.journal.remove(note).await?;
         }
         Ok(())
     }

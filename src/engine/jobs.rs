@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Engine;
+use super::cell::HOLLOW;
 use super::error::{EngineError, EngineResult, Unfit};
 use super::verify::{Checked, Verified};
 use crate::ports::{Attr, FileKind};
@@ -65,7 +66,7 @@ pub enum Outcome {
     Done,
     /// It was read again, and this is its content's MD5 in hexadecimal.
     Digest(String),
-    /// Its object was gone or another; its local content counts again.
+    /// Its record was wrong, and could be mended without a choice between two contents.
     Repaired,
     /// It was as asked already.
     Unchanged,
@@ -79,16 +80,55 @@ pub struct JobEvent {
     pub outcome: Outcome,
 }
 
+/// Who wants a job done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Somebody who waits for the answer, and has the whole task done or failed.
+    Person,
+    /// The policy, which comes again by itself: while the remote fails everything, that is no failure of the files.
+    Policy,
+}
+
+/// Files in a row that a policy's job fails for a reason that may pass, before it gives up for now.
+const OUTAGE_FILES: usize = 8;
+
 impl Engine {
-    /// Takes every candidate; reports each end. Stops early, and says why, when the pair's configuration fails every file, and
-    /// silently when nobody listens to `events` any more.
+    /// As [`Engine::run_job_for`] a person.
     pub async fn run_job(
         self: &Arc<Self>,
         kind: JobKind,
-        mut candidates: mpsc::Receiver<Candidate>,
+        candidates: mpsc::Receiver<Candidate>,
+        events: mpsc::Sender<JobEvent>,
+    ) -> EngineResult<()> {
+        self.run_job_for(Asker::Person, kind, candidates, events).await
+    }
+
+    /// Takes every candidate; reports each end, and keeps the dead-letter list. Stops early, and says why, when the pair's configuration
+    /// fails every file (the policy's jobs also when the remote does), and silently when nobody listens to `events` any more; what is in
+    /// hand then is finished first.
+    pub async fn run_job_for(
+        self: &Arc<Self>,
+        asker: Asker,
+        kind: JobKind,
+        candidates: mpsc::Receiver<Candidate>,
         events: mpsc::Sender<JobEvent>,
     ) -> EngineResult<()> {
         let mut running = JoinSet::new();
+        let ended = self.take_all(asker, kind, candidates, events, &mut running).await;
+        // Never aborted: a transfer that stops where it is leaves its file in transit, and its note, until the next start.
+        while running.join_next().await.is_some() {}
+        ended
+    }
+
+    async fn take_all(
+        self: &Arc<Self>,
+        asker: Asker,
+        kind: JobKind,
+        mut candidates: mpsc::Receiver<Candidate>,
+        events: mpsc::Sender<JobEvent>,
+        running: &mut JoinSet<JobEvent>,
+    ) -> EngineResult<()> {
+        let mut failed_in_a_row = 0;
         let mut open = true;
         while open || !running.is_empty() {
             tokio::select! {
@@ -98,6 +138,10 @@ impl Engine {
                         let this = self.clone();
                         running.spawn_on(async move {
                             let outcome = this.run_one(kind, &file).await.unwrap_or_else(Outcome::Failed);
+                            let later = matches!(&outcome, Outcome::Failed(error) if error.is_transient());
+                            if !(later && asker == Asker::Policy) {
+                                this.note_end(kind, &file, &outcome).await;
+                            }
                             JobEvent { file, outcome }
                         }, &self.runtime);
                     }
@@ -106,7 +150,19 @@ impl Engine {
                     let event = ended.map_err(|_| EngineError::ShuttingDown)?;
                     let stop = match &event.outcome {
                         Outcome::Failed(error) if error.is_configuration() => Some(error.clone()),
-                        _ => None,
+                        Outcome::Failed(error) if error.is_transient() && asker == Asker::Policy => {
+                            failed_in_a_row += 1;
+                            let outage = !self.remote_answers().await;
+                            if !outage && let Some(task) = kind.task() {
+                                self.note_failure(task, &event.file, error).await;
+                            }
+                            (outage || failed_in_a_row >= OUTAGE_FILES).then(|| error.clone())
+                        }
+                        Outcome::Failed(_) => None,
+                        _ => {
+                            failed_in_a_row = 0;
+                            None
+                        }
                     };
                     if events.send(event).await.is_err() {
                         return Ok(());
@@ -127,7 +183,10 @@ impl Engine {
 
     /// One file for somebody who keeps its users from going on meanwhile.
     pub async fn run_locked(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await
+        let outcome = self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await?;
+        // A failure is the asker's to know.
+        self.note_end(kind, file, &outcome).await;
+        Ok(outcome)
     }
 
     async fn run_patiently(
@@ -169,7 +228,12 @@ impl Engine {
     }
 
     async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        let cell = self.cells.get(&file.node)?;
+        let cell = match (self.cells.get(&file.node), kind) {
+            (Err(EngineError::ChangedBelow { why: HOLLOW, .. }), JobKind::Check { repair: true }) => {
+                return self.mend_hollow(&file.node).await.map(|()| Outcome::Repaired);
+            }
+            (cell, _) => cell?,
+        };
         let changed = match kind {
             JobKind::ArchiveOnly => match self.archive(&cell, &file.path).await {
                 Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
@@ -199,7 +263,7 @@ impl Engine {
                 });
             }
             JobKind::Check { repair } => {
-                return Ok(match self.check(&cell, repair).await? {
+                return Ok(match self.check(&cell, &file.path, repair).await? {
                     Checked::Nothing => Outcome::Unchanged,
                     Checked::Sound => Outcome::Done,
                     Checked::Repaired => Outcome::Repaired,

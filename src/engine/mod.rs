@@ -6,35 +6,60 @@
 mod archive;
 mod cell;
 mod error;
+mod facts;
+mod failures;
 mod fill;
+mod health;
+mod history;
 mod intents;
 mod jobs;
 mod keys;
+mod lost;
+mod moves;
+mod orphans;
+mod owner;
+mod pace;
 mod recall;
 mod release;
 mod source;
 mod sync;
+mod trees;
+mod undelete;
 mod verify;
 mod warm;
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::runtime::Handle;
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use error::{EngineError, EngineResult, Unfit};
-pub use jobs::{Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
-pub use keys::object_key;
+pub use error::{EngineError, EngineResult, NotKept, Unfit};
+pub use facts::{Facts, FactsError};
+pub use history::{Standing, Version};
+pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
+pub use keys::{KeyParts, object_key, parse_key};
+pub use moves::MoveWatch;
+pub use orphans::{Kept, Orphan, OrphanRules, Page};
+pub use owner::made_for;
+pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
+pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
+use archive::OpenNote;
+use health::{Health, Watched};
+use owner::Keeping;
 use sync::Barrier;
 
 /// The remote half of the mounted pair.
@@ -81,12 +106,16 @@ pub struct Totals {
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
+/// Told when a directory has got a name that the kernel did not ask for.
+pub type NameHook = Box<dyn Fn(FileId, &OsStr) + Send + Sync>;
+
 /// Everything that moves content of one share.
 pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     target: Option<Target>,
+    health: Arc<Health>,
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
@@ -98,7 +127,17 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
+    /// Stubs in which blocks of a failed recall or release are left, because they could not be freed (XFS wants room in the owner's
+    /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
+    leftovers: Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
+    keeping: Keeping,
+    /// Shared by who looks at a record and notes the deletion of its object; whoever takes objects over has it alone.
+    noting: tokio::sync::RwLock<()>,
     changed: std::sync::OnceLock<ChangeHook>,
+    named: std::sync::OnceLock<NameHook>,
+    /// Marks the objects of this share.
+    share_id: tokio::sync::OnceCell<String>,
+    moves: moves::Moves,
 }
 
 impl Engine {
@@ -111,6 +150,11 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
+        let health = Arc::<Health>::default();
+        let target = target.map(|target| {
+            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            Target { remote, ..target }
+        });
         Arc::new(Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
@@ -118,6 +162,7 @@ impl Engine {
             journal,
             clock,
             target,
+            health,
             warm: Warm::new(runtime.clone()),
             runtime,
             limits,
@@ -125,7 +170,13 @@ impl Engine {
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
+            leftovers: Mutex::default(),
+            keeping: Keeping::default(),
+            noting: tokio::sync::RwLock::default(),
             changed: std::sync::OnceLock::new(),
+            named: std::sync::OnceLock::new(),
+            share_id: tokio::sync::OnceCell::new(),
+            moves: moves::Moves::default(),
         })
     }
 
@@ -142,6 +193,23 @@ impl Engine {
         }
     }
 
+    /// Sets who is told of new names; once.
+    pub fn on_name(&self, hook: NameHook) {
+        let _ = self.named.set(hook);
+    }
+
+    /// Has the kernel forget what it knows of a name, above all that there is none.
+    pub fn announce_name(&self, directory: FileId, name: &OsStr) {
+        if let Some(hook) = self.named.get() {
+            hook(directory, name);
+        }
+    }
+
+    /// The time by the engine's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
     }
@@ -149,6 +217,11 @@ impl Engine {
     /// The name of the pair that is mounted, for messages.
     pub fn pair_name(&self) -> Option<&str> {
         self.target.as_ref().map(|target| target.pair.name.as_str())
+    }
+
+    /// Why the pair cannot be used at present, as the last calls show.
+    pub fn pair_problem(&self) -> Option<String> {
+        self.health.problem()
     }
 
     /// What is noted and not yet done: (uploads and settlements, deletions).
@@ -159,6 +232,11 @@ impl Engine {
     /// No background transfer begins any more; those that run come to their end by themselves. Readers are served still.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether background work is to rest.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Takes [`Engine::stop`] back.
@@ -175,11 +253,18 @@ impl Engine {
         self.totals.running.load(Ordering::SeqCst) == 0
     }
 
-    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7).
+    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7). The same for a record that anybody
+    /// may have written, unless its object was made for this very file.
     fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
         let target = self.target.as_ref();
         match (&record.object, target) {
-            (Some(object), Some(target)) if object.pair == target.pair => Ok(target),
+            (Some(object), Some(target)) if object.pair == target.pair => {
+                // Whoever may write the file below the mount may write such a record, too, and would read what is not his.
+                if !self.lower.features().trusted_xattrs && !owner::is_own(node.id, &object.key) {
+                    return Err(EngineError::Unproven { file: node.id, object: object.key.to_string() });
+                }
+                Ok(target)
+            }
             (Some(object), _) => Err(EngineError::ForeignPair {
                 file: node.id,
                 found: object.pair.name.clone(),
@@ -318,9 +403,19 @@ fn moving(keep: Keep) -> OpenFlags {
     OpenFlags { read: true, write: true, no_atime: true, keep, ..Default::default() }
 }
 
+/// Starts blocking local I/O off the async workers. A runtime of one thread, as a simulation has, takes it in turn with its tasks: what runs
+/// after what is then the same each time.
+fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => runtime.spawn(async { work() }),
+        _ => runtime.spawn_blocking(work),
+    }
+}
+
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    start_blocking(work).await.map_err(|error| {
         if error.is_panic() {
             std::panic::resume_unwind(error.into_panic());
         }

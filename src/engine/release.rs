@@ -14,6 +14,7 @@ use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
 use crate::tier::{Event, Refusal, Verdict};
+use crate::types::FileId;
 
 /// A lower file held exclusively; dropping the lease lets other openers on.
 struct Exclusive {
@@ -31,8 +32,13 @@ impl Engine {
         if let Err(error) = &result {
             tracing::debug!(file = %cell.node.id, "not released: {error}");
         }
-        // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it.
-        if cell.lock().record.claim != Claim::Releasing {
+        // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it. So does one that could not
+        // store what is so instead of its mark.
+        let stuck = {
+            let inner = cell.lock();
+            inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
+        };
+        if !stuck {
             self.spawn_forget_when_durable(cell.clone(), note);
         }
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
@@ -62,7 +68,8 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            if let Err(error) = self.confirm_object(cell, &object).await {
+            self.keep_borrowed(cell, &object).await?;
+            if let Err(error) = self.confirm_object(cell.node.id, &object).await {
                 // Meanwhile a writer may have given the object up: then it is rightly gone.
                 let given_up = !cell.lock().record.names(&object.key);
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
@@ -110,8 +117,8 @@ impl Engine {
     }
 
     /// The object is there, in full. Its content was verified when it was stored.
-    pub(super) async fn confirm_object(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<()> {
-        let failed = EngineError::remote(cell.node.id);
+    pub(super) async fn confirm_object(&self, file: FileId, object: &ObjectRef) -> EngineResult<()> {
+        let failed = EngineError::remote(file);
         let remote = &self.target()?.remote;
         let missing = |detail: String| {
             failed(RemoteError {

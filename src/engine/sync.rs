@@ -57,7 +57,7 @@ impl Barrier {
         };
         if start {
             let this = self.clone();
-            tokio::task::spawn_blocking(move || this.run());
+            super::start_blocking(move || this.run());
         }
         result.await.unwrap_or(Err(EngineError::ShuttingDown))
     }

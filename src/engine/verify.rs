@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is recalled and no content is changed. What was changed by users meanwhile is no finding.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,14 +10,17 @@ use futures::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::cell::{Cell, same_content};
+use super::cell::{Cell, HOLLOW, has_data, load_record, same_content};
 use super::error::{EngineError, EngineResult};
+use super::fill::FOREIGN_DATA;
+use super::orphans::record_of;
+use super::pace::Pace;
 use super::source::HashingSource;
 use super::{Engine, blocking};
 use crate::ports::{ObjectSource, OpenFlags, RemoteErrorKind};
-use crate::record::{Claim, ObjectRef};
-use crate::tier::Activity;
-use crate::types::{ContentHash, FileId};
+use crate::record::{Claim, ObjectRef, Record};
+use crate::tier::{Activity, Refusal};
+use crate::types::{ContentHash, FileId, Inode};
 
 /// Chunks of one object read at a time.
 const READ_AHEAD: usize = 4;
@@ -28,7 +32,8 @@ pub enum Checked {
     Nothing,
     /// The claims are true.
     Sound,
-    /// The object is missing or another; the local content is whole and counts again, so the next archive makes a new object.
+    /// Its object is missing or another, but the local content is whole and counts again, so the next archive makes a new object; or the
+    /// content is here in full, or not at all, and the record said otherwise.
     Repaired,
 }
 
@@ -37,7 +42,32 @@ impl Engine {
     /// the content's MD5 as well, for comparison with other tools (R17).
     pub(super) async fn verify(self: &Arc<Self>, cell: &Arc<Cell>, md5: bool) -> EngineResult<Option<Verified>> {
         let Some((object, _)) = self.claimed(cell)? else { return Ok(None) };
-        match self.read_object(cell, &object, md5).await {
+        self.keep_borrowed(cell, &object).await?;
+        self.read_if_named(cell, &object, md5, None).await
+    }
+
+    /// Reads a file's object at a set pace and compares every chunk with its hash; its length. `None`: nothing is remote, or it changed
+    /// meanwhile.
+    pub async fn scrub(self: &Arc<Self>, node: &Inode, pace: &Pace) -> EngineResult<Option<u64>> {
+        let cell = self.cells.get(node)?;
+        let Some((object, _)) = self.claimed(&cell)? else { return Ok(None) };
+        let read = self.read_if_named(&cell, &object, false, Some(pace)).await?;
+        Ok(read.map(|_| object.len))
+    }
+
+    /// Whether a file's record names an object, or cannot be read.
+    pub fn may_be_remote(&self, node: &Inode) -> bool {
+        record_of(&*self.lower, &self.cells, node).map_or(true, |record| record.object.is_some())
+    }
+
+    async fn read_if_named(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        md5: bool,
+        pace: Option<&Pace>,
+    ) -> EngineResult<Option<Verified>> {
+        match self.read_object(cell, object, md5, pace).await {
             // A user wrote or removed the file meanwhile, and the object went.
             Err(_) if !cell.lock().record.names(&object.key) => Ok(None),
             read => read.map(Some),
@@ -51,11 +81,25 @@ impl Engine {
         Ok(Some((object, inner.machine.claim())))
     }
 
-    async fn read_object(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef, md5: bool) -> EngineResult<Verified> {
+    async fn read_object(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        object: &ObjectRef,
+        md5: bool,
+        pace: Option<&Pace>,
+    ) -> EngineResult<Verified> {
         let hashes = self.chunk_hashes(cell, object).await?;
         let file = cell.node.id;
         let chunks = stream::iter(hashes.into_iter().enumerate());
-        let read = chunks.map(|(chunk, hash)| self.read_chunk(file, object, chunk, hash)).buffered(READ_AHEAD);
+        // At a pace, one after another: those ahead would only wait with their memory held.
+        let ahead = if pace.is_some() { 1 } else { READ_AHEAD };
+        let read = chunks.map(|(chunk, hash)| async move {
+            if let Some(pace) = pace {
+                pace.wait(self, object.chunk_range(chunk as u64).len).await;
+            }
+            self.read_chunk(file, object, chunk, hash).await
+        });
+        let read = read.buffered(ahead);
         let fold = |digest: Option<Md5>, (body, _memory): (Bytes, OwnedSemaphorePermit)| async move {
             let Some(mut digest) = digest else { return Ok(None) };
             blocking(move || {
@@ -92,36 +136,122 @@ impl Engine {
         Err(EngineError::Corrupt { file, object: object.key.to_string(), offset: range.offset, len: range.len })
     }
 
-    /// Compares a file's record with its object (there, of that length and version) and, where the content is local too, with the local
-    /// bytes. With `repair`, a file whose object is gone or another but whose local content is whole becomes resident.
-    pub(super) async fn check(self: &Arc<Self>, cell: &Arc<Cell>, repair: bool) -> EngineResult<Checked> {
-        let Some((object, claim)) = self.claimed(cell)? else { return Ok(Checked::Nothing) };
-        let remote = self.confirm_object(cell, &object).await;
+    /// Compares a file's record with its object (there, of that length and version) and, where there are local bytes, with those. `path`
+    /// is relative to the share. With `repair`, the record of a file whose content is known is set right.
+    pub(super) async fn check(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, repair: bool) -> EngineResult<Checked> {
+        let Some((object, claim)) = self.claimed(cell)? else { return self.check_lost(cell, path, repair).await };
+        self.keep_borrowed(cell, &object).await?;
+        let remote = self.confirm_object(cell.node.id, &object).await;
         // Of an object that nobody can ask for, nothing can be said.
         let remote = match remote {
             Err(error) if error.is_transient() || error.is_configuration() => return Err(error),
             answered => answered,
         };
-        let local = if claim == Claim::Dual { Some(self.local_is(cell, &object).await?) } else { None };
+        let looks = claim == Claim::Dual || (claim == Claim::Stub && self.has_local_data(cell, object.len).await?);
+        let local = if looks { Some(self.local_is(cell, &object).await?) } else { None };
         {
             let inner = cell.lock();
-            if !inner.record.names(&object.key) || inner.machine.claim() != claim {
+            let transfers = inner.machine.activity() != Activity::None;
+            if !inner.record.names(&object.key) || inner.machine.claim() != claim || (claim == Claim::Stub && transfers)
+            {
                 return Ok(Checked::Nothing);
             }
         }
-        match (remote, local) {
-            (Ok(()), None | Some(true)) => Ok(Checked::Sound),
-            (_, Some(false)) => Err(EngineError::ChangedBelow {
-                file: cell.node.id,
-                object: object.key.to_string(),
-                why: "its local bytes are not those of its object, though size and mtime are",
-            }),
-            (Err(_), Some(true)) if repair => {
+        let (file, key) = (cell.node.id, object.key.to_string());
+        let changed_below = |why| Err(EngineError::ChangedBelow { file, object: key.clone(), why });
+        match (remote, claim, local) {
+            (_, Claim::Stub, Some(false)) => changed_below(FOREIGN_DATA),
+            (_, Claim::Stub, Some(true)) if repair => {
+                let (this, cell) = (self.clone(), cell.clone());
+                blocking(move || this.believe_local(&cell, &object)).await?
+            }
+            (_, Claim::Stub, Some(true)) => changed_below(
+                "its record says that its content is away, but it is all here (`tierfs check --repair` sets that right)",
+            ),
+            (_, _, Some(false)) => {
+                changed_below("its local bytes are not those of its object, though size and mtime are")
+            }
+            (Ok(()), ..) => {
+                let this = self.clone();
+                let (node, shared) = (cell.node, object.clone());
+                match blocking(move || this.shares_with(&node, &shared)).await?? {
+                    Some(with) => Err(EngineError::Shared { file, object: key, with }),
+                    None => Ok(Checked::Sound),
+                }
+            }
+            (Err(_), _, Some(true)) if repair => {
                 let (this, cell) = (self.clone(), cell.clone());
                 blocking(move || this.disown(&cell, &object)).await?
             }
-            (Err(error), _) => Err(error),
+            (Err(error), ..) => Err(error),
         }
+    }
+
+    /// Whether any of the first `len` bytes is in a block below that tierfs did not leave there.
+    pub(super) async fn has_local_data(&self, cell: &Cell, len: u64) -> EngineResult<bool> {
+        if self.leftovers.lock().contains_key(&cell.node.id) {
+            return Ok(false);
+        }
+        let (lower, node) = (self.lower.clone(), cell.node);
+        let look = blocking(move || {
+            let file = lower.open(&node, OpenFlags { read: true, no_atime: true, ..Default::default() })?;
+            has_data(&*file, len)
+        });
+        look.await?.map_err(EngineError::lower(cell.node.id))
+    }
+
+    /// Of a stub whose bytes were found to be here in full: it is dual. All is durable on return.
+    fn believe_local(self: &Arc<Self>, cell: &Arc<Cell>, object: &ObjectRef) -> EngineResult<Checked> {
+        let failed = EngineError::lower(cell.node.id);
+        let mut inner = cell.lock();
+        let still = inner.record.object.as_ref() == Some(object) && inner.machine.claim() == Claim::Stub;
+        if !still || inner.machine.is_unknown() || inner.machine.activity() != Activity::None {
+            return Ok(Checked::Nothing);
+        }
+        // The bytes first: a record may claim only what is durable.
+        self.lower.sync_node(&cell.node).map_err(&failed)?;
+        let mut record = inner.record.clone();
+        record.claim = Claim::Dual;
+        let attr = self.lower.stat(&cell.node).map_err(&failed)?;
+        match record.object.as_mut() {
+            Some(object) if object.len == attr.size => object.mtime = attr.mtime,
+            _ => return Ok(Checked::Nothing),
+        }
+        self.save_durably(cell, &mut inner, record)?;
+        cell.changed.notify_waiters();
+        Ok(Checked::Repaired)
+    }
+
+    /// Of a file whose record calls it dual over nothing but holes: it is a stub, if its object is there.
+    pub(super) async fn mend_hollow(self: &Arc<Self>, node: &Inode) -> EngineResult<()> {
+        let failed = EngineError::lower(node.id);
+        let stored = self.lower.load_record(node).map_err(&failed)?.unwrap_or_default();
+        let mut record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+        let refuse = || EngineError::Refused { file: node.id, why: Refusal::Changed };
+        let object = record.object.clone().filter(|_| record.claim == Claim::Dual).ok_or_else(refuse)?;
+        self.check_pair(node, &record)?;
+        self.confirm_object(node.id, &object).await?;
+        let (this, node) = (self.clone(), *node);
+        blocking(move || {
+            let failed = EngineError::lower(node.id);
+            let mend = || {
+                let now = this.lower.load_record(&node).map_err(&failed)?;
+                // It is still what was looked at, and still damaged for the same reason.
+                let same = now.as_deref() == Some(&stored[..]);
+                if !same
+                    || !matches!(load_record(&*this.lower, &node), Err(EngineError::ChangedBelow { why: HOLLOW, .. }))
+                {
+                    return Err(EngineError::Refused { file: node.id, why: Refusal::Changed });
+                }
+                record.claim = Claim::Stub;
+                this.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+                this.lower.sync_node(&node).map_err(&failed)
+            };
+            this.cells
+                .unless_live(node.id, mend)
+                .unwrap_or(Err(EngineError::Refused { file: node.id, why: Refusal::Open }))
+        })
+        .await?
     }
 
     /// Whether the local bytes are those the object was made of, by the hash in the record.

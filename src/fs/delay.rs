@@ -3,9 +3,10 @@
 //! Nothing here costs a request that does not wait: the requester is looked at once its time is up.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::wait::Waiter;
 use crate::types::FileId;

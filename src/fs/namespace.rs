@@ -4,11 +4,10 @@ use std::ffi::{OsStr, OsString};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::load_record;
 use crate::kill;
 use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
 use crate::record::Record;
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, ObjectKey};
 
 /// What a lookup tells the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -20,18 +19,35 @@ pub struct Entry {
 }
 
 /// What loses a name by a removal.
-#[derive(Default)]
-pub struct Doomed {
-    /// The file that goes with its last name.
-    pub file: Option<FileId>,
-    /// What it leaves behind remotely.
-    pub leaves: Option<Removal>,
+enum Doomed {
+    /// Nothing that tiering knows; the file that goes with its last name, if one does.
+    Unclaimed(Option<FileId>),
+    /// A file that goes with its last name, and may leave objects behind.
+    Claimed(Inode),
 }
 
-/// A removal that leaves objects behind: their deletion is to be noted before it.
+/// A removal that would leave objects behind: their deletion is to be noted before it.
 pub struct Removal {
-    pub node: Inode,
-    pub record: Record,
+    node: Inode,
+    record: Record,
+}
+
+/// Objects whose deletion is noted for a removal under way.
+#[derive(Default)]
+pub struct Noted(Vec<ObjectKey>);
+
+impl Noted {
+    fn add(&mut self, record: &Record) {
+        self.0.extend(record.object.iter().map(|object| object.key.clone()));
+        self.0.extend(record.superseded.iter().map(|old| old.key.clone()));
+    }
+
+    /// What of a record's objects is not noted yet.
+    fn lacks(&self, mut record: Record) -> Option<Record> {
+        record.object.take_if(|object| self.0.contains(&object.key));
+        record.superseded.take_if(|old| self.0.contains(&old.key));
+        (record.object.is_some() || record.superseded.is_some()).then_some(record)
+    }
 }
 
 impl Fs {
@@ -60,7 +76,9 @@ impl Fs {
     }
 
     pub fn forget(&self, id: u64, lookups: u64) {
-        self.nodes.forget(id, lookups);
+        if self.nodes.forget(id, lookups) {
+            self.held.drop(id);
+        }
     }
 
     pub fn make(&self, parent: u64, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller) -> FsResult<Entry> {
@@ -78,57 +96,103 @@ impl Fs {
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> FsResult<Entry> {
         self.check_writable()?;
         let (node, dir) = (self.node(id)?, self.node(parent)?);
+        let moving = self.engine.moving();
         let attr = self.lower.link(&node, &dir, name)?;
+        moving.done(|| Some(node));
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
     }
 
-    /// What removing `name` would take away, and leave behind remotely.
-    pub fn removal(&self, parent: u64, name: &OsStr) -> FsResult<Doomed> {
-        self.check_writable()?;
-        let dir = self.node(parent)?;
+    /// What removing `name` would take away.
+    fn doomed(&self, dir: &Inode, name: &OsStr) -> FsResult<Doomed> {
         // What nobody has open and has no record leaves nothing behind: the common case, and the cheap one.
-        match self.lower.unclaimed(&dir, name) {
-            Err(error) if error.errno() == libc::ENOENT => return Ok(Doomed::default()),
-            Ok(Some(id)) if self.engine.cells.live(id).is_none() => return Ok(Doomed { file: Some(id), leaves: None }),
+        match self.lower.unclaimed(dir, name) {
+            Err(error) if error.errno() == libc::ENOENT => return Ok(Doomed::Unclaimed(None)),
+            Ok(Some(id)) if self.engine.cells.live(id).is_none() => return Ok(Doomed::Unclaimed(Some(id))),
             _ => {}
         }
-        let (node, attr) = match self.lower.lookup(&dir, name) {
-            Err(error) if error.errno() == libc::ENOENT => return Ok(Doomed::default()),
-            found => found?,
-        };
-        if attr.kind != FileKind::Regular || attr.nlink > 1 {
-            return Ok(Doomed::default());
+        match self.lower.lookup(dir, name) {
+            Err(error) if error.errno() == libc::ENOENT => Ok(Doomed::Unclaimed(None)),
+            Ok((_, attr)) if attr.kind != FileKind::Regular || attr.nlink > 1 => Ok(Doomed::Unclaimed(None)),
+            found => Ok(Doomed::Claimed(found?.0)),
         }
-        let file = Some(node.id);
-        let live = self.engine.cells.live(node.id).map(|cell| cell.lock().record.clone());
-        let record = match live {
-            Some(record) => record,
-            None => match load_record(&*self.lower, &node) {
-                Ok(record) => record,
-                Err(error) => {
-                    // A file with a damaged record can be removed; what it named is left for the collector.
-                    tracing::warn!(file = %node.id, "removed with its record unread: {error}");
-                    return Ok(Doomed { file, leaves: None });
-                }
-            },
+    }
+
+    /// Takes `name` away by `remove`, unless that leaves objects behind which are not in `noted`: then nothing is done, and they are told.
+    fn try_remove(
+        &self,
+        dir: &Inode,
+        name: &OsStr,
+        noted: &Noted,
+        remove: &dyn Fn() -> FsResult<()>,
+    ) -> FsResult<Option<Removal>> {
+        let node = match self.doomed(dir, name)? {
+            Doomed::Unclaimed(file) => {
+                let hold = self.hold(file);
+                remove()?;
+                self.keep_held(file, hold);
+                self.let_go(file);
+                return Ok(None);
+            }
+            Doomed::Claimed(node) => node,
         };
-        let leaves = (record.object.is_some() || record.superseded.is_some()).then_some(Removal { node, record });
-        Ok(Doomed { file, leaves })
+        let hold = self.hold(Some(node.id));
+        // Under the lock that an archive is committed under: its object is seen here, or it sees that the file has no name any more.
+        let unless_left = |record: Record| match noted.lacks(record) {
+            Some(record) => Ok(Some(Removal { node, record })),
+            None => remove().map(|()| None),
+        };
+        let removed = match self.engine.cells.unless_live(node.id, || unless_left(self.stored_record(&node)?)) {
+            Ok(removed) => removed,
+            Err(cell) => {
+                let inner = cell.lock();
+                unless_left(inner.record.clone())
+            }
+        }?;
+        if removed.is_none() {
+            self.keep_held(Some(node.id), hold);
+            self.let_go(Some(node.id));
+        }
+        Ok(removed)
     }
 
-    /// Notes, durably, the deletions a removal leaves.
-    pub async fn note_removal(&self, removal: Removal) -> FsResult<()> {
-        Ok(self.engine.note_removal(removal.node, removal.record).await?)
+    /// A record as it is stored: whether it is true does not matter to what it names.
+    fn stored_record(&self, node: &Inode) -> FsResult<Record> {
+        let Some(stored) = self.lower.load_record(node)? else { return Ok(Record::unclaimed()) };
+        Ok(Record::decode(&stored).unwrap_or_else(|why| {
+            // Such a file can be removed; what it named is left for the collector.
+            tracing::warn!(file = %node.id, "removed with its record unread: {why}");
+            Record::unclaimed()
+        }))
     }
 
-    /// `last`: the file that goes with this name, as [`Fs::removal`] found.
-    pub fn unlink(&self, parent: u64, name: &OsStr, last: Option<FileId>) -> FsResult<()> {
+    /// Notes, durably, the deletions that a removal leaves, then tries it `again`: while it was noted, the file may have got another object.
+    pub async fn note_and_remove(
+        &self,
+        mut removal: Removal,
+        again: impl Fn(&Noted) -> FsResult<Option<Removal>>,
+    ) -> FsResult<()> {
+        let mut noted = Noted::default();
+        loop {
+            noted.add(&removal.record);
+            self.engine.note_removal(removal.node, removal.record).await?;
+            match again(&noted)? {
+                None => return Ok(()),
+                Some(next) => removal = next,
+            }
+        }
+    }
+
+    /// Removes a name. `Some`: not yet, see [`Fs::note_and_remove`].
+    pub fn try_unlink(&self, parent: u64, name: &OsStr, noted: &Noted) -> FsResult<Option<Removal>> {
         self.check_writable()?;
-        self.lower.unlink(&self.node(parent)?, name)?;
-        kill::point("removal.unlinked");
-        self.let_go(last);
-        Ok(())
+        let dir = self.node(parent)?;
+        let unlink = || {
+            self.lower.unlink(&dir, name)?;
+            kill::point("removal.unlinked");
+            Ok(())
+        };
+        self.try_remove(&dir, name, noted, &unlink)
     }
 
     /// Sees to it that nothing of ours stays open of a file that was removed, or has another owner now.
@@ -145,22 +209,32 @@ impl Fs {
         Ok(self.lower.remove_dir(&self.node(parent)?, name)?)
     }
 
-    /// `last`: the file that loses its last name to this, as [`Fs::removal`] found.
-    pub fn rename(
+    /// Renames. `Some`: not yet, since it would take another file's last name, see [`Fs::note_and_remove`].
+    pub fn try_rename(
         &self,
         parent: u64,
         name: &OsStr,
         to_parent: u64,
         to: &OsStr,
         mode: RenameMode,
-        last: Option<FileId>,
-    ) -> FsResult<()> {
+        noted: &Noted,
+    ) -> FsResult<Option<Removal>> {
         self.check_writable()?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
-        self.lower.rename(&dir, name, &to_dir, to, mode)?;
-        kill::point("removal.renamed");
-        self.let_go(last);
-        Ok(())
+        let rename = || {
+            let moving = self.engine.moving();
+            self.lower.rename(&dir, name, &to_dir, to, mode)?;
+            kill::point("removal.renamed");
+            moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
+            if mode == RenameMode::Exchange {
+                moving.done(|| Some(self.lower.lookup(&dir, name).ok()?.0));
+            }
+            Ok(())
+        };
+        match mode {
+            RenameMode::Replace | RenameMode::Whiteout => self.try_remove(&to_dir, to, noted, &rename),
+            RenameMode::NoReplace | RenameMode::Exchange => rename().map(|()| None),
+        }
     }
 
     /// Whether an error says that the name is not there (the kernel may then remember that).

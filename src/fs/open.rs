@@ -12,9 +12,9 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
-use crate::engine::{Admission, Cell, EngineError, Inner, Patience, WarmFile};
+use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::kill;
-use crate::ports::{Attr, Caller, Clock, LowerFile, OpenFlags, SetAttr, SystemClock};
+use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
 use crate::record::Claim;
 use crate::tier::{Event, IoMode};
 use crate::types::{ByteRange, Inode, Timestamp};
@@ -97,9 +97,7 @@ impl Fs {
         }
         let node = self.node(id)?;
         let (cell, at_hand) = match self.cell_to_open(&node) {
-            Err(FsError::Engine(EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. }))
-                if !flags.write && !flags.truncate =>
-            {
+            Err(FsError::Engine(error)) if error.is_damage() && !flags.write && !flags.truncate => {
                 return Ok(Try::Done(Ok(Opened { fh: NO_CONTENT, service: Service::Daemon })));
             }
             found => found?,
@@ -222,7 +220,7 @@ impl Fs {
         }
         let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
         inner.unseen_writers += u32::from(unseen);
-        let unseen_since = unseen.then(|| SystemClock.now());
+        let unseen_since = unseen.then(|| self.engine.now());
         let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
         Ok(Opened { fh, service })
     }

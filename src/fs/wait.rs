@@ -1,7 +1,9 @@
 //! Waiting for a transfer: who waits for what, until when, and how a signal ends it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};

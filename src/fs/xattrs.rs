@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::error::{FsError, FsResult};
 use super::{Fs, ROOT};
-use crate::engine::{Candidate, EngineError, JobKind, state_of};
+use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
 use crate::types::SOCKET_XATTR;
 
@@ -48,9 +48,7 @@ impl Fs {
             return Err(FsError::NoAttribute);
         }
         let cell = match self.engine.cells.get(&node) {
-            Err(EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. }) if name == "state" => {
-                return Ok(b"damaged".to_vec());
-            }
+            Err(error) if error.is_damage() && name == "state" => return Ok(b"damaged".to_vec()),
             found => found?,
         };
         let inner = cell.lock();

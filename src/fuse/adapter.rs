@@ -17,7 +17,7 @@ use fuser::{
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Call, Doomed, Entry, Fs, FsResult, Opened};
+use crate::fs::{Call, Entry, Fs, FsResult, Opened};
 use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -210,16 +210,8 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.note(Call::Unlink);
-        let (file, removal) = match self.fs.removal(parent.0, name) {
-            Ok(Doomed { file, leaves: None }) => return finish_empty(reply, self.fs.unlink(parent.0, name, file)),
-            Ok(Doomed { file, leaves: Some(removal) }) => (file, removal),
-            Err(error) => return reply.error(errno(&error)),
-        };
-        let (fs, name) = (self.fs.clone(), name.to_owned());
-        self.spawn(async move {
-            let result = fs.note_removal(removal).await.and_then(|()| fs.unlink(parent.0, &name, file));
-            finish_empty(reply, result);
-        });
+        let name = name.to_owned();
+        self.remove(reply, move |fs, noted| fs.try_unlink(parent.0, &name, noted));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -245,22 +237,8 @@ impl Filesystem for Adapter {
             flags if flags.is_empty() => RenameMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        let replaced = match mode {
-            RenameMode::Replace | RenameMode::Whiteout => self.fs.removal(to_parent.0, to),
-            RenameMode::NoReplace | RenameMode::Exchange => Ok(Doomed::default()),
-        };
-        let (file, removal) = match replaced {
-            Ok(Doomed { file, leaves: None }) => {
-                return finish_empty(reply, self.fs.rename(parent.0, name, to_parent.0, to, mode, file));
-            }
-            Ok(Doomed { file, leaves: Some(removal) }) => (file, removal),
-            Err(error) => return reply.error(errno(&error)),
-        };
-        let (fs, name, to) = (self.fs.clone(), name.to_owned(), to.to_owned());
-        self.spawn(async move {
-            let noted = fs.note_removal(removal).await;
-            finish_empty(reply, noted.and_then(|()| fs.rename(parent.0, &name, to_parent.0, &to, mode, file)));
-        });
+        let (name, to) = (name.to_owned(), to.to_owned());
+        self.remove(reply, move |fs, noted| fs.try_rename(parent.0, &name, to_parent.0, &to, mode, noted));
     }
 
     fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -4,14 +4,15 @@ use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyXattr, Request};
+use tokio::time::Instant;
 
 use super::adapter::Adapter;
 use super::errno::errno;
 use crate::engine::Patience;
-use crate::fs::{Fs, FsResult, Register, Service, Try, Waiter};
+use crate::fs::{Fs, FsResult, Noted, Register, Removal, Service, Try, Waiter};
 use crate::ports::Caller;
 
 /// Registers lower files with the kernel through the reply at hand.
@@ -81,6 +82,23 @@ impl Adapter {
                     Try::Blocked(blocker) => blocker,
                 };
             }
+        });
+    }
+
+    /// Takes a name away: at once where that leaves nothing behind remotely, else in a task, after that is noted.
+    pub(super) fn remove(
+        &self,
+        reply: ReplyEmpty,
+        attempt: impl Fn(&Fs, &Noted) -> FsResult<Option<Removal>> + Send + Sync + 'static,
+    ) {
+        let removal = match attempt(&self.fs, &Noted::default()) {
+            Ok(Some(removal)) => removal,
+            removed => return finish_empty(reply, removed.map(drop)),
+        };
+        let fs = self.fs.clone();
+        self.spawn(async move {
+            let removed = fs.note_and_remove(removal, |noted| attempt(&fs, noted)).await;
+            finish_empty(reply, removed);
         });
     }
 

@@ -43,11 +43,19 @@ fn engine_errno(error: &EngineError) -> i32 {
             | RemoteErrorKind::Source
             | RemoteErrorKind::Rejected => libc::EIO,
         },
-        EngineError::Journal(_) => libc::EIO,
-        EngineError::BadRecord { .. } | EngineError::ChangedBelow { .. } | EngineError::Corrupt { .. } => libc::EIO,
+        EngineError::Journal(_) | EngineError::Defect => libc::EIO,
+        EngineError::BadRecord { .. }
+        | EngineError::ChangedBelow { .. }
+        | EngineError::Corrupt { .. }
+        // Nobody asks for this through the mount.
+        | EngineError::NotKept { .. }
+        // Findings of a check; programs do not meet them.
+        | EngineError::Shared { .. }
+        | EngineError::RecordLost { .. } => libc::EIO,
+        EngineError::Unproven { .. } => libc::EIO,
         EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
         EngineError::Refused { why, .. } => match why {
-            Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed => libc::EBUSY,
+            Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,
             Refusal::NotArchived => libc::EINVAL,
             Refusal::Unknown => libc::EIO,
@@ -55,6 +63,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::Unfit { why, .. } => match why {
             Unfit::NotRegular | Unfit::Empty => libc::EINVAL,
             Unfit::Sealed => libc::EPERM,
+            Unfit::RecordTooLong => libc::ENAMETOOLONG,
         },
         EngineError::NoSpace { .. } => libc::ENOSPC,
         EngineError::ReadOnly => libc::EROFS,

@@ -7,21 +7,24 @@
 //! A caller that is dropped while it waits has still been heard: its note may be stored. That is the safe side, since a
 //! note that names no object costs one request at the next recovery, a missing one an object for ever.
 
+mod kept;
+mod letters;
+mod schema;
 mod store;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{Intent, IntentId, Journal, JournalError};
-use crate::types::{PairName, Timestamp};
+use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, Journal, JournalError, Succeeded};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use store::Store;
-use writer::{Call, Reply};
+use writer::{Call, Counts, Reply};
 
 /// Calls that may wait for the writer before callers are held back, and so the most that share one commit.
 const CALLS_WAITING_MAX: usize = 4_096;
@@ -31,7 +34,7 @@ pub struct SqliteJournal {
     path: PathBuf,
     calls: Option<mpsc::Sender<Call>>,
     writer: Option<std::thread::JoinHandle<()>>,
-    commits: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl SqliteJournal {
@@ -42,18 +45,19 @@ impl SqliteJournal {
         let path = path.as_ref().to_owned();
         let store = Store::open(&path)?;
         let (calls, inbox) = mpsc::channel(CALLS_WAITING_MAX);
-        let commits = Arc::new(AtomicU64::new(0));
-        let counter = commits.clone();
+        let counts = Arc::new(Counts::default());
+        counts.failed_files.store(store.failed_files, Ordering::Relaxed);
+        let counted = counts.clone();
         let writer = std::thread::Builder::new()
             .name("tierfs-journal".into())
-            .spawn(move || writer::run(store, inbox, &counter))
+            .spawn(move || writer::run(store, inbox, &counted))
             .map_err(|error| failed(&path, format!("cannot start its writer thread: {error}")))?;
-        Ok(Self { path, calls: Some(calls), writer: Some(writer), commits })
+        Ok(Self { path, calls: Some(calls), writer: Some(writer), counts })
     }
 
     /// How many transactions were committed since the journal was opened.
     pub fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
+        self.counts.commits.load(Ordering::Relaxed)
     }
 
     async fn ask<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, JournalError> {
@@ -91,6 +95,11 @@ impl Journal for SqliteJournal {
         self.ask(|reply| Call::Remove { id, reply }).await
     }
 
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError> {
+        let key = key.clone();
+        self.ask(|reply| Call::Withdraw { key, reply }).await
+    }
+
     async fn due(
         &self,
         pair: &PairName,
@@ -112,6 +121,62 @@ impl Journal for SqliteJournal {
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError> {
         let pair = pair.clone();
         self.ask(|reply| Call::NamesPair { pair, reply }).await
+    }
+
+    async fn noted(
+        &self,
+        pair: &PairName,
+        about: About,
+        after: Option<IntentId>,
+        limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::Noted { pair, about, after, limit, reply }).await
+    }
+
+    async fn repoint(
+        &self,
+        pair: &PairName,
+        key: &ObjectKey,
+        node: Inode,
+        not_before: Timestamp,
+    ) -> Result<(), JournalError> {
+        let (pair, key) = (pair.clone(), key.clone());
+        self.ask(|reply| Call::Repoint { pair, key, node, not_before, reply }).await
+    }
+
+    async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError> {
+        self.ask(|reply| Call::NamesKeys { keys, reply }).await
+    }
+
+    async fn note_failed(&self, failed: Failed, now: Timestamp) -> Result<u64, JournalError> {
+        self.ask(|reply| Call::NoteFailed { failed: Box::new(failed), now, reply }).await
+    }
+
+    async fn clear_failed(&self, done: Succeeded) -> Result<(), JournalError> {
+        self.ask(|reply| Call::ClearFailed { done, reply }).await
+    }
+
+    async fn drop_failed(&self, ids: Vec<FailedId>) -> Result<u64, JournalError> {
+        self.ask(|reply| Call::DropFailed { ids, reply }).await
+    }
+
+    async fn failed(&self, after: Option<FailedId>, limit: usize) -> Result<Vec<FailedEntry>, JournalError> {
+        self.ask(|reply| Call::Failed { after, limit, reply }).await
+    }
+
+    fn failed_files(&self) -> u64 {
+        self.counts.failed_files.load(Ordering::Relaxed)
+    }
+
+    async fn value(&self, name: &str) -> Result<Option<String>, JournalError> {
+        let name = name.to_owned();
+        self.ask(|reply| Call::Value { name, reply }).await
+    }
+
+    async fn set_value(&self, name: &str, value: Option<String>) -> Result<(), JournalError> {
+        let name = name.to_owned();
+        self.ask(|reply| Call::SetValue { name, value, reply }).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! The SQLite file: opening with all that can be wrong with it, the schema, and one method per call.
+//! The SQLite file: opening with all that can be wrong with it, and one method per call about intents (`letters` has the rest).
 //!
 //! Invariants: the file is never replaced or emptied to get past an error; one process at a time has it open; after a
 //! sync that failed nothing more is written (what is on disk is unknown), until it is opened anew.
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, ffi, params};
 
+use super::schema::{VERSION, steps_from};
 use crate::ports::{Intent, IntentId, IntentKind, JournalError};
 use crate::types::{FileId, Inode, ObjectKey, PairName, RawHandle, Timestamp};
 
 /// Marks the file as ours in its header ("tier").
 const APPLICATION_ID: i32 = 0x7469_6572;
-const VERSION: i32 = 1;
 /// How long another process's hold on the file is waited for.
 const BUSY_WAIT: Duration = Duration::from_millis(500);
 
@@ -23,29 +23,7 @@ const UPLOAD: i64 = 0;
 const DELETE: i64 = 1;
 const SETTLE: i64 = 2;
 
-/// `AUTOINCREMENT`: an id is never used again, so a late `remove` cannot hit another note. Integers are SQLite's
-/// signed 64 bits; inode number and birth hash are stored as the same bits. `at` is when a deletion is due (kind 1), or
-/// the mtime to settle (kind 2).
-const SCHEMA: &str = "
-    CREATE TABLE intent (
-        id          INTEGER PRIMARY KEY AUTOINCREMENT,
-        pair        TEXT    NOT NULL,
-        key         TEXT    NOT NULL,
-        manifest    INTEGER NOT NULL CHECK (manifest IN (0, 1)),
-        ino         INTEGER NOT NULL,
-        birth       INTEGER NOT NULL,
-        handle_kind INTEGER NOT NULL,
-        handle      BLOB    NOT NULL,
-        kind        INTEGER NOT NULL CHECK (kind IN (0, 1, 2)),
-        at_secs     INTEGER,
-        at_nanos    INTEGER,
-        CHECK ((kind = 0) = (at_secs IS NULL) AND (kind = 0) = (at_nanos IS NULL))
-    ) STRICT;
-    CREATE INDEX intent_by_pair ON intent (pair, kind, at_secs, at_nanos, id);
-    CREATE INDEX intent_unfinished ON intent (id) WHERE kind <> 1;
-";
-
-const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
+pub(super) const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
 
 /// A failed statement, worded for the administrator.
 pub(super) struct Fault(pub(super) JournalError);
@@ -55,6 +33,8 @@ pub(super) struct Store {
     connection: Connection,
     /// Why nothing may be asked any more.
     poison: Option<JournalError>,
+    /// Entries of the dead-letter list.
+    pub(super) failed_files: u64,
 }
 
 impl Store {
@@ -64,8 +44,9 @@ impl Store {
         let created = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         created.map_err(io)?;
         let connection = Connection::open(path).map_err(|error| worded(path, &error))?;
-        let store = Self { path: path.to_owned(), connection, poison: None };
+        let mut store = Self { path: path.to_owned(), connection, poison: None, failed_files: 0 };
         store.prepare().map_err(|fault| fault.0)?;
+        store.count_failed()?;
         // SQLite syncs the directory when it makes the -wal; the file's own name must be durable too.
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
@@ -92,11 +73,14 @@ impl Store {
         if !new && application != APPLICATION_ID {
             return Err(self.refuse("is a database of another program: point tierfs at another state directory".into()));
         }
-        if !new && version != VERSION {
-            return Err(self.refuse(format!(
-                "has version {version}, this tierfs knows version {VERSION}: use the tierfs that wrote it, or a newer one"
-            )));
-        }
+        let steps = match steps_from(version) {
+            Some(steps) if new || version > 0 => steps,
+            _ => {
+                return Err(self.refuse(format!(
+                    "has version {version}, this tierfs knows up to version {VERSION}: use the tierfs that wrote it, or a newer one"
+                )));
+            }
+        };
         let mode: String = db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(sql)?;
         if !mode.eq_ignore_ascii_case("wal") {
             return Err(
@@ -105,15 +89,19 @@ impl Store {
         }
         db.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
         db.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
-        if new {
-            db.execute_batch(SCHEMA).map_err(sql)?;
-            db.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
-            db.pragma_update(None, "user_version", VERSION).map_err(sql)?;
-        } else {
+        if !new {
             let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sql)?;
             if verdict != "ok" {
                 return Err(self.refuse(damaged(&verdict)));
             }
+        }
+        // An older file is carried over in one transaction: after a crash it is of one version or the other.
+        for step in steps {
+            db.execute_batch(step).map_err(sql)?;
+        }
+        if !steps.is_empty() {
+            db.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+            db.pragma_update(None, "user_version", VERSION).map_err(sql)?;
         }
         db.execute_batch("COMMIT").map_err(sql)
     }
@@ -146,6 +134,11 @@ impl Store {
             let error = self.note(&error);
             self.poison.get_or_insert(error);
         }
+    }
+
+    /// One statement, or a few of one call.
+    pub(super) fn run<T>(&mut self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Fault> {
+        work(&self.connection).map_err(|error| Fault(self.note(&error)))
     }
 
     pub(super) fn close(self) {
@@ -193,6 +186,12 @@ impl Store {
         changed.map(drop).map_err(|error| Fault(self.note(&error)))
     }
 
+    pub(super) fn withdraw(&mut self, key: &ObjectKey) -> Result<(), Fault> {
+        let sql = "DELETE FROM intent WHERE key = ?1 AND kind IN (0, 1)";
+        let changed = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([&key.0]));
+        changed.map(drop).map_err(|error| Fault(self.note(&error)))
+    }
+
     pub(super) fn due(
         &mut self,
         pair: &PairName,
@@ -229,7 +228,16 @@ impl Store {
         found.map(|found| found.is_some()).map_err(|error| Fault(self.note(&error)))
     }
 
-    fn select(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<(IntentId, Intent)>, Fault> {
+    pub(super) fn execute(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<(), Fault> {
+        let changed = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(values));
+        changed.map(drop).map_err(|error| Fault(self.note(&error)))
+    }
+
+    pub(super) fn select(
+        &mut self,
+        sql: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<Vec<(IntentId, Intent)>, Fault> {
         let rows = self.connection.prepare_cached(sql).and_then(|mut statement| {
             statement.query_map(values, |row| Ok((row.get::<_, i64>(0)?, decode(row)?)))?.collect::<Result<Vec<_>, _>>()
         });
@@ -255,7 +263,7 @@ impl Store {
         Fault(worded(&self.path, error))
     }
 
-    fn refuse(&self, reason: String) -> Fault {
+    pub(super) fn refuse(&self, reason: String) -> Fault {
         Fault(super::failed(&self.path, reason))
     }
 }
@@ -277,7 +285,7 @@ fn decode(row: &Row<'_>) -> rusqlite::Result<Option<Intent>> {
     Ok(pair.parse().ok().map(|pair| Intent { pair, key, manifest, node, kind }))
 }
 
-fn bound(limit: usize) -> i64 {
+pub(super) fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
@@ -288,7 +296,7 @@ fn leaves_unknown(error: &rusqlite::Error) -> bool {
         || [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_DIR_FSYNC].contains(&code.extended_code)
 }
 
-fn damaged(what: &str) -> String {
+pub(super) fn damaged(what: &str) -> String {
     format!(
         "is damaged ({what}); it was left untouched. Restore it from a backup, or move it and its -wal file away and \
          start again: no file content is lost, but objects whose removal it noted stay in the bucket"
@@ -394,5 +402,9 @@ mod tests {
         assert!(due.contains("intent_by_pair") && due.contains("at_secs"), "{due}");
         let unfinished = plan("SELECT * FROM intent WHERE kind <> 1 AND id > 5 ORDER BY id LIMIT 5");
         assert!(unfinished.contains("intent_unfinished"), "{unfinished}");
+        let named = plan("SELECT 1 FROM intent WHERE key = 'k' LIMIT 1");
+        assert!(named.contains("intent_by_key"), "{named}");
+        let oldest = plan("SELECT id FROM failed ORDER BY last_secs, last_nanos, id LIMIT 1");
+        assert!(oldest.contains("failed_by_age"), "{oldest}");
     }
 }

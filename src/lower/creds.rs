@@ -153,6 +153,11 @@ impl Drop for ActingAs {
 
 /// Runs `call` with `CAP_FSETID` in this thread's effective set, if the daemon may have it.
 pub(super) fn with_fsetid<T>(call: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
+    with_capabilities(CapabilitySet::FSETID, call)
+}
+
+/// Runs `call` with `wanted` in this thread's effective set, as far as the daemon may have it.
+pub(super) fn with_capabilities<T>(wanted: CapabilitySet, call: impl FnOnce() -> LowerResult<T>) -> LowerResult<T> {
     struct Back(CapabilitySets);
     impl Drop for Back {
         fn drop(&mut self) {
@@ -162,11 +167,11 @@ pub(super) fn with_fsetid<T>(call: impl FnOnce() -> LowerResult<T>) -> LowerResu
         }
     }
     let own = capabilities(None).step("capget")?;
-    if own.effective.contains(CapabilitySet::FSETID) || !own.permitted.contains(CapabilitySet::FSETID) {
+    let effective = own.effective | (wanted & own.permitted);
+    if effective == own.effective {
         return call();
     }
-    set_capabilities(None, CapabilitySets { effective: own.effective | CapabilitySet::FSETID, ..own })
-        .step("capset")?;
+    set_capabilities(None, CapabilitySets { effective, ..own }).step("capset")?;
     let _back = Back(own);
     call()
 }

@@ -55,8 +55,10 @@ impl Kept {
     fn copy_capability(&self) -> LowerResult<Option<Vec<u8>>> {
         if let Some(found) = self.xattr(CAPABILITY) {
             match fsetxattr(&*self.fd, COPY, &found, XattrFlags::empty()) {
-                // Attributes of a user may leave no room for it. Then a crash costs the capability; the content matters more.
-                Err(Errno::NOSPC | Errno::DQUOT) => tracing::warn!("no room for a copy of a program's capabilities"),
+                // Attributes of a user may leave no room for it, or it may not be set. Then a crash costs the capability; the content matters more.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::PERM) => {
+                    tracing::warn!("no copy of a program's capabilities can be kept")
+                }
                 copied => copied.step("fsetxattr")?,
             }
             return Ok(Some(found));
@@ -66,7 +68,10 @@ impl Kept {
         }
         // Left by somebody who did not come to the end, and of older content: it must not come back with this.
         match fremovexattr(&*self.fd, COPY) {
-            Err(errno) if !matches!(errno, Errno::NODATA | Errno::NOTSUP) => Err(errno).step("fremovexattr"),
+            // PERM: who may not use `trusted.*` has left nothing there.
+            Err(errno) if !matches!(errno, Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {
+                Err(errno).step("fremovexattr")
+            }
             _ => Ok(None),
         }
     }

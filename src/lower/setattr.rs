@@ -4,10 +4,11 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chownat, utimensat};
+use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chownat, fstat, utimensat};
+use rustix::thread::CapabilitySet;
 
 use super::Step;
-use super::creds::with_fsetid;
+use super::creds::{with_capabilities, with_fsetid};
 use super::fdcache::Node;
 use super::handle::{chmod_fd, truncate_fd};
 use crate::ports::{FileKind, LowerError, LowerResult, SetAttr, SetTime};
@@ -21,7 +22,12 @@ pub(super) fn apply(node: &Node, changes: &SetAttr) -> LowerResult<()> {
         let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
         // The kernel takes set-id bits from programs whatever the capabilities. Setgid without group-execute is no privilege, and
         // stays with those who may set it; the daemon cannot be asked in their place.
-        with_fsetid(|| chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).step("fchownat"))?;
+        let mut wanted = CapabilitySet::FSETID;
+        // Only the privileged give a file to another user, and quotas do not hold them; owners change groups, and are held.
+        if changes.uid.is_some_and(|uid| fstat(fd).is_ok_and(|now| now.st_uid != uid)) {
+            wanted |= CapabilitySet::SYS_RESOURCE;
+        }
+        with_capabilities(wanted, || chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).step("fchownat"))?;
     }
     if let Some(mode) = changes.mode {
         chmod(fd, mode & 0o7777)?;

@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::types::ClusterId;
+use crate::types::{ClusterId, is_chunk_size};
 
 /// Endpoints one pair may name.
 pub const ENDPOINTS_MAX: usize = 16;
@@ -174,7 +174,7 @@ pub fn endpoints<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Str
 /// A power of two, 64 KiB to 64 MiB.
 pub fn chunk_size(bytes: u64) -> Result<u32, String> {
     match u32::try_from(bytes) {
-        Ok(size) if size.is_power_of_two() && (64 << 10..=64 << 20).contains(&size) => Ok(size),
+        Ok(size) if is_chunk_size(size) => Ok(size),
         _ => {
             Err(format!("a chunk of {bytes} bytes is not possible: use a power of two from 64KiB to 64MiB, like 4MiB"))
         }

@@ -2,11 +2,26 @@
 
 use async_trait::async_trait;
 
-use crate::types::{Inode, ObjectKey, PairName, Timestamp};
+use super::{Failed, FailedEntry, FailedId, Succeeded};
+use crate::types::{FileId, Inode, ObjectKey, PairName, Timestamp};
 
 /// Identity of a stored intent, unique for the life of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IntentId(pub u64);
+
+/// When the deletion of an object is due that no record ever named (its copy was given up): at once, and never to be brought back.
+pub const GIVEN_UP: Timestamp = Timestamp { secs: 0, nanos: 0 };
+
+/// What notes are about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// This object.
+    Key(ObjectKey),
+    /// Objects whose keys begin so.
+    KeysBeginning(String),
+    /// This inode.
+    File(FileId),
+}
 
 /// What must be finished or undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +61,8 @@ pub trait Journal: Send + Sync {
     async fn set_delete(&self, id: IntentId, not_before: Timestamp) -> Result<(), JournalError>;
     /// Forgets a note whose effect is confirmed. An id that is gone is success.
     async fn remove(&self, id: IntentId) -> Result<(), JournalError>;
+    /// Forgets every upload and deletion of the object `key`, for whatever file: somebody else needs it.
+    async fn withdraw(&self, key: &ObjectKey) -> Result<(), JournalError>;
     /// Deletions of `pair` due at `now`, oldest first, at most `limit`.
     async fn due(&self, pair: &PairName, now: Timestamp, limit: usize)
     -> Result<Vec<(IntentId, Intent)>, JournalError>;
@@ -55,4 +72,49 @@ pub trait Journal: Send + Sync {
     async fn counts(&self) -> Result<(u64, u64), JournalError>;
     /// Whether any note names `pair`.
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError>;
+    /// Notes of `pair` about something, of all kinds, in order of id, after `after`, at most `limit`.
+    async fn noted(
+        &self,
+        _pair: &PairName,
+        _about: About,
+        _after: Option<IntentId>,
+        _limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        Err(JournalError { path: String::new(), reason: "it cannot be asked for single notes".into() })
+    }
+    /// Hands an object over to `node`, in one step: all its uploads and deletions become deletions that look at this inode, none due
+    /// before `not_before`.
+    async fn repoint(
+        &self,
+        _pair: &PairName,
+        _key: &ObjectKey,
+        _node: Inode,
+        _not_before: Timestamp,
+    ) -> Result<(), JournalError> {
+        Err(JournalError { path: String::new(), reason: "it cannot hand objects over".into() })
+    }
+    /// For each key, whether any note names it, of whatever kind and pair.
+    async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError>;
+
+    /// Puts a failure on the dead-letter list, or counts it there. Returns how often it failed by now. The list is bounded: beyond that the
+    /// entry that failed longest ago is dropped, and counted under the value [`FAILED_DROPPED`].
+    async fn note_failed(&self, failed: Failed, now: Timestamp) -> Result<u64, JournalError>;
+    /// Takes what succeeded after all off the list. Not listed is success.
+    async fn clear_failed(&self, done: Succeeded) -> Result<(), JournalError>;
+    /// Takes entries off the list; returns how many of them there were.
+    async fn drop_failed(&self, ids: Vec<FailedId>) -> Result<u64, JournalError>;
+    /// Entries in order of id, after `after`, at most `limit`.
+    async fn failed(&self, after: Option<FailedId>, limit: usize) -> Result<Vec<FailedEntry>, JournalError>;
+    /// How many entries the list has. Waits for nothing.
+    fn failed_files(&self) -> u64;
+
+    /// What was remembered under a name.
+    async fn value(&self, name: &str) -> Result<Option<String>, JournalError>;
+    /// Remembers a value, or with `None` forgets it.
+    async fn set_value(&self, name: &str, value: Option<String>) -> Result<(), JournalError>;
 }
+
+/// Name of the value that counts the entries which the bound of the dead-letter list cost.
+pub const FAILED_DROPPED: &str = "failed.dropped";
+/// Name of the value that no two journals share: 32 hexadecimal digits, made with the file.
+pub const IDENTITY: &str = "identity";

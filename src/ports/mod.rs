@@ -2,11 +2,13 @@
 //!
 //! The real implementations are in `lower`, `remote` and `journal`; a simulated set can stand in for all of them.
 
+mod failed;
 mod journal;
 mod lower;
 mod remote;
 
-pub use journal::{Intent, IntentId, IntentKind, Journal, JournalError};
+pub use failed::{Failed, FailedEntry, FailedId, Reason, Succeeded, Task};
+pub use journal::{About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
     LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, if_set,

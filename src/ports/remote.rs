@@ -125,6 +125,15 @@ pub trait Remote: Send + Sync {
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()>;
     /// Up to 1,000 keys that start with `prefix` (on top of the pair's own), with lengths, after `after` in key order.
     async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> RemoteResult<Vec<(ObjectKey, u64)>>;
+    /// Keys below the pair's prefix under which uploads of many parts were begun and neither completed nor ended, running ones included.
+    /// None where the store cannot tell.
+    async fn unfinished_uploads(&self) -> RemoteResult<Vec<ObjectKey>> {
+        Ok(Vec::new())
+    }
+    /// Ends every unfinished upload of a key; its object, if there is one, stays.
+    async fn end_uploads(&self, _key: &ObjectKey) -> RemoteResult<()> {
+        Ok(())
+    }
     /// Tries what the endpoint can do, with small objects of its own below the pair's prefix that it removes again.
     /// Fails with the reason (Denied, NoSuchBucket, Unreachable …) where the pair cannot work at all.
     async fn probe(&self) -> RemoteResult<Capabilities>;

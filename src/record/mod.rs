@@ -7,12 +7,16 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::types::Claim;
-use crate::types::{ByteRange, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp};
+use crate::types::{
+    ByteRange, CHUNKS_MAX, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp, is_chunk_size,
+};
 
 const MAGIC: &[u8; 4] = b"TFS1";
 const VERSION: u8 = 1;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
+/// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
+const GROWTH_MAX: usize = 64;
 
 /// Administrator's wishes that travel with the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -175,8 +179,11 @@ impl Record {
         if !(1..=1024).contains(&object.key.0.len()) {
             return Err(RecordError::Contradiction("the object's key is empty or over 1,024 bytes"));
         }
-        if object.len == 0 || object.chunk_size == 0 {
-            return Err(RecordError::Contradiction("length or chunk size is zero"));
+        if object.len == 0 {
+            return Err(RecordError::Contradiction("the length is zero"));
+        }
+        if !is_chunk_size(object.chunk_size) || object.chunks() > CHUNKS_MAX {
+            return Err(RecordError::Contradiction("the length cannot be cut into chunks of that size"));
         }
         if object.mtime.nanos >= 1_000_000_000 {
             return Err(RecordError::Contradiction("mtime has over 999,999,999 ns"));
@@ -184,11 +191,22 @@ impl Record {
         Ok(())
     }
 
-    /// The stored form. Panics if the record contradicts itself: storing such a record would lose a file.
+    /// Whether the record, and what it becomes when times and claims change, can be stored. Paths, ETags and versions are of any length.
+    pub fn fits(&self) -> bool {
+        self.encoded().len() + GROWTH_MAX <= ENCODED_LEN_MAX
+    }
+
+    /// The stored form. Panics if the record contradicts itself or is longer than what is read back: storing such a record would lose a file.
     pub fn encode(&self) -> Vec<u8> {
         if let Err(why) = self.check() {
             panic!("refusing to store a broken record: {why}: {self:?}");
         }
+        let stored = self.encoded();
+        assert!(stored.len() <= ENCODED_LEN_MAX, "refusing to store a record of {} bytes: {self:?}", stored.len());
+        stored
+    }
+
+    fn encoded(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.push(VERSION);
         let mut out = postcard::to_extend(self, out).expect("a record of plain fields always encodes");

@@ -78,6 +78,23 @@ fn contradictions_are_refused_even_with_a_right_checksum() {
     }
 }
 
+/// A store may call its objects by names of any length, and a share's path may have 4 KiB.
+#[test]
+fn what_would_not_be_read_back_is_not_stored() {
+    let with_etag = |len| {
+        let mut record = sample();
+        record.object.as_mut().unwrap().etag = "e".repeat(len);
+        record
+    };
+    let mut longest = with_etag((0..ENCODED_LEN_MAX).rev().find(|len| with_etag(*len).fits()).unwrap());
+    let object = longest.object.as_mut().unwrap();
+    (object.mtime, object.generation) = (Timestamp { secs: i64::MIN, nanos: 999_999_999 }, Generation(u64::MAX));
+    (longest.generation, longest.epoch) = (Generation(u64::MAX), u64::MAX);
+    assert_eq!(Record::decode(&longest.encode()), Ok(longest));
+    assert!(!with_etag(ENCODED_LEN_MAX).fits());
+    assert!(std::panic::catch_unwind(|| with_etag(ENCODED_LEN_MAX).encode()).is_err());
+}
+
 #[test]
 fn a_later_version_says_so() {
     let mut bytes = sample().encode();

@@ -233,7 +233,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Text from elsewhere on one line, bounded.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let clean = printable(text.trim());
     match clean.char_indices().nth(QUOTE_MAX) {
         Some((end, _)) => format!("{}…", &clean[..end]),

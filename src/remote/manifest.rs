@@ -5,15 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ByteRange, ContentHash};
+use crate::types::{ByteRange, CHUNKS_MAX, ContentHash, is_chunk_size};
 
 const MAGIC: &[u8; 8] = b"tfsmanif";
 const VERSION: u8 = 1;
 const CRC_LEN: usize = 4;
-/// 64 TiB in chunks of 4 MiB; 512 MiB of hashes.
-const CHUNKS_MAX: u64 = 1 << 24;
-const CHUNK_SIZE_MIN: u32 = 64 << 10;
-const CHUNK_SIZE_MAX: u32 = 64 << 20;
+/// What a manifest has besides its hashes, in bytes, generously.
+const ENCODED_OVERHEAD_MAX: u64 = 256;
 
 /// Why a manifest cannot be built or read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +52,34 @@ pub fn root_hash(chunks: &[ContentHash]) -> ContentHash {
     }
 }
 
+/// The root of a content of `len` zeros in chunks of `chunk_size` bytes (not 0).
+pub fn root_of_zeros(len: u64, chunk_size: u32) -> ContentHash {
+    let zeros = |len: u64| {
+        let mut hasher = blake3::Hasher::new();
+        let buffer = [0; 64 << 10];
+        let mut left = len;
+        while left > 0 {
+            let some = left.min(buffer.len() as u64);
+            hasher.update(&buffer[..some as usize]);
+            left -= some;
+        }
+        ContentHash(*hasher.finalize().as_bytes())
+    };
+    let chunk_size = u64::from(chunk_size);
+    if len <= chunk_size {
+        return zeros(len);
+    }
+    let (whole, last) = (zeros(chunk_size), len % chunk_size);
+    let mut hasher = blake3::Hasher::new();
+    for _ in 0..len / chunk_size {
+        hasher.update(&whole.0);
+    }
+    if last > 0 {
+        hasher.update(&zeros(last).0);
+    }
+    ContentHash(*hasher.finalize().as_bytes())
+}
+
 /// What version 1 stores. The order of the fields is the format.
 #[derive(Serialize, Deserialize)]
 struct Body {
@@ -76,7 +102,7 @@ impl Manifest {
     /// Of a content of `len` bytes cut into chunks of `chunk_size` (a power of two, 64 KiB to 64 MiB; the last may be
     /// shorter), whose hashes are `chunks`.
     pub fn new(len: u64, chunk_size: u32, chunks: Vec<ContentHash>) -> Result<Self, ManifestError> {
-        if !chunk_size.is_power_of_two() || !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&chunk_size) {
+        if !is_chunk_size(chunk_size) {
             return Err(ManifestError::BadChunkSize(chunk_size));
         }
         let expected = len.div_ceil(u64::from(chunk_size));
@@ -103,6 +129,11 @@ impl Manifest {
     /// Bytes per chunk; the last may be shorter.
     pub fn chunk_size(&self) -> u32 {
         self.chunk_size
+    }
+
+    /// What the stored form of a manifest of so many chunks has at most, in bytes: nothing larger is fetched.
+    pub fn encoded_len_max(chunks: u64) -> u64 {
+        ENCODED_OVERHEAD_MAX.saturating_add(chunks.saturating_mul(32))
     }
 
     /// Hash of the whole content, see [`root_hash`].
@@ -133,7 +164,7 @@ impl Manifest {
         out
     }
 
-    /// Reads the stored form. Every failure names what is wrong; nothing larger than `stored` itself is allocated.
+    /// Reads the stored form. Every failure names what is wrong; at most 1 MiB is allocated beyond a small multiple of `stored`.
     pub fn decode(stored: &[u8]) -> Result<Self, ManifestError> {
         let short = || ManifestError::Short(stored.len());
         let magic = stored.get(..MAGIC.len()).ok_or_else(short)?;
@@ -215,6 +246,15 @@ mod tests {
         assert_eq!(root_hash(&[a]), a);
         assert_eq!(root_hash(&[a, b]), ContentHash::of(&[a.0, b.0].concat()));
         assert_ne!(root_hash(&[a, b]), root_hash(&[b, a]));
+    }
+
+    #[test]
+    fn the_root_of_zeros_is_that_of_a_content_of_zeros() {
+        for len in [0, 1, 65_535, 65_536, 65_537, 3 * 65_536, 1_000_000] {
+            let content = vec![0; len];
+            let hashes: Vec<_> = content.chunks(KIB64 as usize).map(ContentHash::of).collect();
+            assert_eq!(root_of_zeros(len as u64, KIB64), root_hash(&hashes), "{len}");
+        }
     }
 
     #[test]

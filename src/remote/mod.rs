@@ -7,6 +7,7 @@
 //! SHA-256 over the payload, which costs as much as the rest of the request. End to end, the content is protected by
 //! the chunk hashes of the [`manifest`].
 
+mod bounded;
 mod classify;
 mod config;
 mod deadline;
@@ -110,6 +111,14 @@ impl Remote for S3Remote {
 
     async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> RemoteResult<Vec<(ObjectKey, u64)>> {
         self.shared.list(prefix, after).await
+    }
+
+    async fn unfinished_uploads(&self) -> RemoteResult<Vec<ObjectKey>> {
+        self.shared.unfinished_uploads().await
+    }
+
+    async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
+        self.shared.end_listed_uploads(key).await
     }
 
     async fn probe(&self) -> RemoteResult<Capabilities> {

@@ -10,15 +10,26 @@ use crate::ports::{ObjectInfo, RemoteErrorKind, RemoteResult};
 use crate::types::ObjectKey;
 
 use super::Shared;
+use super::classify::{Place, one_line};
 use super::deadline::within;
 use super::endpoints::Endpoint;
 
 /// Most keys one listing returns (S3's own limit).
 const LIST_MAX: i32 = 1_000;
+/// Longest ETag believed, in bytes. Stores use 32 to 70.
+const ETAG_LEN_MAX: usize = 512;
 
 /// An ETag as it is compared and stored: without quotes, and without the mark of a weak one.
 pub(super) fn unquoted(etag: &str) -> String {
     etag.trim().trim_start_matches("W/").trim_matches('"').to_owned()
+}
+
+/// Fails for an ETag longer than any store's: it would be in records, and in what people read.
+pub(super) fn check_etag(place: &Place<'_>, etag: &str) -> RemoteResult<()> {
+    if etag.len() <= ETAG_LEN_MAX {
+        return Ok(());
+    }
+    Err(place.error(RemoteErrorKind::Rejected, format!("the store tells an ETag of {} bytes", etag.len())))
 }
 
 /// An ETag as it is sent in a condition.
@@ -62,7 +73,10 @@ impl Shared {
             Ok(answer) if answer.content_length.is_none_or(|len| len < 0) => {
                 return Err(place.error(RemoteErrorKind::Rejected, "the store does not tell the object's length"));
             }
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                check_etag(&place, answer.e_tag().unwrap_or_default())?;
+                return Ok(answer);
+            }
             Err(error) => place.failed(&error),
         };
         // A HEAD's 404 has no body and so no code: it may be the bucket that is missing, and then no object is lost.
@@ -143,11 +157,24 @@ impl Shared {
         let answer = answer.map_err(|late| place.timed_out(&format!("no answer in {:.1?}", late.after)))?;
         let answer = answer.map_err(|error| place.failed(&error))?;
         let nonsense = || place.error(RemoteErrorKind::Rejected, "the store listed an object without key or length");
+        let mut last = after.map_or("", |key| key.0.as_str()).to_owned();
+        let asked = self.config.below_prefix(prefix);
         let listed = answer.contents().iter().map(|object| {
             let key = decoded(object.key()?, answer.encoding_type())?.into_owned();
             Some((ObjectKey(key), u64::try_from(object.size()?).ok()?))
         });
-        listed.map(|object| object.ok_or_else(nonsense)).collect()
+        listed
+            .map(|object| {
+                let object = object.ok_or_else(nonsense)?;
+                // Whoever goes on after the last key of a page would miss objects, or never come to an end.
+                if object.0.0 <= last || !object.0.0.starts_with(&asked) {
+                    let detail = format!("the store listed {:?} after {last:?} below {asked:?}", one_line(&object.0.0));
+                    return Err(place.error(RemoteErrorKind::Rejected, detail));
+                }
+                last.clone_from(&object.0.0);
+                Ok(object)
+            })
+            .collect()
     }
 }
 

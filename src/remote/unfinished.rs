@@ -122,6 +122,22 @@ impl Shared {
         Ok(())
     }
 
+    /// Keys with unfinished uploads, in order, as the store tells now.
+    pub(super) async fn unfinished_uploads(&self) -> RemoteResult<Vec<ObjectKey>> {
+        let mut keys: Vec<_> =
+            self.list_uploads(&self.config.below_prefix("")).await?.into_keys().map(ObjectKey).collect();
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// Ends the uploads of `key` that the store tells now.
+    pub(super) async fn end_listed_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
+        for id in self.list_uploads(&key.0).await?.remove(&key.0).into_iter().flatten() {
+            self.abort(key, &id).await?;
+        }
+        Ok(())
+    }
+
     /// Ends one upload; one that is no more is success.
     async fn abort(&self, key: &ObjectKey, id: &str) -> RemoteResult<()> {
         let mut attempts = self.endpoints.attempts();

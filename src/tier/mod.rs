@@ -125,6 +125,8 @@ pub enum Refusal {
     NotArchived,
     #[error("it changed while it was copied")]
     Changed,
+    #[error("the object that it shares is being deleted: `tierfs check` tells whether its content is whole")]
+    ObjectGoing,
     #[error("a failed sync left unknown what is on disk")]
     Unknown,
 }

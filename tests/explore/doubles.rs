@@ -22,6 +22,8 @@ pub struct Log {
     pub calls: Mutex<Vec<String>>,
     /// One answer for each sync to come; beyond it all succeed.
     pub syncs: Mutex<std::collections::VecDeque<bool>>,
+    /// So many punches to come fail.
+    pub broken_punches: Mutex<u32>,
     /// What happens right before a sync, after so many others.
     pub before_sync: Mutex<Option<(usize, Act)>>,
 }
@@ -92,6 +94,13 @@ impl LowerFile for FlakyFile {
     }
     fn punch_all(&self) -> LowerResult<()> {
         self.1.note("punch");
+        {
+            let mut broken = self.1.broken_punches.lock();
+            if *broken > 0 {
+                *broken -= 1;
+                return Err(LowerError::from_errno("fallocate", libc::EIO));
+            }
+        }
         self.0.punch_all()
     }
     fn try_exclusive(&self) -> LowerResult<Option<Box<dyn Send + Sync>>> {
@@ -216,6 +225,8 @@ impl Lower for Flaky {
 pub struct Memory {
     pub objects: Mutex<HashMap<ObjectKey, Bytes>>,
     pub log: Arc<Log>,
+    /// The object under this key cannot be deleted: 403, as of a locked one.
+    pub locked: Mutex<Option<ObjectKey>>,
     /// Reads of content at this offset fail, others take a moment: a recall gives up while fetches still run.
     pub broken_at: Mutex<Option<u64>>,
 }
@@ -251,6 +262,9 @@ impl Remote for Memory {
         Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new() })
     }
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
+        if self.locked.lock().as_ref() == Some(key) {
+            return Err(RemoteError { kind: RemoteErrorKind::Denied, operation: "delete", ..absent(key) });
+        }
         self.log.note("delete");
         self.objects.lock().remove(key);
         Ok(())

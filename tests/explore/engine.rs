@@ -11,7 +11,7 @@ use tierfs::lower::Share;
 use tierfs::ports::{Intent, IntentKind, Journal, Lower, Remote, SystemClock};
 use tierfs::record::{Claim, PairRef, Record};
 use tierfs::tier::{Activity, Event};
-use tierfs::types::Inode;
+use tierfs::types::{Generation, Inode, Timestamp};
 
 use crate::doubles::{Flaky, Log, Memory};
 
@@ -204,6 +204,61 @@ fn a_note_goes_after_its_files_removal_is_durable() {
     assert_eq!(*rig.log.calls.lock(), ["sync", "save", "sync", "sync all"]);
 }
 
+/// Where records are in `user.*`, whoever may write a file may write its record, and must not read by it what was made for another file.
+#[test]
+fn a_record_that_anybody_may_write_leads_to_its_own_objects_only() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    use tierfs::engine::EngineError;
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::SYS_ADMIN);
+    set_capabilities(None, sets).unwrap();
+    let rig = rig();
+    assert_eq!((rig.lower.features().trusted_xattrs, rig.lower.record_xattr()), (false, "user.tierfs.record"));
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let stored = rig.lower.load_record(&rig.node).unwrap().unwrap();
+    let forged = rig.dir.path().join("share/forged");
+    std::fs::File::create(&forged).unwrap().set_len(2 * CHUNK as u64).unwrap();
+    rustix::fs::setxattr(&forged, "user.tierfs.record", &stored, rustix::fs::XattrFlags::empty()).unwrap();
+    let (node, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("forged")).unwrap();
+    let cell = rig.engine.cells.get(&node).unwrap();
+    let recalled = rig.runtime.block_on(rig.engine.recall(&cell));
+    assert!(matches!(recalled, Err(EngineError::Unproven { .. })), "{recalled:?}");
+    assert_eq!(std::fs::read(&forged).unwrap(), vec![0; 2 * CHUNK]);
+    let cell = rig.cell();
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    assert_eq!(rig.content(), [[1; CHUNK], [2; CHUNK]].concat());
+}
+
+/// A deletion whose file had a damaged record ended each batch of due deletions: nothing noted after it was ever deleted.
+#[test]
+fn one_damaged_record_does_not_keep_other_objects() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    let share = rig.dir.path().join("share");
+    std::fs::write(share.join("damaged"), "x").unwrap();
+    let (damaged, _) = rig.lower.lookup(&rig.lower.root(), OsStr::new("damaged")).unwrap();
+    rig.lower.save_record(&damaged, b"no record").unwrap();
+    let key = rig.record().object.unwrap().key;
+    rig.lower.unlink(&rig.lower.root(), OsStr::new("f")).unwrap();
+    let another = tierfs::engine::object_key("", std::path::Path::new("damaged"), damaged.id, Generation(1));
+    for (node, key, secs) in [(damaged, another, 1), (rig.node, key.clone(), 2)] {
+        let kind = IntentKind::Delete { not_before: Timestamp { secs, nanos: 0 } };
+        let note = Intent { pair: "p".parse().unwrap(), key, manifest: false, node, kind };
+        rig.runtime.block_on(rig.journal.add(note)).unwrap();
+    }
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    // What may still be named stays noted.
+    while rig.remote.objects.lock().contains_key(&key) || rig.runtime.block_on(rig.journal.counts()).unwrap().1 != 1 {
+        assert!(Instant::now() < until, "not deleted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Who wanted a range of a recall that had failed and was cleaning up asked again and again without ever waiting; on a runtime with as many
 /// threads as such readers the cleaning up never came to its turn.
 #[test]
@@ -232,4 +287,91 @@ fn who_meets_a_failing_recall_waits_for_its_end() {
     }
     assert!(again.unwrap().unwrap(), "a new recall begins");
     rig.runtime.block_on(cell.wait_until(|inner| inner.machine.activity() == Activity::None));
+}
+
+/// A recall failed, and so did freeing what it had written: until the next start the file answered as one that somebody changed below the mount.
+#[test]
+fn what_a_failed_recall_could_not_free_is_freed_by_the_next() {
+    let rig = rig();
+    rig.archive();
+    rig.rest();
+    assert!(rig.release());
+    rig.rest();
+    let content = [[1; CHUNK], [2; CHUNK]].concat();
+    let notes = || rig.runtime.block_on(rig.engine.intent_counts()).unwrap().0;
+    let before = notes();
+    // The second chunk fails after the first is written; then the punch does.
+    *rig.remote.broken_at.lock() = Some(CHUNK as u64);
+    *rig.log.broken_punches.lock() = 1;
+    let cell = rig.cell();
+    rig.runtime.block_on(rig.engine.recall(&cell)).expect_err("a chunk is missing");
+    assert_ne!(rig.content(), vec![0; 2 * CHUNK], "something was left");
+    *rig.remote.broken_at.lock() = None;
+    assert!(rig.runtime.block_on(rig.engine.recall(&cell)).unwrap());
+    assert_eq!(rig.content(), content);
+    drop(cell);
+    rig.rest();
+    // Data of somebody else is nothing of ours, also afterwards.
+    assert!(rig.release());
+    rig.rest();
+    let file = std::fs::OpenOptions::new().write(true).open(rig.dir.path().join("share/f")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"below", 0).unwrap();
+    drop(file);
+    let cell = rig.cell();
+    rig.runtime.block_on(rig.engine.recall(&cell)).expect_err("changed below the mount");
+    assert_eq!(rig.content()[..5], *b"below");
+    assert_eq!(notes(), before, "no note stays");
+}
+
+/// Each note was settled with a commit of its own: thousands of them held the start up for as many syncs.
+#[test]
+fn a_start_settles_notes_by_the_batch() {
+    let rig = rig();
+    let note = |n: u64| Intent {
+        pair: "p".parse().unwrap(),
+        key: tierfs::types::ObjectKey(format!("x@1-1.{n:x}")),
+        manifest: false,
+        node: Inode { id: tierfs::types::FileId { ino: 1, birth: 1 }, ..rig.node },
+        kind: IntentKind::Upload,
+    };
+    rig.runtime.block_on(async {
+        for added in futures::future::join_all((0..1_000).map(|n| rig.journal.add(note(n)))).await {
+            added.unwrap();
+        }
+        let before = rig.journal.commits();
+        assert_eq!(rig.engine.recover().await.unwrap(), 1_000);
+        let commits = rig.journal.commits() - before;
+        // 256 a batch; calls of one may be split among few commits.
+        assert!(commits <= 100, "{commits} commits for 1,000 notes");
+        assert_eq!(rig.engine.intent_counts().await.unwrap(), (0, 1_000));
+    });
+}
+
+/// A store that had locked one object refused its deletion, and none behind it was deleted any more.
+#[test]
+fn a_locked_object_stands_in_nobodys_way() {
+    let rig = rig();
+    let key = |n: u64| tierfs::types::ObjectKey(format!("x@{n:x}-1.1"));
+    let gone = |n: u64| Inode { id: tierfs::types::FileId { ino: n, birth: 1 }, ..rig.node };
+    *rig.remote.locked.lock() = Some(key(0));
+    rig.runtime.block_on(async {
+        for n in 0..3 {
+            rig.remote.objects.lock().insert(key(n), bytes::Bytes::from_static(b"x"));
+            let kind = IntentKind::Delete { not_before: tierfs::types::Timestamp { secs: n as i64, nanos: 0 } };
+            let note = Intent { pair: "p".parse().unwrap(), key: key(n), manifest: false, node: gone(n), kind };
+            rig.journal.add(note).await.unwrap();
+        }
+    });
+    rig.engine.start_deletions();
+    let until = Instant::now() + Duration::from_secs(60);
+    let left = || rig.remote.objects.lock().keys().cloned().collect::<Vec<_>>();
+    while left() != [key(0)] {
+        assert!(Instant::now() < until, "left: {:?}", left());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let listed = rig.runtime.block_on(rig.engine.failed(None, 9)).unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].failed.deletion.as_ref().unwrap().1.clone(), listed[0].attempts), (key(0), 1));
+    assert_eq!(listed[0].failed.reason, tierfs::ports::Reason::Configuration);
+    assert_eq!(rig.engine.pair_problem(), None, "others were deleted since");
 }

@@ -9,6 +9,7 @@ mod identity;
 mod inodes;
 mod leases;
 mod mounts;
+mod walks;
 
 use std::sync::Arc;
 
@@ -85,4 +86,6 @@ on_both! {
     mounts::a_read_only_share_says_so,
     durability::a_synced_record_survives_a_power_cut,
     durability::a_dead_filesystem_is_an_error,
+    walks::a_walk_goes_on_from_any_place,
+    walks::a_walk_goes_on_after_what_is_gone,
 }

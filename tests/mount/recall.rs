@@ -354,13 +354,24 @@ fn slow_and_failing_answers_are_told_as_such_and_pass() {
 /// Found by the exerciser: who waited for a recall that a truncating open made needless got ECANCELED instead of the emptied file.
 #[test]
 fn who_waits_for_a_file_that_is_emptied_gets_the_empty_file() {
+    /// How many bytes who waited finds, to be asked when the other's open has returned: until then its cut may not show yet.
+    type Found = Box<dyn FnOnce() -> u64 + Send>;
     let Some(rig) = Rig::new() else { return };
     rig.quiet();
     for (n, len) in [3 * CHUNK, (1 << 20) + CHUNK].into_iter().enumerate() {
         for (m, waits) in [
-            (|path| fs::read(path).map(|content| content.len())) as fn(PathBuf) -> std::io::Result<usize>,
-            |path| OpenOptions::new().read(true).write(true).open(path)?.metadata().map(|meta| meta.len() as usize),
-            |path| set_xattr(&path, "user.tierfs.recall", b"1").map(|()| 0).map_err(std::io::Error::from_raw_os_error),
+            (|path| {
+                let len = fs::read(path)?.len() as u64;
+                Ok(Box::new(move || len) as Found)
+            }) as fn(PathBuf) -> std::io::Result<Found>,
+            |path| {
+                let file = OpenOptions::new().read(true).write(true).open(path)?;
+                Ok(Box::new(move || file.metadata().unwrap().len()))
+            },
+            |path| {
+                set_xattr(&path, "user.tierfs.recall", b"1").map_err(std::io::Error::from_raw_os_error)?;
+                Ok(Box::new(|| 0))
+            },
         ]
         .into_iter()
         .enumerate()
@@ -374,7 +385,7 @@ fn who_waits_for_a_file_that_is_emptied_gets_the_empty_file() {
                 let waiting = scope.spawn(|| waits(path.clone()));
                 wait_for("the recall", || rig.gets() > gets);
                 drop(OpenOptions::new().write(true).truncate(true).open(&path).unwrap());
-                assert_eq!(waiting.join().unwrap().unwrap(), 0, "{name}");
+                assert_eq!(waiting.join().unwrap().unwrap()(), 0, "{name}");
             });
             rig.faults.remove(hanging);
             rig.same(&name, b"");

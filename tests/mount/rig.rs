@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -232,23 +233,37 @@ impl Rig {
         self.faults.add(Rule::new(effect).method(method))
     }
 
-    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs.
-    pub fn objects(&self) -> BTreeSet<String> {
+    /// The pair's bucket, for tests that look or reach into it.
+    pub fn remote(&self) -> S3Remote {
         let credentials = self.scratch("credentials");
         let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
         fs::write(&credentials, text).unwrap();
         let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.addr));
         config.credentials = CredentialsFrom::File { path: credentials, profile: None };
         config.prefix = "pre".into();
+        self.runtime.block_on(S3Remote::connect(config)).unwrap()
+    }
+
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs, and of names.
+    pub fn objects(&self) -> BTreeSet<String> {
+        self.all_objects().into_iter().filter(|key| !key.starts_with(".tierfs")).collect()
+    }
+
+    /// As [`Rig::objects`], with all of tierfs' own.
+    pub fn all_objects(&self) -> BTreeSet<String> {
+        let remote = self.remote();
         let mut keys = BTreeSet::new();
         self.runtime.block_on(async {
-            let remote = S3Remote::connect(config).await.unwrap();
             let mut after = None;
             loop {
                 let page = remote.list("", after.as_ref()).await.unwrap();
                 let Some((last, _)) = page.last().cloned() else { return };
                 let names = page.into_iter().map(|(key, _)| key.0.trim_start_matches("pre/").to_owned());
-                keys.extend(names.filter(|key| !key.starts_with(".tierfs")));
+                keys.extend(names);
                 after = Some(last);
             }
         });
@@ -298,6 +313,20 @@ impl Rig {
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("objects that nobody names stay: {strays:?}");
+    }
+
+    /// The share, its filesystem and all state are lost; an empty one of another kind takes its place. The bucket stays.
+    pub fn lose_share(&mut self, kind: &'static str, size: u64, retention: &str) {
+        assert!(self.daemon.is_none(), "unmount first");
+        self.fs = LoopFs::new(kind, size);
+        self.kind = kind;
+        fs::set_permissions(self.fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(self.share()).unwrap();
+        for lost in ["state", "etc"] {
+            fs::remove_dir_all(self.scratch(lost)).unwrap();
+        }
+        let output = self.tierfs(&self.pair_args(retention, true));
+        assert!(output.status.success(), "{}", said(&output));
     }
 
     // The commands.
@@ -357,6 +386,10 @@ impl Rig {
     pub fn try_mount(&mut self, further: &[&str]) -> Output {
         let mut args: Vec<std::ffi::OsString> = vec!["--json".into(), "mount".into()];
         args.extend(self.mount_args.iter().chain(further).map(|arg| (*arg).into()));
+        if !self.mount_args.iter().any(|arg| arg.contains("save_names")) {
+            // Requests that a test does not ask for would meet its faults.
+            args.extend(["-o", "save_names=off"].map(Into::into));
+        }
         args.extend([self.share().into(), self.mountpoint().into()]);
         let mut command = self.command(&args);
         if let Some(point) = &self.kill_at {
@@ -389,6 +422,20 @@ impl Rig {
     pub fn crash(&mut self) {
         self.kill();
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
+    }
+
+    /// What a command prints as JSON, line by line; it must end with `code`.
+    #[track_caller]
+    pub fn json(&self, args: &[&str], want: i32) -> Vec<serde_json::Value> {
+        let output = self.tierfs(&[&["--json"], args].concat());
+        code(&output, want);
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What `tierfs info` says.
+    #[track_caller]
+    pub fn info(&self) -> serde_json::Value {
+        self.json(&["info", self.mountpoint().to_str().unwrap()], 0).remove(0)
     }
 
     /// Waits until the probe at the mount's start is over, so that it does not disturb counts.

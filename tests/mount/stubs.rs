@@ -9,7 +9,7 @@ use crate::common::run;
 use crate::rig::*;
 
 /// What getfattr(1) lists of a file, all namespaces.
-fn listed(path: &Path) -> String {
+pub fn listed(path: &Path) -> String {
     run("getfattr", &["--no-dereference", "-d", "-m", "-", "--absolute-names", path.to_str().unwrap()])
 }
 

@@ -65,19 +65,29 @@ fn command(profile: &Profile, dir: &Path, artifacts: &Path, shim: &Path, operati
     command
 }
 
-/// Runs all profiles at once, `operations` each, with movers on their files.
-fn fsx(kind: &'static str, operations: u64, seed: u64) {
+/// The profiles that `SOAK_PROFILES` names (separated by commas), or all.
+fn profiles() -> Vec<&'static Profile> {
+    let Ok(wanted) = std::env::var("SOAK_PROFILES") else { return PROFILES.iter().collect() };
+    let named = |name: &str| PROFILES.iter().find(|profile| profile.name == name);
+    wanted
+        .split(',')
+        .map(|name| named(name).unwrap_or_else(|| panic!("SOAK_PROFILES: there is no profile {name:?}")))
+        .collect()
+}
+
+/// Runs profiles at once, `operations` each, with movers on their files.
+fn fsx(kind: &'static str, operations: u64, seed: u64, profiles: &[&'static Profile]) {
     let Some(rig) = rig(kind, 1 << 30) else { return };
     let (dir, artifacts, shim) = (rig.mnt("fsx"), rig.scratch("artifacts"), shim(&rig));
     fs::create_dir(&dir).unwrap();
     fs::create_dir(&artifacts).unwrap();
     eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
     let progress = Progress::new();
-    let files: Vec<PathBuf> = PROFILES.iter().map(|profile| dir.join(profile.name)).collect();
+    let files: Vec<PathBuf> = profiles.iter().map(|profile| dir.join(profile.name)).collect();
     let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let ((), transfers) = while_moving(&files, seed, || {
         std::thread::scope(|scope| {
-            for profile in &PROFILES {
+            for profile in profiles {
                 let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
                 let progress = &progress;
                 scope.spawn(move || {
@@ -93,17 +103,17 @@ fn fsx(kind: &'static str, operations: u64, seed: u64) {
 
 #[test]
 fn fsx_finds_no_mismatch_on_files_that_move() {
-    fsx("ext4", 4000, 7);
+    fsx("ext4", 4000, 7, &PROFILES.iter().collect::<Vec<_>>());
 }
 
 #[test]
 #[ignore = "long: make soak"]
 fn soak_fsx_on_ext4() {
-    fsx("ext4", 100_000, soak_seed());
+    fsx("ext4", 100_000, soak_seed(), &profiles());
 }
 
 #[test]
 #[ignore = "long: make soak"]
 fn soak_fsx_on_xfs() {
-    fsx("xfs", 100_000, soak_seed());
+    fsx("xfs", 100_000, soak_seed(), &profiles());
 }

@@ -1,0 +1,159 @@
+//! A stub whose record is lost looks like a resident file that is all holes, and would be read as zeros. Only its object's key, which
+//! carries the inode and the path, can tell: a check asks for it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::cell::Cell;
+use super::error::{EngineError, EngineResult};
+use super::keys::object_key;
+use super::owner::{generation_of, is_own};
+use super::verify::Checked;
+use super::{Engine, blocking};
+use crate::ports::ObjectInfo;
+use crate::record::{Claim, ObjectRef, Record};
+use crate::remote::manifest::Manifest;
+use crate::tier::Activity;
+use crate::types::{ByteRange, ContentHash, Generation, ObjectKey, Timestamp};
+
+impl Engine {
+    /// Of a file that claims nothing: whether it is a stub that lost its record. With `repair`, and if mtime and length are those of the
+    /// object that was made for it last, it is one again. `path` is relative to the share: a file that was renamed since is not found so.
+    pub(super) async fn check_lost(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        path: &Path,
+        repair: bool,
+    ) -> EngineResult<Checked> {
+        if self.target().is_err() {
+            return Ok(Checked::Nothing);
+        }
+        let failed = EngineError::lower(cell.node.id);
+        let attr = self.lower.stat(&cell.node).map_err(&failed)?;
+        // With a record it is what that says: changed since its last object was made.
+        let bare = || cell.lock().record == Record::unclaimed();
+        if attr.size == 0 || !bare() || self.has_local_data(cell, attr.size).await? {
+            return Ok(Checked::Nothing);
+        }
+        let Some(key) = self.last_object(cell, path, attr.size).await? else { return Ok(Checked::Nothing) };
+        // What is not as it was when the object was made may be a change, and the object on its way out.
+        let found =
+            self.described(cell, &key).await?.filter(|object| object.len == attr.size && object.mtime == attr.mtime);
+        if !bare() || self.has_local_data(cell, attr.size).await? {
+            return Ok(Checked::Nothing);
+        }
+        let lost = |way_out| EngineError::RecordLost { file: cell.node.id, object: key.to_string(), way_out };
+        match found {
+            None => Err(lost("Nothing was changed: its times or the object's metadata are others")),
+            Some(_) if !repair => Err(lost("`tierfs check --repair` makes it a stub again")),
+            Some(object) => {
+                let (this, cell) = (self.clone(), cell.clone());
+                blocking(move || this.claim_again(&cell, object)).await?
+            }
+        }
+    }
+
+    /// The newest object under this path that was made for the file and has `len` bytes.
+    async fn last_object(&self, cell: &Cell, path: &Path, len: u64) -> EngineResult<Option<ObjectKey>> {
+        let target = self.target()?;
+        let any = object_key(&target.prefix, path, cell.node.id, Generation(0)).0;
+        let below = any.strip_prefix(&target.prefix).unwrap_or(&any).trim_start_matches('/');
+        let of_file = below.strip_suffix('0').unwrap_or(below);
+        let listed = target.remote.list(of_file, None).await.map_err(EngineError::remote(cell.node.id))?;
+        let asked = any.strip_suffix('0').unwrap_or(&any);
+        let mut objects: Vec<_> =
+            listed.into_iter().filter(|(key, size)| *size == len && is_own(cell.node.id, key)).collect();
+        // A store may list what was not asked for.
+        objects.retain(|(key, _)| key.0.starts_with(asked) && !key.0[asked.len()..].contains(['/', '@']));
+        let objects = objects.into_iter();
+        Ok(objects.map(|(key, _)| key).max_by_key(generation_of))
+    }
+
+    /// What a record would say of an object, from what travels with it. `None`: that is not enough.
+    async fn described(&self, cell: &Cell, key: &ObjectKey) -> EngineResult<Option<ObjectRef>> {
+        let target = self.target()?;
+        let failed = EngineError::remote(cell.node.id);
+        let info = target.remote.head(key).await.map_err(&failed)?;
+        let Some((mtime, chunk_size)) = times_and_chunks(&info) else { return Ok(None) };
+        let Some(generation) = generation_of(key).filter(|_| info.len > 0 && !info.etag.is_empty()) else {
+            return Ok(None);
+        };
+        let mut object = ObjectRef {
+            pair: target.pair.clone(),
+            key: key.clone(),
+            etag: info.etag.clone(),
+            version: None,
+            generation,
+            len: info.len,
+            mtime,
+            chunk_size,
+            root: ContentHash([0; 32]),
+        };
+        let root = if object.has_manifest() {
+            self.root_by_manifest(cell, &object).await?
+        } else {
+            value(&info, "tierfs-root").and_then(hash)
+        };
+        let Some(root) = root else { return Ok(None) };
+        object.root = root;
+        Ok(Some(object))
+    }
+
+    /// The root that the object's manifest gives, if it is of as many bytes and chunks.
+    async fn root_by_manifest(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Option<ContentHash>> {
+        let remote = &self.target()?.remote;
+        let failed = EngineError::remote(cell.node.id);
+        let key = object.manifest_key();
+        let len = remote.head(&key).await.map_err(&failed)?.len;
+        if len == 0 || len > Manifest::encoded_len_max(object.chunks()) {
+            return Ok(None);
+        }
+        let stored = remote.get(&key, ByteRange { offset: 0, len }, None).await.map_err(&failed)?;
+        let manifest = Manifest::decode(&stored).ok();
+        Ok(manifest
+            .filter(|found| (found.len(), found.chunk_size()) == (object.len, object.chunk_size))
+            .map(|found| found.root()))
+    }
+
+    /// Under the cell's lock: nothing happened to the file since it was looked at, and it is a stub, durably.
+    fn claim_again(self: &Arc<Self>, cell: &Arc<Cell>, object: ObjectRef) -> EngineResult<Checked> {
+        let mut inner = cell.lock();
+        let idle =
+            inner.machine.activity() == Activity::None && inner.machine.handles() == 0 && !inner.machine.is_unknown();
+        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        if !idle || inner.record != Record::unclaimed() || (attr.size, attr.mtime) != (object.len, object.mtime) {
+            return Ok(Checked::Nothing);
+        }
+        let record =
+            Record { claim: Claim::Stub, generation: object.generation, object: Some(object), ..Record::unclaimed() };
+        // What the kernel keeps of it are zeros.
+        self.warm.let_go(cell.node.id);
+        self.save_durably(cell, &mut inner, record)?;
+        drop(inner);
+        self.announce_change(cell.node.id);
+        Ok(Checked::Repaired)
+    }
+}
+
+fn value<'a>(info: &'a ObjectInfo, name: &str) -> Option<&'a str> {
+    info.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+fn times_and_chunks(info: &ObjectInfo) -> Option<(Timestamp, u32)> {
+    let (secs, nanos) = value(info, "tierfs-mtime")?.split_once('.')?;
+    let mtime =
+        Timestamp { secs: secs.parse().ok()?, nanos: nanos.parse().ok().filter(|nanos| *nanos < 1_000_000_000)? };
+    let chunk_size = value(info, "tierfs-chunk")?.parse().ok().filter(|size: &u32| size.is_power_of_two())?;
+    Some((mtime, chunk_size))
+}
+
+fn hash(hex: &str) -> Option<ContentHash> {
+    let mut bytes = [0; 32];
+    if hex.len() != 64 || !hex.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(ContentHash(bytes))
+}
