@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 18] = [
+const FLOORS: [(&str, u32); 17] = [
     ("types", 0),
     ("record", 1),
     ("tier", 1),
@@ -16,7 +16,6 @@ const FLOORS: [(&str, u32); 18] = [
     ("lower", 3),
     ("remote", 3),
     ("journal", 3),
-    ("sim", 3),
     ("engine", 4),
     ("pair", 4),
     ("catalog", 4),
