@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 20] = [
     ("types", 0),
     ("kill", 0),
     ("record", 1),
@@ -18,7 +18,6 @@ const FLOORS: [(&str, u32); 21] = [
     ("lower", 3),
     ("remote", 3),
     ("journal", 3),
-    ("sim", 3),
     ("engine", 4),
     ("pair", 4),
     ("catalog", 4),

@@ -30,7 +30,8 @@ pub enum IntentKind {
     Upload,
     /// The object must go, not before the given time and not while the inode's record names it.
     Delete { not_before: Timestamp },
-    /// The inode's blocks are being filled or freed, which moves its mtime: afterwards that must be as noted here.
+    /// The inode's blocks are being filled or freed, which moves its mtime: afterwards that must be as its record says. What it was when
+    /// the transfer began is noted for people only.
     Settle { mtime: Timestamp },
 }
 

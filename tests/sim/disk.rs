@@ -205,7 +205,7 @@ struct Write {
     ino: u64,
     index: u64,
     page: Page,
-    /// End of the write, which may be a new end of the file.
+    /// Where the page's bytes end, which may be a new end of the file.
     end: u64,
 }
 
@@ -245,7 +245,8 @@ impl Disk {
         self.change(Change::Touch { ino }, now);
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is open");
-        node.content.write_each(offset, data, |index, _, page, end| {
+        node.content.write_each(offset, data, |index, _, page| {
+            let end = index * PAGE + page.len() as u64;
             writes.push(Write { seq, ino, index, page: page.clone(), end });
         });
     }
@@ -254,7 +255,8 @@ impl Disk {
     pub fn write_quietly(&mut self, ino: u64, offset: u64, data: &[u8]) {
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is mapped");
-        node.content.write_each(offset, data, |index, _, page, end| {
+        node.content.write_each(offset, data, |index, _, page| {
+            let end = index * PAGE + page.len() as u64;
             writes.push(Write { seq, ino, index, page: page.clone(), end });
         });
     }
