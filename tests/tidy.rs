@@ -8,21 +8,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 19] = [
+const FLOORS: [(&str, u32); 20] = [
     ("types", 0),
     ("kill", 0),
     ("record", 1),
     ("tier", 1),
+    ("tree", 1),
     ("ports", 2),
     ("lower", 3),
     ("remote", 3),
     ("journal", 3),
-    ("sim", 3),
     ("engine", 4),
     ("pair", 4),
     ("catalog", 4),
     ("cluster", 4),
     ("fs", 5),
+    ("rebuild", 5),
     ("fuse", 6),
     ("gateway", 6),
     ("control", 6),

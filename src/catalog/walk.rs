@@ -190,3 +190,54 @@ pub fn walk(lower: &dyn Lower, start: Found, visit: &mut dyn FnMut(Step) -> Next
         }
     }
 }
+
+/// Visits every directory at and below `start`, those above others first; the path of one that cannot be read goes to `failed`.
+/// Stops when `visit` says so.
+pub fn directories(
+    lower: &dyn Lower,
+    start: Found,
+    visit: &mut dyn FnMut(Found) -> Next,
+    failed: &mut dyn FnMut(PathBuf, LowerError),
+) {
+    let mut levels = Vec::new();
+    let mut found = Some(start);
+    loop {
+        if let Some(dir) = found.take() {
+            let entered = enter(lower, dir.node, dir.path.clone(), 0);
+            let path = dir.path.clone();
+            if visit(dir) == Next::Stop {
+                return;
+            }
+            match entered {
+                Ok(level) => levels.push(level),
+                Err(error) => failed(path, error),
+            }
+        }
+        let Some(level) = levels.last_mut() else { return };
+        let Some(entry) = level.ahead.next() else {
+            match level.dir.read(level.offset) {
+                Ok(entries) if !entries.is_empty() => {
+                    level.offset = entries.last().map_or(level.offset, |last| last.next_offset);
+                    level.ahead = entries.into_iter();
+                }
+                Ok(_) => drop(levels.pop()),
+                Err(error) => {
+                    failed(level.path.clone(), error);
+                    levels.pop();
+                }
+            }
+            continue;
+        };
+        let directory = matches!(entry.kind, None | Some(FileKind::Directory));
+        if !directory || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+            continue;
+        }
+        let path = level.path.join(&entry.name);
+        match lower.lookup(&level.node, &entry.name) {
+            Ok((node, attr)) if attr.kind == FileKind::Directory => found = Some(Found { node, attr, path }),
+            Ok(_) => {}
+            Err(error) if error.errno() == libc::ENOENT => {}
+            Err(error) => failed(path, error),
+        }
+    }
+}

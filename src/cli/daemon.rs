@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
+use crate::control::names::Names;
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
@@ -23,6 +24,7 @@ use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
 use crate::pair::{ClaimCheck, Pair, PairResult};
 use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 use crate::types::{ContentHash, FileId, PairName};
@@ -94,8 +96,14 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let mount_options =
         MountOptions { flags: kernel_flags(&args.flags, read_only), source: args.share.clone(), ttl_s: TTL_S };
     let mount = Mount::new(fs.clone(), &args.mountpoint, &mount_options).map_err(failed)?;
+    let names = {
+        let _guard = runtime.enter();
+        let every = args.save_names.filter(|_| !read_only && args.pair.is_some());
+        Names::start(lower.clone(), engine.clone(), every)
+    };
     let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
     let server = Arc::new(Server {
+        names,
         lower: lower.clone(),
         engine: engine.clone(),
         fs,
@@ -360,6 +368,24 @@ pub fn probe(pair: &Pair) -> Result<Capabilities, String> {
     runtime.block_on(async {
         let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
         remote.probe().await.map_err(|error| error.to_string())
+    })
+}
+
+/// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.
+pub fn rebuild<T>(
+    pair: &Pair,
+    into: &Path,
+    options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
+    work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
+) -> Result<T, CliError> {
+    let share = Share::open(into).map_err(|error| failed(format!("cannot open {}: {error}", into.display())))?;
+    if share.features().read_only {
+        return Err(failed(format!("{} is read-only", into.display())));
+    }
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote))).await)
     })
 }
 

@@ -194,7 +194,7 @@ fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &m
 }
 
 /// The daemon names paths from its own root; people know them below the mount point they used.
-fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
+pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
     let here = |path: WirePath| {
         let inside = path.to_path();
         mount.outside(&inside).map_or(path, |outside| WirePath::from_path(&outside))
@@ -212,6 +212,11 @@ fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             digest.path = here(digest.path);
             Reply::Digest(digest)
         }
+        Reply::Version(mut version) => {
+            version.path = here(version.path);
+            Reply::Version(version)
+        }
+        Reply::Restored { path, generation, object } => Reply::Restored { path: here(path), generation, object },
         Reply::Repaired { path } => Reply::Repaired { path: here(path) },
         Reply::DeadLetter(mut failed) => {
             failed.path = here(failed.path);

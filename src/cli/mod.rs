@@ -10,6 +10,7 @@ pub mod exit;
 mod failed;
 mod files;
 mod gc;
+mod history;
 mod holders;
 mod info;
 mod migrate;
@@ -19,11 +20,14 @@ mod output;
 mod pair;
 mod pin;
 mod ready;
+mod rebuild;
 mod recall;
 mod release;
 mod report;
+mod save_names;
 mod status;
 mod umount;
+mod undelete;
 mod verify;
 
 use std::path::PathBuf;
@@ -90,6 +94,10 @@ enum Command {
     Check(verify::Check),
     Failed(failed::FailedCommand),
     Gc(gc::Gc),
+    History(history::History),
+    Undelete(undelete::Undelete),
+    SaveNames(save_names::SaveNames),
+    Rebuild(rebuild::Rebuild),
     DevS3(dev_s3::DevS3),
 }
 
@@ -128,6 +136,10 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(command) => command.run(global),
         Command::Failed(command) => command.run(global),
         Command::Gc(command) => command.run(global),
+        Command::History(command) => command.run(global),
+        Command::Undelete(command) => command.run(global),
+        Command::SaveNames(command) => command.run(global),
+        Command::Rebuild(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

@@ -40,7 +40,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// without one the mount works, and nothing is migrated. Returns when the mount can be used; the daemon's log is
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
 /// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
-/// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again.
+/// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
+/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -101,11 +102,16 @@ pub struct MountArgs {
     pub read_only: bool,
     pub flags: MountFlags,
     pub delay: Delay,
+    /// How often the names of the whole share are stored; `None`: never, nor after migrations.
+    pub save_names: Option<Duration>,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
     pub state_dir: PathBuf,
 }
+
+/// How often the names of a share are stored unless said otherwise.
+const SAVE_NAMES_EVERY: Duration = Duration::from_secs(3600);
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map(Duration::from_secs)
@@ -258,6 +264,7 @@ impl MountCommand {
                 after: options.delay_after.unwrap_or(usual.after),
                 programs: options.delay_for.unwrap_or(usual.programs),
             },
+            save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             config_dir,
             state_dir,
         })

@@ -57,6 +57,8 @@ pub struct Options {
     pub delay_after: Option<Duration>,
     /// Names of programs; empty: none.
     pub delay_for: Option<Vec<String>>,
+    /// How often the names of the whole share are stored; `Some(None)`: never.
+    pub save_names: Option<Option<Duration>>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -88,6 +90,12 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "config_dir" => options.config_dir = Some(dir()?),
         "state_dir" => options.state_dir = Some(dir()?),
         "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
+        "save_names" => {
+            options.save_names = Some(match needed()? {
+                "off" => None,
+                text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
+            });
+        }
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
@@ -95,7 +103,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
-                        config_dir, state_dir, delay_after, delay_for, ro, and the usual ones of mount(8)"
+                        config_dir, state_dir, delay_after, delay_for, save_names, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -179,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn how_often_names_are_stored() {
+        assert_eq!(one("ro").unwrap().save_names, None);
+        assert_eq!(one("save_names=2h").unwrap().save_names, Some(Some(Duration::from_secs(7200))));
+        for never in ["save_names=off", "save_names=0s"] {
+            assert_eq!(one(never).unwrap().save_names, Some(None));
+        }
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
             ("r0", "no such option"),
@@ -193,6 +210,7 @@ mod tests {
             ("delay_for=a::b", "names of programs"),
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),
+            ("save_names=often", "duration"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

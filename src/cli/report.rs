@@ -86,6 +86,12 @@ impl Reporter {
                     output::line(&format!("repaired: {path}: its object was gone; the local content counts again"))
                 });
             }
+            Reply::Restored { path, generation, .. } => {
+                let path = output::shown(&path.to_path());
+                self.above_bar(|| output::line(&format!("brought back: {path} (generation {generation})")));
+            }
+            // `history` shows these by itself.
+            Reply::Version(_) => {}
             Reply::DeadLetter(failed) => self.failed(&failed),
             Reply::Orphan(orphan) => self.orphan(&orphan),
             // The last line of a request comes as a summary; a mount does not describe itself here.
@@ -266,18 +272,26 @@ fn summary_line(done: &str, total: &Summary) -> String {
     let (one, many) = match done {
         "found" | "noted for deletion" => ("object", "objects"),
         "listed" | "dropped" => ("entry", "entries"),
+        "stored names of" => ("directory", "directories"),
         _ => ("file", "files"),
     };
     let plural = |n: u64| if n == 1 { one } else { many };
     if one == "entry" {
         return format!("{done} {} {}", total.files, plural(total.files));
     }
-    let mut text = format!("{done} {} {}, {}", total.files, plural(total.files), format_size(total.bytes));
+    let mut text = format!("{done} {} {}", total.files, plural(total.files));
+    if one != "directory" {
+        text.push_str(&format!(", {}", format_size(total.bytes)));
+    }
     // Pinning and releasing move nothing, so a rate would say nothing.
     if total.files > 0 && matches!(done, "migrated" | "archived" | "recalled" | "verified") {
         text.push_str(&format!(" in {:.1} s ({})", total.seconds, format_rate(total.bytes, total.seconds)));
     }
-    let unchanged = if matches!(done, "verified" | "checked") { "not remote" } else { "already as asked" };
+    let unchanged = match done {
+        "verified" | "checked" => "not remote",
+        "stored names of" => "unchanged",
+        _ => "already as asked",
+    };
     for (count, words) in [(total.unchanged, unchanged), (total.skipped, "skipped"), (total.failed, "failed")] {
         if count > 0 {
             text.push_str(&format!("; {count} {words}"));

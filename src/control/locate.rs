@@ -51,6 +51,28 @@ pub fn locate(mounts: &[MountEntry], path: &Path) -> Result<Located, NotLocated>
     Ok(Located { mount: mount.clone(), path: whole, inside })
 }
 
+/// As [`locate`], also for what is not there (any more): the nearest directory above it that is there says which mount is meant.
+pub fn locate_gone(mounts: &[MountEntry], path: &Path) -> Result<Located, NotLocated> {
+    let fail = |reason: String| NotLocated { reason, skipped: false };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        _ => return locate(mounts, path),
+    }
+    let whole = std::path::absolute(path).map_err(|error| fail(error.to_string()))?;
+    if whole.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(fail("a path with `..` below what is gone leads nowhere: name it without".into()));
+    }
+    for above in whole.ancestors().skip(1) {
+        let Ok(there) = std::fs::canonicalize(above) else { continue };
+        let below = whole.strip_prefix(above).unwrap_or(Path::new(""));
+        let mut found = locate(mounts, &there.join("."))?;
+        found.path = there.join(below);
+        found.inside = found.inside.join(below);
+        return Ok(found);
+    }
+    Err(fail("no directory above it is there".into()))
+}
+
 /// Absolute and free of symlinks, but for the last component, which is kept as it is.
 pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
     let bytes = path.as_os_str().as_bytes();

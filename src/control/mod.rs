@@ -4,12 +4,14 @@
 //! Only root may connect: the socket lies in a directory of mode 0700 and the peer's uid is checked. Other users steer
 //! their own files by virtual xattrs through the mount ([`by_xattr`]).
 
+mod bring_back;
 pub mod by_xattr;
 pub mod client;
 mod failed;
 mod gc;
 pub mod locate;
 pub mod mountinfo;
+pub mod names;
 pub mod policy;
 pub mod protocol;
 pub mod scrub;

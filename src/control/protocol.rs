@@ -59,6 +59,26 @@ pub enum Request {
         recursive: bool,
         files: bool,
     },
+    /// Generations of each file that the store has.
+    History {
+        paths: Vec<WirePath>,
+    },
+    /// Bring a removed file, or an older generation of one, back as a stub.
+    Undelete {
+        path: WirePath,
+        /// The newest that is kept unless said otherwise.
+        generation: Option<u64>,
+        /// Where it is to be; `None`: where it was.
+        to: Option<WirePath>,
+        /// All that was removed below `path`.
+        recursive: bool,
+    },
+    /// Store the names and attributes of what is at and below the paths.
+    SaveNames {
+        paths: Vec<WirePath>,
+        /// Also what did not change since it was stored.
+        always: bool,
+    },
     /// The dead-letter list: entries below the paths (of the whole mount for its root).
     Failed {
         paths: Vec<WirePath>,
@@ -96,6 +116,8 @@ pub enum Reply {
     Failure(Failure),
     Digest(FileDigest),
     Repaired { path: WirePath },
+    Version(FileVersion),
+    Restored { path: WirePath, generation: u64, object: String },
     DeadLetter(FailedFile),
     Orphan(OrphanObject),
     Mount(MountInfo),
@@ -130,6 +152,34 @@ pub struct FileStatus {
     pub pair: Option<String>,
     pub generation: Option<u64>,
     pub object: Option<String>,
+}
+
+/// One generation of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileVersion {
+    pub path: WirePath,
+    pub generation: u64,
+    pub standing: VersionState,
+    /// Bytes; `None` where the store does not tell.
+    pub size: Option<u64>,
+    /// Seconds and nanoseconds since 1970.
+    pub mtime: Option<(i64, u32)>,
+    /// When it is deleted, in seconds since 1970.
+    pub kept_until: Option<i64>,
+    pub object: String,
+    /// Why the object cannot be used, if so.
+    pub problem: Option<String>,
+}
+
+/// Where a generation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VersionState {
+    Current,
+    /// The file was changed since.
+    Superseded,
+    /// The file was removed.
+    Deleted,
 }
 
 /// A file's content as it is remotely.

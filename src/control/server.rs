@@ -13,7 +13,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::bring_back;
 use super::gc::Wish;
+use super::names::Names;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
@@ -41,6 +43,7 @@ pub struct Server {
     pub fs: Arc<Fs>,
     pub share: PathBuf,
     pub mountpoint: PathBuf,
+    pub names: Names,
     /// What the probe of the pair last found wrong; the engine knows the rest.
     pub probe_problem: parking_lot::Mutex<Option<String>>,
     pub scrub: Option<Arc<Scrub>>,
@@ -211,6 +214,13 @@ impl Server {
             }
             Request::Check { paths, recursive, repair } => (JobKind::Check { repair }, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
+            Request::History { paths } => return self.history(paths, replies).await,
+            Request::Undelete { path, generation, to, recursive } => {
+                let wish =
+                    bring_back::Wish { path: path.to_path(), generation, to: to.map(|to| to.to_path()), recursive };
+                return self.undelete(wish, replies).await;
+            }
+            Request::SaveNames { paths, always } => return self.save_names(paths, always, replies).await,
             Request::Failed { paths, action } => return self.failed(paths, action, replies).await,
             Request::Gc { dry_run, older_than_s, adopt } => {
                 return self.collect(Wish { dry_run, older_than_s, adopt }, replies).await;
@@ -325,6 +335,10 @@ impl Server {
         replies: &Replies,
     ) -> Reply {
         let counts = Arc::new(Counts::default());
+        let places: Vec<PathBuf> = match kind {
+            JobKind::Migrate | JobKind::ArchiveOnly => paths.iter().map(WirePath::to_path).collect(),
+            _ => Vec::new(),
+        };
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
         let counted = counts.clone();
         let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
@@ -338,7 +352,10 @@ impl Server {
                 Err(_) => Next::Stop,
             }
         });
-        self.drive(kind, taken, walking, counts, replies).await
+        let ended = self.drive(kind, taken, walking, counts, replies).await;
+        // Names and attributes go after the content.
+        places.into_iter().for_each(|path| self.names.ask(path, recursive));
+        ended
     }
 
     /// Runs a job on what `walking` finds, and tells how it goes.

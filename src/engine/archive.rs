@@ -16,10 +16,11 @@ use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
+use super::trees::travelling_xattrs;
 use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{
-    Attr, FileKind, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
+    Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
@@ -138,7 +139,7 @@ impl Engine {
     /// Turns an upload's note into its object's deletion. Where the journal cannot take that now, it is tried until it does; the next start
     /// finds the note as well.
     async fn roll_back(self: &Arc<Self>, note: IntentId) {
-        let Err(error) = self.journal.set_delete(note, self.clock.now()).await else {
+        let Err(error) = self.journal.set_delete(note, GIVEN_UP).await else {
             return self.deletions.notify_one();
         };
         tracing::warn!("a rollback is tried again later: {error}");
@@ -148,7 +149,7 @@ impl Engine {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(ROLL_BACK_MAX);
-                if this.journal.set_delete(note, this.clock.now()).await.is_ok() {
+                if this.journal.set_delete(note, GIVEN_UP).await.is_ok() {
                     return this.deletions.notify_one();
                 }
             }
@@ -186,11 +187,14 @@ impl Engine {
             // One chunk is read before the request, so that its hash can travel in the object's metadata.
             let whole = source.read(ByteRange { offset: 0, len: attr.size }).await;
             let changed = |_| EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
-            (Arc::new(MemorySource(whole.map_err(changed)?)), source.manifest().map(|manifest| manifest.root()))
+            let whole = whole.map_err(changed)?;
+            self.check_unchanged(cell, file, attr)?;
+            (Arc::new(MemorySource(whole)), source.manifest().map(|manifest| manifest.root()))
         } else {
             (source.clone(), None)
         };
-        let mut metadata = object_metadata(path, cell.node.id, generation, attr, root, target.chunk_size);
+        let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
+        let mut metadata = object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size);
         let share = (SHARE_METADATA.to_owned(), self.share_id().await?.to_owned());
         metadata.push(share.clone());
         let put = async {
@@ -220,6 +224,7 @@ impl Engine {
         kill::point("archive.stored");
         if attr.size > u64::from(target.chunk_size) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+            self.check_unchanged(cell, file, attr)?;
             let encoded = source.manifest().ok_or_else(changed)?.encode();
             let len = encoded.len() as u64;
             let manifest = Arc::new(MemorySource(encoded.into()));
@@ -228,6 +233,17 @@ impl Engine {
             kill::point("archive.manifest");
         }
         Ok((stored, source))
+    }
+
+    /// Refuses a copy that may be of no state the file ever had, before it can be taken for one: an object of one chunk, or one with a
+    /// manifest, is always what the file was at some moment. A rebuild relies on it.
+    fn check_unchanged(&self, cell: &Cell, file: &Arc<dyn LowerFile>, before: &Attr) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let unwritten = !self.lower.features().leases || file.nobody_writes().map_err(&failed)?;
+        if unwritten && same_attr(&file.stat().map_err(&failed)?, before) {
+            return Ok(());
+        }
+        Err(EngineError::Refused { file: cell.node.id, why: Refusal::Changed })
     }
 
     /// Under the cell's lock: the writer wins, or the copy becomes the file's object.
@@ -328,6 +344,7 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
         let mut not_before = self.clock.now();
         not_before.secs += self.retention_s() as i64;
@@ -340,7 +357,8 @@ impl Engine {
             if inner.record.superseded.as_ref() == Some(&old) && !inner.machine.is_unknown() {
                 let mut record = inner.record.clone();
                 record.superseded = None;
-                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless.
+                // Not synced: if this is lost, the deletion is noted twice, and deleting twice is harmless. (Who brings the object back
+                // syncs it first.)
                 this.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
                 kill::point("superseded.recorded");
                 inner.record = record;

@@ -52,12 +52,16 @@ pub enum EngineError {
     Unfit { file: FileId, why: Unfit },
     #[error("{len} bytes are to come back, but only {available} are free locally: release or remove other files")]
     NoSpace { file: FileId, len: u64, available: u64 },
+    #[error("object {object} cannot be brought back: {why}")]
+    NotKept { object: String, why: NotKept },
     #[error("no pair is configured for this mount: `tierfs pair add` one and mount with `--pair NAME`")]
     NoPair,
     #[error("the share is read-only: content cannot be brought back or freed")]
     ReadOnly,
     #[error("the mount is going away")]
     ShuttingDown,
+    #[error("the transfer ended by a defect of tierfs (see its log): mount the share again")]
+    Defect,
     #[error("the transfer was cancelled")]
     Cancelled,
 }
@@ -75,6 +79,33 @@ pub enum Unfit {
         "its record would be too long to store: the share's path, the object's key and what the store calls it are together over 3.9 KiB"
     )]
     RecordTooLong,
+}
+
+/// Why a generation cannot be brought back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotKept {
+    #[error("there is a file of that name; `--to` takes another one")]
+    Exists,
+    #[error(
+        "it is not kept: its time is over, or it is nobody's former content (`tierfs history` shows what there is)"
+    )]
+    Over,
+    #[error("its file is still there: {0}")]
+    Named(String),
+    #[error(
+        "its file was removed, but somebody still has it open; wait until it is closed, or copy it from /proc/PID/fd"
+    )]
+    StillOpen,
+    #[error("objects are being deleted, or its file is being released, just now: try again")]
+    Deleting,
+    #[error(
+        "records of this share are in user attributes, which anybody may write: no file may use another one's object there"
+    )]
+    Untrusted,
+    #[error("somebody opened the new file before it was complete: try again")]
+    Touched,
+    #[error("{0}")]
+    Facts(String),
 }
 
 pub type EngineResult<T> = Result<T, EngineError>;

@@ -27,7 +27,7 @@ impl EngineError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Lower { .. } if self.is_gone() => None,
-            Self::Lower { .. } | Self::Journal(_) | Self::NoSpace { .. } => Some(Reason::Local),
+            Self::Lower { .. } | Self::Journal(_) | Self::NoSpace { .. } | Self::Defect => Some(Reason::Local),
             Self::Remote { source, .. } => Some(match source.kind {
                 RemoteErrorKind::Unreachable
                 | RemoteErrorKind::TimedOut
@@ -45,8 +45,8 @@ impl EngineError {
             Self::BadRecord { .. } | Self::ChangedBelow { .. } | Self::RecordLost { .. } | Self::Unproven { .. } => {
                 Some(Reason::Record)
             }
-            // Both files are served.
-            Self::Shared { .. } => None,
+            // Both files are served. What is not brought back is told to who asked.
+            Self::Shared { .. } | Self::NotKept { .. } => None,
             Self::ForeignPair { .. } => Some(Reason::Configuration),
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,

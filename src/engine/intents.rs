@@ -9,10 +9,13 @@ use std::time::Duration;
 use super::archive::OpenNote;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
+use super::orphans::record_of;
 use super::owner::{is_own, is_shared};
 use super::{Engine, Target, blocking, moving};
 use crate::kill;
-use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime,
+};
 use crate::record::{Claim, Record, manifest_key};
 use crate::tier::{Activity, Refusal};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
@@ -64,7 +67,7 @@ impl Engine {
             for (id, intent) in batch {
                 count += 1;
                 match self.recover_one(&intent).await {
-                    Ok(named) => settled.push((id, intent.kind, named)),
+                    Ok(named) => settled.push((id, intent, named)),
                     // The note stays for the next start; the mount is not held up by one file.
                     Err(error) => {
                         if matches!(intent.kind, IntentKind::Settle { .. }) {
@@ -76,7 +79,7 @@ impl Engine {
                 }
             }
             // Together, so that they share a commit: a start with thousands of notes must not sync for each.
-            let ends = settled.into_iter().map(|(id, kind, named)| self.end_note(id, kind, named));
+            let ends = settled.iter().map(|(id, intent, named)| self.end_note(*id, intent, *named));
             for failure in futures::future::join_all(ends).await.into_iter().filter_map(Result::err) {
                 tracing::error!("a settled transfer stays noted: {failure}");
             }
@@ -95,14 +98,23 @@ impl Engine {
         named
     }
 
-    async fn end_note(&self, id: IntentId, kind: IntentKind, named: bool) -> EngineResult<()> {
-        match kind {
-            IntentKind::Upload if !named => self.journal.set_delete(id, self.clock.now()).await?,
+    async fn end_note(&self, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
+        match intent.kind {
+            // What was archived, and removed before this note was, is kept as long as the removal's own note says.
+            IntentKind::Upload if !named && self.is_removed(id, intent).await => self.journal.remove(id).await?,
+            IntentKind::Upload if !named => self.journal.set_delete(id, GIVEN_UP).await?,
             IntentKind::Upload | IntentKind::Settle { .. } => self.journal.remove(id).await?,
             IntentKind::Delete { .. } => {}
         }
         kill::point("recover.removed");
         Ok(())
+    }
+
+    /// Whether the object's deletion is noted otherwise.
+    async fn is_removed(&self, id: IntentId, intent: &Intent) -> bool {
+        let about = About::Key(intent.key.clone());
+        let noted = self.journal.noted(&intent.pair, about, None, BATCH).await.unwrap_or_default();
+        noted.iter().any(|(other, note)| *other != id && matches!(note.kind, IntentKind::Delete { .. }))
     }
 
     /// Puts one inode back in order after a crash. Returns whether its record names the object. All is durable on return.
@@ -121,10 +133,6 @@ impl Engine {
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
-        let mtime = match (intent.kind, record.claim) {
-            (IntentKind::Settle { mtime }, Claim::Stub) => mtime,
-            _ => object.mtime,
-        };
         let (mut held, mut freed) = (None, Ok(()));
         if matches!(record.claim, Claim::Stub | Claim::Releasing) {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
@@ -139,7 +147,8 @@ impl Engine {
             };
             held = Some((file, lease));
         }
-        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
+        // Not the note's mtime: since its transfer ended, users may have set another.
+        let restore = SetAttr { mtime: Some(SetTime::At(object.mtime)), ..Default::default() };
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
         kill::point("recover.dated");
         if let Some((file, lease)) = held {
@@ -335,6 +344,15 @@ impl Engine {
     /// Before the last name of an inode goes: its objects' deletion is noted, durably. If the removal then fails, the
     /// deletion finds the file still naming the object, and drops the note.
     pub async fn note_removal(self: &Arc<Self>, node: Inode, record: Record) -> EngineResult<()> {
+        let _noting = self.noting.read().await;
+        // Removed meanwhile by somebody else, who noted it; the object may have been brought back since. Or changed.
+        match self.lower.stat(&node) {
+            Ok(attr) if attr.nlink > 0 => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(EngineError::lower(node.id)(error)),
+        }
+        let record = record_of(&*self.lower, &self.cells, &node).unwrap_or(record);
         let mut not_before = self.clock.now();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
         not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;
@@ -349,7 +367,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Notes that an object is to go, unless its file may not decide that.
+    /// Notes that an object is to go, unless its file may not decide that. Of an object that was made for another file the note only
+    /// says how long it can be brought back: when it is due, it is dropped, and the collector decides.
     pub(super) async fn note_deletion(
         self: &Arc<Self>,
         node: Inode,
@@ -362,10 +381,14 @@ impl Engine {
             let this = self.clone();
             blocking(move || this.may_give_up(&node, &key))
         };
+        let kind = IntentKind::Delete { not_before };
+        if !is_own(node.id, &key) {
+            self.journal.add(Intent { pair, key, manifest, node, kind }).await?;
+            return Ok(());
+        }
         if !may(key.clone()).await? {
             return Ok(());
         }
-        let kind = IntentKind::Delete { not_before };
         let note = self.journal.add(Intent { pair, key: key.clone(), manifest, node, kind }).await?;
         // Who began to share it meanwhile has marked the file, and then withdrawn the notes there were: perhaps not this one.
         if !may(key).await? {

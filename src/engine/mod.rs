@@ -6,9 +6,11 @@
 mod archive;
 mod cell;
 mod error;
+mod facts;
 mod failures;
 mod fill;
 mod health;
+mod history;
 mod intents;
 mod jobs;
 mod keys;
@@ -21,10 +23,13 @@ mod recall;
 mod release;
 mod source;
 mod sync;
+mod trees;
+mod undelete;
 mod verify;
 mod warm;
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -34,14 +39,17 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use error::{EngineError, EngineResult, Unfit};
+pub use error::{EngineError, EngineResult, NotKept, Unfit};
+pub use facts::{Facts, FactsError};
+pub use history::{Standing, Version};
 pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
-pub use keys::object_key;
+pub use keys::{KeyParts, object_key, parse_key};
 pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
+pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;
@@ -98,6 +106,9 @@ pub struct Totals {
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
+/// Told when a directory has got a name that the kernel did not ask for.
+pub type NameHook = Box<dyn Fn(FileId, &OsStr) + Send + Sync>;
+
 /// Everything that moves content of one share.
 pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
@@ -120,7 +131,10 @@ pub struct Engine {
     /// quota for that): what is in them is ours, not somebody's change below the mount. Each has a note, so a start finds them again.
     leftovers: Mutex<HashMap<FileId, (ObjectKey, OpenNote)>>,
     keeping: Keeping,
+    /// Shared by who looks at a record and notes the deletion of its object; whoever takes objects over has it alone.
+    noting: tokio::sync::RwLock<()>,
     changed: std::sync::OnceLock<ChangeHook>,
+    named: std::sync::OnceLock<NameHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
@@ -158,7 +172,9 @@ impl Engine {
             deletions: Notify::new(),
             leftovers: Mutex::default(),
             keeping: Keeping::default(),
+            noting: tokio::sync::RwLock::default(),
             changed: std::sync::OnceLock::new(),
+            named: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
         })
@@ -174,6 +190,18 @@ impl Engine {
     pub fn announce_change(&self, file: FileId) {
         if let Some(hook) = self.changed.get() {
             hook(file);
+        }
+    }
+
+    /// Sets who is told of new names; once.
+    pub fn on_name(&self, hook: NameHook) {
+        let _ = self.named.set(hook);
+    }
+
+    /// Has the kernel forget what it knows of a name, above all that there is none.
+    pub fn announce_name(&self, directory: FileId, name: &OsStr) {
+        if let Some(hook) = self.named.get() {
+            hook(directory, name);
         }
     }
 

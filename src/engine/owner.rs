@@ -1,7 +1,7 @@
 //! Whose an object is: the file it was made for, which its key tells.
 //!
 //! Records can be copied below the mount (`cp -a`, `rsync -X`, a restored backup), and a share made anew from its objects has new inodes: then
-//! a file borrows an object that was made for another. Invariants: no note deletes an object but one of the file it was made for, and not
+//! a file borrows an object that was made for another; so does what `undelete` brings back. Invariants: no note deletes an object but one of the file it was made for, and not
 //! even that once somebody else was seen to use it. What nobody deletes is left to the collector, which looks at every record.
 
 use std::collections::HashSet;
@@ -9,11 +9,12 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
+use super::orphans::record_of;
 use super::{Engine, blocking};
 use crate::ports::{Attr, Lower, LowerError, LowerResult, if_set};
 use crate::record::{ObjectRef, Record};
@@ -128,9 +129,11 @@ impl Engine {
             return Ok(());
         }
         let _asking = self.keeping.asking.read().await;
-        if !self.keeping.keep(&object.key) {
+        if !self.keep(&object.key) {
             return Err(EngineError::Refused { file: cell.node.id, why: Refusal::ObjectGoing });
         }
+        // Nobody is between a look at a record and the note of its object's deletion.
+        let _noting = self.noting.write().await;
         let (this, node, key) = (self.clone(), cell.node, object.key.clone());
         let marked = blocking(move || this.mark_owner(&node, &key)).await?;
         marked.map_err(EngineError::lower(cell.node.id))?;
@@ -140,6 +143,10 @@ impl Engine {
 
     fn mark_owner(&self, borrower: &Inode, key: &ObjectKey) -> LowerResult<()> {
         let Some((owner, _)) = self.owner(borrower, key)? else { return Ok(()) };
+        if self.has_given_up(&owner, key)? {
+            // An older generation that was brought back: the others are the owner's alone.
+            return Ok(());
+        }
         let set = if_set(self.lower.xattr(&owner, OsStr::new(SHARED)))?.is_some();
         if !set {
             let [from, to] = [&owner, borrower].map(|node| name_of(&*self.lower, node));
@@ -151,6 +158,29 @@ impl Engine {
         }
         // Also if it was set: by a call whose sync failed, perhaps.
         self.lower.sync_node(&owner)
+    }
+
+    /// Whether the object is durably none of the file's any more, and no note of its deletion is still to come from it. To be asked with
+    /// `noting` held alone.
+    fn has_given_up(&self, owner: &Inode, key: &ObjectKey) -> LowerResult<bool> {
+        let Ok(record) = record_of(&*self.lower, &self.cells, owner) else { return Ok(false) };
+        let unknown = self.cells.live(owner.id).is_some_and(|cell| cell.lock().machine.is_unknown());
+        if unknown || record.names(key) || record.superseded.is_some_and(|old| old.key == *key) {
+            return Ok(false);
+        }
+        self.lower.sync_node(owner)?;
+        Ok(true)
+    }
+
+    /// Whether the object is kept from now on; no: it is being deleted. To be asked while nobody asks for due deletions
+    /// ([`Engine::nobody_asks`]).
+    pub(super) fn keep(&self, key: &ObjectKey) -> bool {
+        self.keeping.keep(key)
+    }
+
+    /// While this is held, nobody asks which deletions are due.
+    pub(super) async fn nobody_asks(&self) -> RwLockReadGuard<'_, ()> {
+        self.keeping.asking.read().await
     }
 
     /// The file that a borrowed object was made for, while there is one.

@@ -17,7 +17,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
-use crate::record::{Claim, ObjectRef};
+use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Verdict};
 use crate::types::{ByteRange, Timestamp};
 
@@ -143,6 +143,18 @@ impl Recall {
     }
 }
 
+/// Ends a recall whose task panicked: who waits for it would wait for ever.
+struct Ends(Arc<Recall>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::SeqCst);
+            self.0.finish(Err(EngineError::Defect));
+        }
+    }
+}
+
 /// A stub whose size is not its object's was cut or extended by somebody below the mount.
 fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
     EngineError::ChangedBelow {
@@ -207,13 +219,20 @@ impl Engine {
             return Err(EngineError::ReadOnly);
         }
         self.check_pair(&cell.node, &inner.record)?;
-        let object = inner.record.object.clone().expect("a remote claim has an object");
+        let mut object = inner.record.object.clone().expect("a remote claim has an object");
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
         if attr.size != object.len {
             return Err(changed_size(cell, &object));
         }
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
         let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
+        if object.mtime != mtime {
+            // Set below the mount. From now on the lower one moves, and after a crash the record says which is right.
+            object.mtime = mtime;
+            let record = Record { object: Some(object.clone()), ..inner.record.clone() };
+            self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+            inner.record = record;
+        }
         inner.shown_mtime = Some(mtime);
         let recall = Recall::new(&object);
         inner.recall = Some(recall.clone());
@@ -221,6 +240,7 @@ impl Engine {
         let (this, cell, shared) = (self.clone(), cell.clone(), recall.clone());
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         self.runtime.spawn(async move {
+            let _ends = Ends(shared.clone());
             let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
             if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
                 let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();

@@ -32,8 +32,13 @@ impl Engine {
         if let Err(error) = &result {
             tracing::debug!(file = %cell.node.id, "not released: {error}");
         }
-        // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it.
-        if cell.lock().record.claim != Claim::Releasing {
+        // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it. So does one that could not
+        // store what is so instead of its mark.
+        let stuck = {
+            let inner = cell.lock();
+            inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
+        };
+        if !stuck {
             self.spawn_forget_when_durable(cell.clone(), note);
         }
         self.totals.running.fetch_sub(1, Ordering::SeqCst);

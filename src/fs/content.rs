@@ -21,7 +21,7 @@ impl Fs {
         // While this handle is open nothing is released: content that is local now stays so.
         let (local, recall, size) = {
             let inner = open.cell.lock();
-            let size = inner.record.object.as_ref().map_or(0, |object| object.len);
+            let size = inner.record.object.as_ref().map(|object| object.len);
             (inner.machine.is_local(), inner.recall.clone(), size)
         };
         let mut buffer = vec![0; len as usize];
@@ -30,6 +30,8 @@ impl Fs {
             buffer.truncate(got);
             return Ok(Try::Done(Ok(buffer)));
         }
+        // Not local and nowhere else: a failed sync left its record unknown, and that comes first. It is no empty file.
+        let Some(size) = size else { return Ok(Try::Blocked(Blocker::content(&open.cell, None))) };
         let end = (offset + u64::from(len)).min(size);
         if offset >= end {
             return Ok(Try::Done(Ok(Vec::new())));
@@ -73,11 +75,13 @@ impl Fs {
         let file = self.reading_file(&open)?;
         let (local, size) = {
             let inner = open.cell.lock();
-            (inner.machine.is_local(), inner.record.object.as_ref().map_or(0, |object| object.len))
+            (inner.machine.is_local(), inner.record.object.as_ref().map(|object| object.len))
         };
         if local {
             return Ok(file.seek(offset, to)?);
         }
+        // Without an object, a failed sync left its record unknown.
+        let size = size.map_or_else(|| file.stat().map(|attr| attr.size), Ok)?;
         match to {
             _ if offset >= size => Err(crate::ports::LowerError::from_errno("lseek", libc::ENXIO).into()),
             SeekTo::Data => Ok(offset),

@@ -10,6 +10,7 @@ mod delay;
 mod directories;
 mod error;
 mod handles;
+mod held;
 mod namespace;
 mod nodes;
 mod open;
@@ -33,6 +34,7 @@ use crate::types::Inode;
 use delay::Delays;
 use directories::Listings;
 use handles::Handles;
+use held::Held;
 use nodes::Nodes;
 use open::OpenFile;
 
@@ -65,6 +67,7 @@ pub struct Fs {
     nodes: Nodes,
     files: Handles<OpenFile>,
     listings: Listings,
+    held: Held,
     delays: Delays,
     options: FsOptions,
 }
@@ -79,6 +82,7 @@ impl Fs {
             calls: Calls::default(),
             files: Handles::new(epoch),
             listings: Listings::default(),
+            held: Held::default(),
             delays: Delays::new(options.delay.clone()),
             options,
         })

@@ -76,7 +76,9 @@ impl Fs {
     }
 
     pub fn forget(&self, id: u64, lookups: u64) {
-        self.nodes.forget(id, lookups);
+        if self.nodes.forget(id, lookups) {
+            self.held.drop(id);
+        }
     }
 
     pub fn make(&self, parent: u64, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller) -> FsResult<Entry> {
@@ -126,12 +128,15 @@ impl Fs {
     ) -> FsResult<Option<Removal>> {
         let node = match self.doomed(dir, name)? {
             Doomed::Unclaimed(file) => {
+                let hold = self.hold(file);
                 remove()?;
+                self.keep_held(file, hold);
                 self.let_go(file);
                 return Ok(None);
             }
             Doomed::Claimed(node) => node,
         };
+        let hold = self.hold(Some(node.id));
         // Under the lock that an archive is committed under: its object is seen here, or it sees that the file has no name any more.
         let unless_left = |record: Record| match noted.lacks(record) {
             Some(record) => Ok(Some(Removal { node, record })),
@@ -145,6 +150,7 @@ impl Fs {
             }
         }?;
         if removed.is_none() {
+            self.keep_held(Some(node.id), hold);
             self.let_go(Some(node.id));
         }
         Ok(removed)

@@ -96,12 +96,16 @@ impl Shard {
         known.lookups = known.lookups.saturating_add(1);
     }
 
-    fn forget(&mut self, id: u64, lookups: u64) {
+    /// Whether it is not known any more.
+    fn forget(&mut self, id: u64, lookups: u64) -> bool {
         let id = id.into();
-        let Some(known) = self.known.get_mut(&id).filter(|known| known.lookups != u32::MAX) else { return };
+        let Some(known) = self.known.get_mut(&id) else { return true };
+        if known.lookups == u32::MAX {
+            return false;
+        }
         known.lookups = u64::from(known.lookups).saturating_sub(lookups) as u32;
         if known.lookups > 0 {
-            return;
+            return false;
         }
         if self.known.remove(&id).is_some_and(|gone| gone.handle.is_none()) {
             self.long_handles.remove(&id);
@@ -112,6 +116,7 @@ impl Shard {
             self.known.shrink_to(len * 2);
             self.long_handles.shrink_to(len * 2);
         }
+        true
     }
 }
 
@@ -150,9 +155,9 @@ impl Nodes {
         }
     }
 
-    /// The kernel forgets so many lookups. An unknown id is nothing: the entry was made before a restart.
-    pub fn forget(&self, id: u64, lookups: u64) {
-        self.shard(id).lock().forget(id, lookups);
+    /// The kernel forgets so many lookups. An unknown id is nothing: the entry was made before a restart. Whether it knows the inode no more.
+    pub fn forget(&self, id: u64, lookups: u64) -> bool {
+        self.shard(id).lock().forget(id, lookups)
     }
 }
 

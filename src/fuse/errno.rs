@@ -43,10 +43,12 @@ fn engine_errno(error: &EngineError) -> i32 {
             | RemoteErrorKind::Source
             | RemoteErrorKind::Rejected => libc::EIO,
         },
-        EngineError::Journal(_) => libc::EIO,
+        EngineError::Journal(_) | EngineError::Defect => libc::EIO,
         EngineError::BadRecord { .. }
         | EngineError::ChangedBelow { .. }
         | EngineError::Corrupt { .. }
+        // Nobody asks for this through the mount.
+        | EngineError::NotKept { .. }
         // Findings of a check; programs do not meet them.
         | EngineError::Shared { .. }
         | EngineError::RecordLost { .. } => libc::EIO,

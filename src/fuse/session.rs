@@ -3,6 +3,7 @@
 //! The mount is made by mount(2) on a descriptor of ours, so that a process that only holds the mount can be put in front later.
 //! The process never touches its own mount: not its path, not its root's attributes.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,7 +16,6 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::adapter::Adapter;
 use crate::fs::Fs;
-use crate::types::FileId;
 
 /// Threads that read requests. With fewer, a single client's creates and renames were slower on two CPUs. Cloned channels would lose requests when the
 /// daemon dies.
@@ -88,9 +88,15 @@ impl Mount {
             .spawn(move || notify(&receiver, &notifier))
             .map_err(MountError::Handshake)?;
         let weak = Arc::downgrade(&fs);
+        let (names, of_names) = (weak.clone(), sender.clone());
         fs.engine.on_change(Box::new(move |file| {
             if let Some(fs) = weak.upgrade() {
-                announce(&sender, &fs, file);
+                announce(&sender, Stale::Inode(fs.node_id(file.ino)));
+            }
+        }));
+        fs.engine.on_name(Box::new(move |directory, name| {
+            if let Some(fs) = names.upgrade() {
+                announce(&of_names, Stale::Name(fs.node_id(directory.ino), name.to_owned()));
             }
         }));
         Ok(Self { session, mountpoint: mountpoint.into() })
@@ -110,18 +116,29 @@ impl Mount {
     }
 }
 
-fn announce(sender: &SyncSender<u64>, fs: &Fs, file: FileId) {
-    match sender.try_send(fs.node_id(file.ino)) {
+/// What the kernel knows no longer.
+enum Stale {
+    /// Attributes of an inode.
+    Inode(u64),
+    /// What a directory has under a name.
+    Name(u64, OsString),
+}
+
+fn announce(sender: &SyncSender<Stale>, stale: Stale) {
+    match sender.try_send(stale) {
         Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
     }
 }
 
-/// Tells the kernel of changed attributes. A thread of its own that holds no lock, and attributes only: invalidating data can
+/// Tells the kernel of changed attributes and names. A thread of its own that holds no lock, and no data: invalidating that can
 /// wait for a page that waits for us.
-fn notify(changes: &Receiver<u64>, notifier: &Notifier) {
-    while let Ok(id) = changes.recv() {
-        // An inode the kernel does not know (ENOENT) needs no telling.
-        let _ = notifier.inval_inode(INodeNo(id), -1, 0);
+fn notify(changes: &Receiver<Stale>, notifier: &Notifier) {
+    while let Ok(stale) = changes.recv() {
+        // What the kernel does not know (ENOENT) needs no telling.
+        let _ = match stale {
+            Stale::Inode(id) => notifier.inval_inode(INodeNo(id), -1, 0),
+            Stale::Name(directory, name) => notifier.inval_entry(INodeNo(directory), &name),
+        };
     }
 }
 

@@ -7,6 +7,7 @@
 //! A caller that is dropped while it waits has still been heard: its note may be stored. That is the safe side, since a
 //! note that names no object costs one request at the next recovery, a missing one an object for ever.
 
+mod kept;
 mod letters;
 mod schema;
 mod store;
@@ -19,8 +20,8 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, Journal, JournalError, Succeeded};
-use crate::types::{ObjectKey, PairName, Timestamp};
+use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, Journal, JournalError, Succeeded};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use store::Store;
 use writer::{Call, Counts, Reply};
@@ -120,6 +121,28 @@ impl Journal for SqliteJournal {
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError> {
         let pair = pair.clone();
         self.ask(|reply| Call::NamesPair { pair, reply }).await
+    }
+
+    async fn noted(
+        &self,
+        pair: &PairName,
+        about: About,
+        after: Option<IntentId>,
+        limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::Noted { pair, about, after, limit, reply }).await
+    }
+
+    async fn repoint(
+        &self,
+        pair: &PairName,
+        key: &ObjectKey,
+        node: Inode,
+        not_before: Timestamp,
+    ) -> Result<(), JournalError> {
+        let (pair, key) = (pair.clone(), key.clone());
+        self.ask(|reply| Call::Repoint { pair, key, node, not_before, reply }).await
     }
 
     async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError> {

@@ -23,7 +23,7 @@ const UPLOAD: i64 = 0;
 const DELETE: i64 = 1;
 const SETTLE: i64 = 2;
 
-const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
+pub(super) const COLUMNS: &str = "id, pair, key, manifest, ino, birth, handle_kind, handle, kind, at_secs, at_nanos";
 
 /// A failed statement, worded for the administrator.
 pub(super) struct Fault(pub(super) JournalError);
@@ -228,7 +228,16 @@ impl Store {
         found.map(|found| found.is_some()).map_err(|error| Fault(self.note(&error)))
     }
 
-    fn select(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<(IntentId, Intent)>, Fault> {
+    pub(super) fn execute(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<(), Fault> {
+        let changed = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(values));
+        changed.map(drop).map_err(|error| Fault(self.note(&error)))
+    }
+
+    pub(super) fn select(
+        &mut self,
+        sql: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<Vec<(IntentId, Intent)>, Fault> {
         let rows = self.connection.prepare_cached(sql).and_then(|mut statement| {
             statement.query_map(values, |row| Ok((row.get::<_, i64>(0)?, decode(row)?)))?.collect::<Result<Vec<_>, _>>()
         });

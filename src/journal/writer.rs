@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::kill;
-use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Succeeded};
-use crate::types::{ObjectKey, PairName, Timestamp};
+use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Succeeded};
+use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use super::CALLS_WAITING_MAX;
 use super::letters::FAILED_MAX;
@@ -27,6 +27,8 @@ pub(super) enum Call {
     Unfinished { after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
     Counts { reply: Reply<(u64, u64)> },
     NamesPair { pair: PairName, reply: Reply<bool> },
+    Noted { pair: PairName, about: About, after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
+    Repoint { pair: PairName, key: ObjectKey, node: Inode, not_before: Timestamp, reply: Reply<()> },
     NamesKeys { keys: Vec<ObjectKey>, reply: Reply<Vec<bool>> },
     NoteFailed { failed: Box<Failed>, now: Timestamp, reply: Reply<u64> },
     ClearFailed { done: Succeeded, reply: Reply<()> },
@@ -95,11 +97,12 @@ fn serve(store: &mut Store, batch: &mut Vec<Call>, counts: &Counts) {
 impl Call {
     fn is_write(&self) -> bool {
         match self {
-            Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } | Call::Withdraw { .. } => true,
+            Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } => true,
+            Call::Withdraw { .. } | Call::Repoint { .. } => true,
             Call::NoteFailed { .. } | Call::ClearFailed { .. } | Call::DropFailed { .. } | Call::SetValue { .. } => {
                 true
             }
-            Call::Due { .. } | Call::Unfinished { .. } | Call::Counts { .. } => false,
+            Call::Due { .. } | Call::Unfinished { .. } | Call::Counts { .. } | Call::Noted { .. } => false,
             Call::NamesPair { .. } | Call::NamesKeys { .. } | Call::Failed { .. } | Call::Value { .. } => false,
         }
     }
@@ -116,6 +119,12 @@ impl Call {
             Call::Unfinished { after, limit, reply } => hold(reply, failure, || store.unfinished(after, limit)),
             Call::Counts { reply } => hold(reply, failure, || store.counts()),
             Call::NamesPair { pair, reply } => hold(reply, failure, || store.names_pair(&pair)),
+            Call::Noted { pair, about, after, limit, reply } => {
+                hold(reply, failure, || store.noted(&pair, &about, after, limit))
+            }
+            Call::Repoint { pair, key, node, not_before, reply } => {
+                hold(reply, failure, || store.repoint(&pair, &key, &node, not_before))
+            }
             Call::NamesKeys { keys, reply } => hold(reply, failure, || store.names_keys(&keys)),
             Call::NoteFailed { failed, now, reply } => {
                 hold(reply, failure, || store.note_failed(&failed, now, FAILED_MAX))

@@ -4,6 +4,7 @@
 //! filesystem. The share is entered through a private clone of its mount, without the mounts below it, so nothing here
 //! can cross into another filesystem, the daemon's own mount included, wherever that is mounted.
 
+use std::any::Any;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -312,6 +313,10 @@ impl Lower for Share {
             self.release_unlinked(Some(node.inode.id));
         }
         Ok(attr)
+    }
+
+    fn pin(&self, node: &Inode) -> LowerResult<Arc<dyn Any + Send + Sync>> {
+        Ok(self.node(node)?)
     }
 
     fn set_attr(&self, node: &Inode, changes: &SetAttr) -> LowerResult<Attr> {

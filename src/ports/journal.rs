@@ -3,11 +3,25 @@
 use async_trait::async_trait;
 
 use super::{Failed, FailedEntry, FailedId, Succeeded};
-use crate::types::{Inode, ObjectKey, PairName, Timestamp};
+use crate::types::{FileId, Inode, ObjectKey, PairName, Timestamp};
 
 /// Identity of a stored intent, unique for the life of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IntentId(pub u64);
+
+/// When the deletion of an object is due that no record ever named (its copy was given up): at once, and never to be brought back.
+pub const GIVEN_UP: Timestamp = Timestamp { secs: 0, nanos: 0 };
+
+/// What notes are about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// This object.
+    Key(ObjectKey),
+    /// Objects whose keys begin so.
+    KeysBeginning(String),
+    /// This inode.
+    File(FileId),
+}
 
 /// What must be finished or undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +30,8 @@ pub enum IntentKind {
     Upload,
     /// The object must go, not before the given time and not while the inode's record names it.
     Delete { not_before: Timestamp },
-    /// The inode's blocks are being filled or freed, which moves its mtime: afterwards that must be as noted here.
+    /// The inode's blocks are being filled or freed, which moves its mtime: afterwards that must be as its record says. What it was when
+    /// the transfer began is noted for people only.
     Settle { mtime: Timestamp },
 }
 
@@ -58,6 +73,27 @@ pub trait Journal: Send + Sync {
     async fn counts(&self) -> Result<(u64, u64), JournalError>;
     /// Whether any note names `pair`.
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError>;
+    /// Notes of `pair` about something, of all kinds, in order of id, after `after`, at most `limit`.
+    async fn noted(
+        &self,
+        _pair: &PairName,
+        _about: About,
+        _after: Option<IntentId>,
+        _limit: usize,
+    ) -> Result<Vec<(IntentId, Intent)>, JournalError> {
+        Err(JournalError { path: String::new(), reason: "it cannot be asked for single notes".into() })
+    }
+    /// Hands an object over to `node`, in one step: all its uploads and deletions become deletions that look at this inode, none due
+    /// before `not_before`.
+    async fn repoint(
+        &self,
+        _pair: &PairName,
+        _key: &ObjectKey,
+        _node: Inode,
+        _not_before: Timestamp,
+    ) -> Result<(), JournalError> {
+        Err(JournalError { path: String::new(), reason: "it cannot hand objects over".into() })
+    }
     /// For each key, whether any note names it, of whatever kind and pair.
     async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError>;
 

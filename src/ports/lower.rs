@@ -3,6 +3,7 @@
 //! Inodes are named by value ([`Inode`]); no call takes a path, so nothing here can be redirected by a rename.
 //! All calls block on local I/O only. Names and values are raw bytes as the kernel gives them.
 
+use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -296,6 +297,11 @@ pub trait Lower: Send + Sync {
     /// `None` for an unlinked inode.
     fn path_of(&self, node: &Inode) -> LowerResult<Option<std::path::PathBuf>>;
     fn stat(&self, node: &Inode) -> LowerResult<Attr>;
+    /// Keeps an inode, and so its number, from being used for another one while the value lives, with or without a name. Opens nothing. Where
+    /// numbers are never used twice there is nothing to keep.
+    fn pin(&self, _node: &Inode) -> LowerResult<Arc<dyn Any + Send + Sync>> {
+        Ok(Arc::new(()))
+    }
     fn set_attr(&self, node: &Inode, changes: &SetAttr) -> LowerResult<Attr>;
     fn read_link(&self, node: &Inode) -> LowerResult<OsString>;
     fn make(&self, dir: &Inode, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller)

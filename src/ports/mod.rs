@@ -8,7 +8,7 @@ mod lower;
 mod remote;
 
 pub use failed::{Failed, FailedEntry, FailedId, Reason, Succeeded, Task};
-pub use journal::{FAILED_DROPPED, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
+pub use journal::{About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
     LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, if_set,

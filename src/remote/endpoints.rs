@@ -20,6 +20,7 @@ use aws_smithy_http_client::tls;
 
 use crate::ports::{RemoteError, RemoteErrorKind, RemoteResult};
 
+use super::bounded::Bounded;
 use super::classify::Place;
 use super::config::{CredentialsFrom, RemoteConfig};
 
@@ -217,6 +218,7 @@ fn client(config: &RemoteConfig, url: &str, http: SharedHttpClient, credentials:
         .force_path_style(true)
         .credentials_provider(credentials)
         .http_client(http)
+        .interceptor(Bounded)
         // Retries and deadlines are this module's own: the SDK knows neither other endpoints nor the length of bodies.
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)

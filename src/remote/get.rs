@@ -10,7 +10,7 @@ use crate::ports::{RemoteErrorKind, RemoteResult};
 use crate::types::{ByteRange, ObjectKey};
 
 use super::Shared;
-use super::classify::{Place, innermost};
+use super::classify::{Place, innermost, one_line};
 use super::deadline::within;
 use super::endpoints::Endpoint;
 use super::objects::{quoted, unquoted};
@@ -70,7 +70,8 @@ impl Shared {
         match (&partial.etag, etag) {
             // Some stores ignore If-Match.
             (Some(asked), Some(got)) if *asked != got => {
-                return Err(place.error(RemoteErrorKind::Conflict, format!("the object is {got} now, not {asked}")));
+                let detail = format!("the object is {} now, not {}", one_line(&got), one_line(asked));
+                return Err(place.error(RemoteErrorKind::Conflict, detail));
             }
             (None, got) => partial.etag = got,
             _ => {}
@@ -120,19 +121,20 @@ fn check_range(place: &Place<'_>, answer: &GetObjectOutput, wanted: ByteRange) -
         }
         return Err(place.error(RemoteErrorKind::Rejected, "the store ignores byte ranges: it cannot serve a pair"));
     };
+    let told = one_line(given);
     let bounds = given.strip_prefix("bytes ").and_then(|given| given.split_once('/')).and_then(|(bounds, _)| {
         let (first, last) = bounds.split_once('-')?;
         Some((first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?))
     });
     match bounds {
-        Some((first, last)) if first == wanted.offset && last + 1 == wanted.end() => Ok(()),
+        Some((first, last)) if first == wanted.offset && last.checked_add(1) == Some(wanted.end()) => Ok(()),
         Some((first, last)) if first == wanted.offset && last < wanted.end() => Err(place.error(
             RemoteErrorKind::Corrupt,
-            format!("the object is shorter than it should be: {} bytes asked for, {given:?} given", wanted.len),
+            format!("the object is shorter than it should be: {} bytes asked for, {told:?} given", wanted.len),
         )),
         _ => Err(place.error(
             RemoteErrorKind::Rejected,
-            format!("bytes {}-{} were asked for, {given:?} answered", wanted.offset, wanted.end() - 1),
+            format!("bytes {}-{} were asked for, {told:?} answered", wanted.offset, wanted.end() - 1),
         )),
     }
 }

@@ -164,7 +164,7 @@ impl Manifest {
         out
     }
 
-    /// Reads the stored form. Every failure names what is wrong; nothing larger than `stored` itself is allocated.
+    /// Reads the stored form. Every failure names what is wrong; at most 1 MiB is allocated beyond a small multiple of `stored`.
     pub fn decode(stored: &[u8]) -> Result<Self, ManifestError> {
         let short = || ManifestError::Short(stored.len());
         let magic = stored.get(..MAGIC.len()).ok_or_else(short)?;

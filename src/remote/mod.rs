@@ -7,6 +7,7 @@
 //! SHA-256 over the payload, which costs as much as the rest of the request. End to end, the content is protected by
 //! the chunk hashes of the [`manifest`].
 
+mod bounded;
 mod classify;
 mod config;
 mod deadline;

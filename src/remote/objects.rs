@@ -10,16 +10,26 @@ use crate::ports::{ObjectInfo, RemoteErrorKind, RemoteResult};
 use crate::types::ObjectKey;
 
 use super::Shared;
-use super::classify::one_line;
+use super::classify::{Place, one_line};
 use super::deadline::within;
 use super::endpoints::Endpoint;
 
 /// Most keys one listing returns (S3's own limit).
 const LIST_MAX: i32 = 1_000;
+/// Longest ETag believed, in bytes. Stores use 32 to 70.
+const ETAG_LEN_MAX: usize = 512;
 
 /// An ETag as it is compared and stored: without quotes, and without the mark of a weak one.
 pub(super) fn unquoted(etag: &str) -> String {
     etag.trim().trim_start_matches("W/").trim_matches('"').to_owned()
+}
+
+/// Fails for an ETag longer than any store's: it would be in records, and in what people read.
+pub(super) fn check_etag(place: &Place<'_>, etag: &str) -> RemoteResult<()> {
+    if etag.len() <= ETAG_LEN_MAX {
+        return Ok(());
+    }
+    Err(place.error(RemoteErrorKind::Rejected, format!("the store tells an ETag of {} bytes", etag.len())))
 }
 
 /// An ETag as it is sent in a condition.
@@ -63,7 +73,10 @@ impl Shared {
             Ok(answer) if answer.content_length.is_none_or(|len| len < 0) => {
                 return Err(place.error(RemoteErrorKind::Rejected, "the store does not tell the object's length"));
             }
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                check_etag(&place, answer.e_tag().unwrap_or_default())?;
+                return Ok(answer);
+            }
             Err(error) => place.failed(&error),
         };
         // A HEAD's 404 has no body and so no code: it may be the bucket that is missing, and then no object is lost.

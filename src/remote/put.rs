@@ -12,10 +12,10 @@ use crate::ports::{ObjectSource, RemoteErrorKind, RemoteResult, Stored};
 use crate::types::{ByteRange, ObjectKey};
 
 use super::Shared;
-use super::classify::{Place, is_not_implemented};
+use super::classify::{Place, is_not_implemented, one_line};
 use super::deadline::{body, within};
 use super::endpoints::Endpoint;
-use super::objects::unquoted;
+use super::objects::{check_etag, unquoted};
 
 /// A CRC-32 as S3 writes it.
 pub(super) fn crc_text(crc: u32) -> String {
@@ -178,7 +178,8 @@ impl Shared {
 pub(super) fn confirm_checksum(place: &Place<'_>, expected: &Expected, told: Option<&str>) -> RemoteResult<()> {
     match expected.agrees(told) {
         Some(false) => {
-            let detail = format!("the store has CRC-32 {:?}, {:?} was sent", told.unwrap_or_default(), expected.crc);
+            let told = one_line(told.unwrap_or_default());
+            let detail = format!("the store has CRC-32 {told:?}, {:?} was sent", expected.crc);
             Err(place.error(RemoteErrorKind::Corrupt, detail))
         }
         _ => Ok(()),
@@ -188,6 +189,7 @@ pub(super) fn confirm_checksum(place: &Place<'_>, expected: &Expected, told: Opt
 pub(super) fn stored(place: &Place<'_>, etag: Option<&str>, version: Option<&str>) -> RemoteResult<Stored> {
     let etag = etag.map(unquoted).filter(|etag| !etag.is_empty());
     let etag = etag.ok_or_else(|| place.error(RemoteErrorKind::Rejected, "the store confirmed without an ETag"))?;
+    check_etag(place, &etag)?;
     // A bucket without versions may still say so.
     Ok(Stored { etag, version: version.filter(|version| *version != "null").map(str::to_owned) })
 }

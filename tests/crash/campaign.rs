@@ -13,6 +13,8 @@ const IN_RECOVERY: [&str; 6] =
     ["recover.synced", "recover.settled", "recover.punched", "recover.dated", "recover.recorded", "recover.removed"];
 /// Longest that a round works before its loss, in milliseconds.
 const WORK_MS: u64 = 250;
+/// How long a power round works until it comes to its kill point; then the power goes all the same.
+const AT_POINT_WITHIN: Duration = Duration::from_millis(500);
 /// Rounds after which all objects are looked at.
 const OBJECTS_EVERY: u64 = 50;
 
@@ -56,8 +58,8 @@ fn kill_round(scene: &mut Scene) -> bool {
     true
 }
 
-/// The power goes: in the midst of work, perhaps after a process's death, or right after a recovery that believed what it found.
-fn power_round(scene: &mut Scene) -> bool {
+/// The power goes: in the midst of work or at a kill point, perhaps after a process's death, or right after a recovery that believed what it found.
+fn power_round(scene: &mut Scene, points: &[String]) -> bool {
     let counts = match scene.dice.below(6) {
         0 => {
             scene.work_and_kill(WORK_MS);
@@ -72,6 +74,12 @@ fn power_round(scene: &mut Scene) -> bool {
         2 => {
             kill_round(scene);
             scene.work_and_cut(WORK_MS)
+        }
+        3 => {
+            let point = points[scene.dice.below(points.len() as u64) as usize].clone();
+            let count = 1 + scene.dice.below(3);
+            points::dies(scene, &point, count, AT_POINT_WITHIN);
+            scene.cut_at_rest()
         }
         _ => scene.work_and_cut(WORK_MS),
     };
@@ -91,11 +99,12 @@ struct Done {
 fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: bool) -> Done {
     let mut done = Done { counted: 0, reached: points.iter().map(|point| (point.clone(), 0)).collect() };
     let (began, mut rounds, mut tried) = (Instant::now(), 0, 0);
+    let mut missed = BTreeMap::<String, u64>::new();
     while done.counted < wanted && !stopped() {
         rounds += 1;
         let counts = match kind {
             Kind::Kill => kill_round(scene),
-            Kind::Shutdown | Kind::Disk => power_round(scene),
+            Kind::Shutdown | Kind::Disk => power_round(scene, points),
             Kind::Points => {
                 let point = &points[done.counted as usize % points.len()];
                 tried += 1;
@@ -103,6 +112,9 @@ fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: 
                 let first = done.counted < points.len() as u64 || tried > 1;
                 let count = if first { 1 } else { 1 + scene.dice.below(8) };
                 let died = points::round(scene, point, count);
+                if !died {
+                    *missed.entry(point.clone()).or_insert(0) += 1;
+                }
                 if died {
                     tried = 0;
                     *done.reached.get_mut(point).expect("one of them") += 1;
@@ -130,6 +142,9 @@ fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: 
             );
         }
     }
+    if !missed.is_empty() {
+        eprintln!("  not reached at once: {missed:?}");
+    }
     scene.check_objects();
     let took = began.elapsed();
     let each = took.checked_div(rounds.max(1) as u32).unwrap_or_default();
@@ -146,7 +161,7 @@ fn run(scene: &mut Scene, kind: Kind, wanted: u64, points: &[String], progress: 
 /// A few rounds, as a test.
 fn few(fs: &'static str, kind: Kind, state_below: bool, rounds: u64) {
     let Some(mut scene) = Scene::new(fs, kind.power(), state_below, 4) else { return };
-    run(&mut scene, kind, rounds, &[], false);
+    run(&mut scene, kind, rounds, &points::all(), false);
     let tally = &scene.tally;
     assert!(tally.steps > 20 * rounds && tally.transfers > 5 * rounds, "hardly anything was done: {tally:?}");
     assert!(tally.survivors.in_transfer > 0, "no loss met a transfer: {tally:?}");

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tierfs::gateway::faults::{Effect, Rule};
 
 use crate::oracle::Loss;
+use crate::rig::*;
 use crate::scene::Scene;
 
 /// How long a round works before it gives a point up.
@@ -53,7 +54,7 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
     let first = before(point);
     if !first.is_empty() {
         let first = first[scene.dice.below(first.len() as u64) as usize];
-        if !dies(scene, first, 1) {
+        if !dies(scene, first, 1, REACHED_WITHIN) {
             scene.recover(&[]);
             scene.check(Loss::Process);
             return false;
@@ -62,10 +63,6 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
             scene.recover(&[]);
             scene.check(Loss::Process);
         }
-    }
-    if point == "recall.undone" {
-        // Who empties a file must meet its recall.
-        scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(60))).method("GET").probability(0.7));
     }
     let died = if point.starts_with("recover.") {
         let before = scene.tally.in_recovery;
@@ -82,18 +79,51 @@ pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
         scene.rig.crash();
         scene.recover(&[]);
         died
+    } else if point == "recall.undone" {
+        let died = dies_emptying(scene, point);
+        scene.recover(&[]);
+        fs::remove_file(scene.rig.mnt("emptied")).unwrap();
+        died
     } else {
-        let died = dies(scene, point, count);
+        let within = if point.starts_with("delete.") { REACHED_LATE_WITHIN } else { REACHED_WITHIN };
+        let died = dies(scene, point, count, within);
         scene.recover(&[]);
         died
     };
-    scene.rig.faults.clear();
     scene.check(Loss::Process);
     died
 }
 
+/// A file is emptied in the midst of its recall, which work seldom does. Its object stays until the file is removed in turn.
+fn dies_emptying(scene: &mut Scene, point: &str) -> bool {
+    scene.rig.crash();
+    scene.rig.kill_at = Some(point.to_owned());
+    scene.rig.mount();
+    scene.rig.kill_at = None;
+    let name = "emptied";
+    scene.rig.write(name, 9 * CHUNK);
+    scene.rig.migrate(name);
+    let path = scene.rig.mnt(name);
+    scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(400))).method("GET").skip(4));
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    wait_for("some chunks", || scene.rig.allocated(name) > CHUNK as u64);
+    // It may have been all, and then nothing is undone.
+    let _ = truncate(&scene.rig.mnt(name), 0);
+    let daemon = scene.rig.daemon.expect("it was mounted");
+    let deadline = Instant::now() + REACHED_WITHIN;
+    while alive(daemon) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let died = !alive(daemon);
+    scene.rig.crash();
+    let _ = reader.join();
+    scene.rig.faults.clear();
+    scene.tally.kills += u64::from(died);
+    died
+}
+
 /// Restarts the daemon so that it dies at a point, and works until it does.
-fn dies(scene: &mut Scene, point: &str, count: u64) -> bool {
+pub fn dies(scene: &mut Scene, point: &str, count: u64, within: Duration) -> bool {
     // What runs is at rest: the next daemon finds what it would find after any death.
     scene.rig.crash();
     scene.rig.kill_at = Some(format!("{point}:{count}"));
@@ -103,6 +133,5 @@ fn dies(scene: &mut Scene, point: &str, count: u64) -> bool {
         scene.rig.crash();
         return true;
     }
-    let patience = if point.starts_with("delete.") { REACHED_LATE_WITHIN } else { REACHED_WITHIN };
-    scene.work_until_dead(patience)
+    scene.work_until_dead(within)
 }

@@ -1,5 +1,11 @@
 //! What rounds have found, told step by step: each was lost once.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use tierfs::gateway::faults::{Effect, Rule};
+
+use crate::load::look;
 use crate::oracle::Loss;
 use crate::rig::*;
 use crate::scene::{Power, Scene};
@@ -45,7 +51,7 @@ fn a_file_whose_object_was_deleted_does_not_come_back() {
     let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
     let data = scene.rig.write("gone", 3 * CHUNK);
     scene.rig.migrate("gone");
-    rustix::fs::syncfs(std::fs::File::open(scene.rig.fs.path()).unwrap()).unwrap();
+    scene.sync();
     let key = scene.rig.objects().into_iter().find(|key| key.starts_with("gone")).expect("it was archived");
     std::fs::remove_file(scene.rig.mnt("gone")).unwrap();
     wait_for("the deletion", || !scene.rig.objects().contains(&key));
@@ -54,4 +60,55 @@ fn a_file_whose_object_was_deleted_does_not_come_back() {
     if scene.rig.mnt("gone").exists() {
         scene.rig.same("gone", &data);
     }
+}
+
+/// A file was removed during its recall, and the daemon died. The next one finds it gone and has nothing to settle: it must stay
+/// gone, for if it came back, there would be data in a stub of which nobody knows.
+#[test]
+fn what_a_recovery_finds_gone_stays_gone() {
+    let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
+    scene.rig.crash();
+    scene.rig.kill_at = Some("removal.unlinked".into());
+    scene.rig.mount();
+    let data = scene.rig.write("gone", 20 * CHUNK);
+    scene.rig.migrate("gone");
+    scene.sync();
+    scene.rig.faults.add(Rule::new(Effect::Hang).method("GET").skip(6));
+    let path = scene.rig.mnt("gone");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    wait_for("some chunks", || scene.rig.allocated("gone") > 2 * CHUNK as u64);
+    scene.sync();
+    std::fs::remove_file(scene.rig.mnt("gone")).expect_err("the daemon dies");
+    scene.rig.crash();
+    reader.join().unwrap().expect_err("it was not all there");
+    scene.rig.faults.clear();
+    assert!(scene.recover_and_cut(&[]), "somebody synced the filesystem");
+    scene.recover(&[]);
+    if scene.rig.mnt("gone").exists() {
+        scene.rig.same("gone", &data);
+    }
+}
+
+/// A copy is made of content that nobody has synced; the daemon dies right after the record, somebody else's fsync makes that durable,
+/// and the power goes. The file is what its record says, or the record is not there.
+#[test]
+fn what_a_record_calls_dual_was_durable_before_it() {
+    let Some(mut scene) = Scene::new("ext4", Power::Shutdown, false, 1) else { return };
+    scene.rig.crash();
+    scene.rig.kill_at = Some("archive.recorded".into());
+    scene.rig.mount();
+    scene.rig.write("copied", 3 * CHUNK);
+    scene.sync();
+    let path = scene.rig.mnt("copied");
+    // In its place: such blocks no journal brings along.
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&noise("other", CHUNK), 0).unwrap();
+    drop(file);
+    set_xattr(&path, "user.tierfs.migrate", b"1").expect_err("the daemon dies");
+    scene.rig.crash();
+    File::create(scene.rig.fs.path().join("other")).and_then(|file| file.sync_all()).unwrap();
+    assert!(scene.cut_at_rest(), "somebody synced the filesystem");
+    scene.recover(&[]);
+    assert_eq!(scene.rig.state("copied"), "dual", "the record was made durable");
+    look(&path).unwrap();
 }

@@ -137,14 +137,10 @@ pub fn boot(out: &mut Out) {
                     return;
                 }
                 let stub = matches!(rec.claim, Claim::Stub | Claim::Releasing);
-                let mtime = match (note.kind, rec.claim) {
-                    (NoteKind::Settle(mtime), Claim::Stub) => mtime,
-                    _ => rec.mtime,
-                };
                 if stub && !s.is_open_outside() {
-                    s.punch(mtime);
+                    s.punch(rec.mtime);
                 } else {
-                    s.disk.set_mtime(mtime);
+                    s.disk.set_mtime(rec.mtime);
                 }
                 s.boot = Boot::Settled { note: index, stub };
             });
@@ -155,8 +151,10 @@ pub fn boot(out: &mut Out) {
             |s| {
                 if stub && s.disk.rec.claim == Claim::Releasing {
                     s.save(Rec { claim: Claim::Stub, ..s.disk.rec });
+                    s.boot = Boot::Settled { note, stub: false };
+                } else {
+                    s.boot = Boot::Journal { note, named: true };
                 }
-                s.boot = Boot::Journal { note, named: true };
             },
             |s| next(s, note),
         ),

@@ -107,6 +107,6 @@ fn unreferenced(s: &State) -> Option<&'static str> {
 
 /// Tiering leaves the mtime as it was.
 fn times(s: &State) -> Option<&'static str> {
-    let rest = s.is_at_rest() && !s.is_gone() && s.spent.faults == 0 && s.spent.crashes == 0;
+    let rest = s.is_at_rest() && !s.is_gone() && s.spent.faults == 0;
     (rest && s.disk.mtime != s.truth_mtime).then_some("tiering moved the mtime")
 }

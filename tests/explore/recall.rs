@@ -4,6 +4,7 @@ use tierfs::tier::{Event, Verdict};
 use tierfs::types::Claim;
 
 use crate::bugs::Bug;
+use crate::disk::Rec;
 use crate::state::{ALL, Ask, At, CHUNKS, CORRUPT, FREED, Fill, NoteKind, Recall, STRAY_TIME, Spawned, State};
 use crate::steps::Out;
 
@@ -44,7 +45,10 @@ pub fn want(out: &mut Out, wanted: u8, ask: Ask, go: impl Fn(&mut State, Option<
                 return go(s, None);
             }
             let mtime = if cell.rec.claim == Claim::Releasing { cell.rec.mtime } else { s.disk.mtime };
-            let (at, rec) = (Fill::Open, cell.rec);
+            let (at, rec) = (Fill::Open, Rec { mtime, ..cell.rec });
+            if rec != cell.rec {
+                s.store(rec);
+            }
             s.recall = Some(Recall { at, rec, mtime, written: 0, local: 0, cancelled: false, failed: false, noted: 0 });
             go(s, Some(At::Joined(wanted)));
         }

@@ -21,7 +21,8 @@ fn end(s: &mut State, index: usize) {
     if s.lock == lock_of(index) {
         s.lock = 0;
     }
-    if note != 0 && s.cell().rec.claim != Claim::Releasing {
+    let cell = s.cell();
+    if note != 0 && cell.rec.claim != Claim::Releasing && !cell.machine.is_unknown() {
         s.spawn(Spawned::Forget { note });
     }
 }

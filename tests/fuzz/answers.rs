@@ -117,6 +117,11 @@ fn no_answer_is_taken_for_another() {
         Ok(())
     });
     assert!(*fresh.get_mut() >= 600 && proxy.twisted.load(std::sync::atomic::Ordering::Relaxed) >= 600);
+    // A store that does not come to an end.
+    proxy.twist(&[Twist::Huge(64 << 20)]);
+    let (listed, taken) = peak(|| runtime.block_on(remote.list("k", None)));
+    assert!(listed.is_err() && taken <= 2 * MEMORY_MAX, "{taken} bytes");
+    proxy.twist(&[]);
     // All is well as soon as the answers are.
     assert_eq!(runtime.block_on(get(&remote, "k0", 0, 1000)).unwrap(), data);
     others.block_on(rig.server.shutdown());

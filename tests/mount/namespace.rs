@@ -21,6 +21,44 @@ fn both(check: impl Fn(&Rig)) {
     }
 }
 
+/// Found by stress-ng as EIO, and worse by reading: a request for a removed file, under way while a new file got its number, opened or cut
+/// the new one. (A descriptor of `O_PATH` stands for such a request: the kernel knows the file, and the daemon does not know that.)
+#[test]
+fn a_removed_files_number_is_not_used_again_while_somebody_knows_it() {
+    let Some(rig) = Rig::new() else { return };
+    for (replaced, stub) in [(false, false), (true, false), (false, true)] {
+        rig.write("a", CHUNK);
+        if stub {
+            rig.migrate("a");
+        }
+        let known = rustix::fs::open(rig.mnt("a"), rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let number = fs::metadata(rig.mnt("a")).unwrap().ino();
+        if replaced {
+            fs::write(rig.mnt("b"), b"b").unwrap();
+            fs::rename(rig.mnt("b"), rig.mnt("a")).unwrap();
+        } else {
+            fs::remove_file(rig.mnt("a")).unwrap();
+        }
+        let made = |n: usize| {
+            let name = format!("new{n}");
+            fs::write(rig.mnt(&name), b"somebody else's").unwrap();
+            fs::metadata(rig.mnt(&name)).unwrap().ino()
+        };
+        assert!((0..20).all(|n| made(n) != number), "its number was used again");
+        let stat = rustix::fs::fstat(&known).unwrap();
+        assert_eq!((stat.st_ino, stat.st_nlink, stat.st_size), (number, 0, CHUNK as i64));
+        drop(known);
+        (0..20).for_each(|n| fs::remove_file(rig.mnt(format!("new{n}"))).unwrap());
+        // As soon as nobody knows it, it is free like any other.
+        wait_for("the number's next file", || {
+            let found = (0..20).any(|n| made(n) == number);
+            (0..20).for_each(|n| drop(fs::remove_file(rig.mnt(format!("new{n}")))));
+            found
+        });
+        let _ = fs::remove_file(rig.mnt("a"));
+    }
+}
+
 #[test]
 fn names_made_through_the_mount_are_below_and_the_other_way_round() {
     both(|rig| {

@@ -248,8 +248,13 @@ impl Rig {
         self.runtime.block_on(work)
     }
 
-    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs.
+    /// Keys of all objects, without the pair's prefix, and without those of a probe that runs, and of names.
     pub fn objects(&self) -> BTreeSet<String> {
+        self.all_objects().into_iter().filter(|key| !key.starts_with(".tierfs")).collect()
+    }
+
+    /// As [`Rig::objects`], with all of tierfs' own.
+    pub fn all_objects(&self) -> BTreeSet<String> {
         let remote = self.remote();
         let mut keys = BTreeSet::new();
         self.runtime.block_on(async {
@@ -258,7 +263,7 @@ impl Rig {
                 let page = remote.list("", after.as_ref()).await.unwrap();
                 let Some((last, _)) = page.last().cloned() else { return };
                 let names = page.into_iter().map(|(key, _)| key.0.trim_start_matches("pre/").to_owned());
-                keys.extend(names.filter(|key| !key.starts_with(".tierfs")));
+                keys.extend(names);
                 after = Some(last);
             }
         });
@@ -308,6 +313,20 @@ impl Rig {
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("objects that nobody names stay: {strays:?}");
+    }
+
+    /// The share, its filesystem and all state are lost; an empty one of another kind takes its place. The bucket stays.
+    pub fn lose_share(&mut self, kind: &'static str, size: u64, retention: &str) {
+        assert!(self.daemon.is_none(), "unmount first");
+        self.fs = LoopFs::new(kind, size);
+        self.kind = kind;
+        fs::set_permissions(self.fs.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(self.share()).unwrap();
+        for lost in ["state", "etc"] {
+            fs::remove_dir_all(self.scratch(lost)).unwrap();
+        }
+        let output = self.tierfs(&self.pair_args(retention, true));
+        assert!(output.status.success(), "{}", said(&output));
     }
 
     // The commands.
@@ -367,6 +386,10 @@ impl Rig {
     pub fn try_mount(&mut self, further: &[&str]) -> Output {
         let mut args: Vec<std::ffi::OsString> = vec!["--json".into(), "mount".into()];
         args.extend(self.mount_args.iter().chain(further).map(|arg| (*arg).into()));
+        if !self.mount_args.iter().any(|arg| arg.contains("save_names")) {
+            // Requests that a test does not ask for would meet its faults.
+            args.extend(["-o", "save_names=off"].map(Into::into));
+        }
         args.extend([self.share().into(), self.mountpoint().into()]);
         let mut command = self.command(&args);
         if let Some(point) = &self.kill_at {

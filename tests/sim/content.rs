@@ -63,8 +63,8 @@ impl Content {
         bytes
     }
 
-    /// Writes, and tells each page that changed with the end of what was written to it.
-    pub fn write_each(&mut self, offset: u64, data: &[u8], mut changed: impl FnMut(u64, Option<&Page>, &Page, u64)) {
+    /// Writes, and tells each page that changed: its number, what it was, and what it is.
+    pub fn write_each(&mut self, offset: u64, data: &[u8], mut changed: impl FnMut(u64, Option<&Page>, &Page)) {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -77,7 +77,7 @@ impl Content {
             }
             page[within..within + part].copy_from_slice(&data[done..done + part]);
             let page: Page = page.into();
-            changed(index, old, &page, at + part as u64);
+            changed(index, old, &page);
             self.pages.insert(index, page);
             self.size = self.size.max(at + part as u64);
             done += part;
@@ -85,7 +85,7 @@ impl Content {
     }
 
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        self.write_each(offset, data, |_, _, _, _| {});
+        self.write_each(offset, data, |_, _, _| {});
     }
 
     pub fn set_size(&mut self, size: u64) {

@@ -129,63 +129,45 @@ impl Image {
         &mut dir.entries
     }
 
-    fn lose_name(&mut self, ino: u64, now: Timestamp) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.nlink -= 1;
-            node.ctime = now;
-        }
-    }
-
     fn apply(&mut self, change: &Change, now: Timestamp) {
-        let (ino, edit): (u64, Box<dyn FnOnce(&mut Node)>) = match change.clone() {
+        match change.clone() {
             Change::Create { dir, name, ino, node } => {
                 self.dir(dir, now).insert(name, ino);
                 self.nodes.insert(ino, *node);
-                return;
             }
             Change::Link { dir, name, ino } => {
                 self.dir(dir, now).insert(name, ino);
-                (ino, Box::new(|node| node.nlink += 1))
+                self.edit(ino, now, |node| node.nlink += 1);
             }
             Change::Unlink { dir, name, ino } => {
                 self.dir(dir, now).remove(&name);
-                return self.lose_name(ino, now);
+                self.edit(ino, now, |node| node.nlink -= 1);
             }
             Change::Rename { dir, name, to_dir, to, ino, replaced } => {
                 self.dir(dir, now).remove(&name);
                 self.dir(to_dir, now).insert(to, ino);
-                if let Some(replaced) = replaced {
-                    self.lose_name(replaced, now);
-                }
-                (ino, Box::new(|_| {}))
+                replaced.into_iter().for_each(|replaced| self.edit(replaced, now, |node| node.nlink -= 1));
+                self.edit(ino, now, |_| {});
             }
-            Change::Size { ino, size } => (
-                ino,
-                Box::new(move |node| {
-                    node.content.set_size(size);
-                    node.mtime = now;
-                }),
-            ),
-            Change::Punch { ino } => (
-                ino,
-                Box::new(move |node| {
-                    node.content.punch();
-                    node.mtime = now;
-                }),
-            ),
-            Change::Touch { ino } => (ino, Box::new(move |node| node.mtime = now)),
-            Change::Times { ino, mtime } => (ino, Box::new(move |node| node.mtime = mtime)),
-            Change::Mode { ino, mode } => (ino, Box::new(move |node| node.mode = mode)),
-            Change::Xattr { ino, name, value } => (
-                ino,
-                Box::new(move |node| {
-                    match value {
-                        Some(value) => node.xattrs.insert(name, value),
-                        None => node.xattrs.remove(&name),
-                    };
-                }),
-            ),
-        };
+            Change::Size { ino, size } => self.edit(ino, now, |node| {
+                node.content.set_size(size);
+                node.mtime = now;
+            }),
+            Change::Punch { ino } => self.edit(ino, now, |node| {
+                node.content.punch();
+                node.mtime = now;
+            }),
+            Change::Touch { ino } => self.edit(ino, now, |node| node.mtime = now),
+            Change::Times { ino, mtime } => self.edit(ino, now, |node| node.mtime = mtime),
+            Change::Mode { ino, mode } => self.edit(ino, now, |node| node.mode = mode),
+            Change::Xattr { ino, name, value: Some(value) } => {
+                self.edit(ino, now, |node| drop(node.xattrs.insert(name, value)));
+            }
+            Change::Xattr { ino, name, value: None } => self.edit(ino, now, |node| drop(node.xattrs.remove(&name))),
+        }
+    }
+
+    fn edit(&mut self, ino: u64, now: Timestamp, edit: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             edit(node);
             node.ctime = now;
@@ -223,7 +205,7 @@ struct Write {
     ino: u64,
     index: u64,
     page: Page,
-    /// End of the write, which may be a new end of the file.
+    /// Where the page's bytes end, which may be a new end of the file.
     end: u64,
 }
 
@@ -263,7 +245,8 @@ impl Disk {
         self.change(Change::Touch { ino }, now);
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is open");
-        node.content.write_each(offset, data, |index, _, page, end| {
+        node.content.write_each(offset, data, |index, _, page| {
+            let end = index * PAGE + page.len() as u64;
             writes.push(Write { seq, ino, index, page: page.clone(), end });
         });
     }
@@ -272,7 +255,8 @@ impl Disk {
     pub fn write_quietly(&mut self, ino: u64, offset: u64, data: &[u8]) {
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is mapped");
-        node.content.write_each(offset, data, |index, _, page, end| {
+        node.content.write_each(offset, data, |index, _, page| {
+            let end = index * PAGE + page.len() as u64;
             writes.push(Write { seq, ino, index, page: page.clone(), end });
         });
     }

@@ -40,6 +40,8 @@ pub enum Fault {
     Before(RemoteErrorKind),
     /// It happened, and the answer was lost.
     After(RemoteErrorKind),
+    /// It was given up, and happens a minute later all the same.
+    Late,
     /// Bytes that are not those asked for.
     Corrupted,
     /// Fewer bytes than asked for.
@@ -66,7 +68,7 @@ impl Kind {
             Self::Put => &[Before(Server), After(TimedOut), Before(SlowDown), Cut, Before(Denied)],
             Self::Get => &[Before(Server), Before(TimedOut), Before(Corrupt), Corrupted, Cut, Before(NotFound)],
             Self::Head => &[Before(Server), Before(TimedOut), Before(NotFound), Corrupted],
-            Self::Delete => &[Before(Server), After(TimedOut), Before(SlowDown)],
+            Self::Delete => &[Before(Server), After(TimedOut), Before(SlowDown), Late],
             Self::List => &[Before(Server)],
             Self::Direct => &[Errno(libc::EIO)],
         }

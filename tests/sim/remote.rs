@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tierfs::ports::*;
-use tierfs::types::{ByteRange, ObjectKey};
+use tierfs::types::{ByteRange, ObjectKey, Timestamp};
 
 use crate::bugs::Bug;
 use crate::plan::{Fault, Kind};
@@ -36,6 +36,7 @@ impl SimRemote {
         let answered = match self.world.step(self.life, kind, tell) {
             Err(_) => None,
             Ok((mut state, fault)) => {
+                arrive(&mut state);
                 let slow = matches!(
                     fault,
                     Some(Fault::Before(RemoteErrorKind::TimedOut) | Fault::After(RemoteErrorKind::TimedOut))
@@ -54,6 +55,25 @@ impl SimRemote {
         }
         self.world.pause().await;
         answer.map_err(|kind| error(kind, operation, key))
+    }
+}
+
+fn delete(state: &mut State, key: &ObjectKey) {
+    check_deletion(state, key);
+    if state.objects.remove(key).is_some() {
+        state.stats.deletions += 1;
+    }
+}
+
+/// What was given up and happens now.
+fn arrive(state: &mut State) {
+    let now = state.now();
+    let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut state.late).into_iter().partition(|(at, _)| *at <= now);
+    state.late = later;
+    for (_, key) in due {
+        state.tell(|| format!("late: delete {key}"));
+        state.stats.count("late deletion");
+        delete(state, &key);
     }
 }
 
@@ -160,11 +180,13 @@ impl Remote for SimRemote {
     }
 
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
-        self.ask(Kind::Delete, "delete", key, |state, _| {
-            check_deletion(state, key);
-            if state.objects.remove(key).is_some() {
-                state.stats.deletions += 1;
+        self.ask(Kind::Delete, "delete", key, |state, fault| {
+            if fault == Some(Fault::Late) {
+                let at = Timestamp { secs: state.now().secs + 60, nanos: 0 };
+                state.late.push((at, key.clone()));
+                return Err(RemoteErrorKind::TimedOut);
             }
+            delete(state, key);
             Ok(())
         })
         .await

@@ -10,6 +10,18 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
     let migrate = |name| Job(name, JobKind::Migrate);
     vec![
         ("migrate", vec![vec![migrate(0), Look(0)]]),
+        (
+            "a reader of a stub meets a writer",
+            vec![vec![
+                migrate(1),
+                Open(1, How::Read),
+                Open(1, How::Both),
+                ReadAll(1, 40_000),
+                Write(0, 0, 700),
+                Close(0),
+                ReadAll(0, 40_000),
+            ]],
+        ),
         ("migrate large", vec![vec![migrate(1)]]),
         ("archive then release", vec![vec![Job(0, JobKind::ArchiveOnly), Wait(50), Job(0, JobKind::Release)]]),
         ("read a small stub", vec![vec![migrate(0), Open(0, How::Read), ReadAll(0, 5000), Close(0)]]),
@@ -37,6 +49,13 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
         (
             "times of a stub",
             vec![vec![migrate(0), Times(0), Look(0), Open(0, How::Read), ReadAll(0, 5000), Close(0), Look(0)]],
+        ),
+        (
+            "times after a release",
+            vec![
+                vec![Job(0, JobKind::ArchiveOnly), Job(0, JobKind::Release), Times(0), Look(0)],
+                vec![Wait(40), Times(0), Times(0), Times(0)],
+            ],
         ),
         ("remove a stub", vec![vec![migrate(0), Unlink(0), Create(0), Append(0, 40), Close(0)]]),
         (

@@ -45,7 +45,7 @@ impl File {
     pub fn write(&mut self, offset: u64, data: &[u8], mtime: Timestamp) {
         self.changing();
         let since = &mut self.since.pages;
-        self.content.write_each(offset, data, |index, old, _, _| since.entry(index).or_default().push(old.cloned()));
+        self.content.write_each(offset, data, |index, old, _| since.entry(index).or_default().push(old.cloned()));
         self.mtime = mtime;
     }
 

@@ -55,6 +55,8 @@ pub struct State {
     /// What [`tierfs::ports::LowerFile::as_owner`] is acting on.
     pub acting: Option<u64>,
     pub objects: BTreeMap<ObjectKey, Object>,
+    /// Deletions that were given up and will happen.
+    pub late: Vec<(Timestamp, ObjectKey)>,
     pub notes: BTreeMap<u64, Intent>,
     /// The dead-letter list, and what is remembered by name.
     pub failures: BTreeMap<FailedId, FailedEntry>,
@@ -109,6 +111,7 @@ impl World {
             mappings: BTreeSet::new(),
             acting: None,
             objects: BTreeMap::new(),
+            late: Vec::new(),
             notes: BTreeMap::new(),
             failures: BTreeMap::new(),
             values: BTreeMap::new(),

@@ -1,0 +1,278 @@
+//! Trees: what the store has of each directory but the content of its files, so that the share can be made again from the bucket.
+//!
+//! A tree is stored when it differs from the one stored last, which an attribute of the directory tells. Invariant: a tree is never
+//! replaced and never the only copy of anything; the newest complete one of a directory stays as long as the directory does.
+//! Memory goes by a part, not by the directory.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::error::{EngineError, EngineResult};
+use super::intents::is_gone;
+use super::source::MemorySource;
+use super::{Engine, blocking};
+use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, if_set};
+use crate::tree::{Attributes, Entry, Kind, PART_ENTRIES_MAX, PLACE, Part, PartKey};
+use crate::types::{ContentHash, Generation, Inode, ObjectKey, Timestamp};
+
+/// On a directory, what was stored of it last. Hidden by the mount.
+const TREE_XATTR: &str = "trusted.tierfs.tree";
+/// Parts read ahead of their upload.
+const PARTS_AHEAD: usize = 2;
+
+/// What is known of the tree stored last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    generation: Generation,
+    hash: ContentHash,
+}
+
+impl Known {
+    fn encode(&self) -> Vec<u8> {
+        [&b"1"[..], &self.generation.0.to_be_bytes(), &self.hash.0].concat()
+    }
+
+    fn decode(stored: &[u8]) -> Option<Self> {
+        let rest = stored.strip_prefix(b"1")?;
+        let (generation, hash) = rest.split_first_chunk()?;
+        Some(Self { generation: Generation(u64::from_be_bytes(*generation)), hash: ContentHash(hash.try_into().ok()?) })
+    }
+}
+
+/// Whether an attribute is the file's own: no record, nothing that another machine would not understand.
+pub fn travels(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    // On XFS, ACLs have these names as well.
+    let ours = [&b"trusted.tierfs."[..], b"user.tierfs.", b"trusted.SGI_ACL_"];
+    let ours = ours.iter().any(|prefix| name.starts_with(prefix));
+    let wanted = [&b"user."[..], b"system.posix_acl_", b"trusted."].iter().any(|prefix| name.starts_with(prefix));
+    !ours && (wanted || name == b"security.capability")
+}
+
+/// The attributes of an inode that travel, in order of their names.
+pub fn travelling_xattrs(lower: &dyn Lower, node: &Inode) -> LowerResult<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut names = match lower.list_xattrs(node) {
+        Err(error) if error.errno() == libc::EOPNOTSUPP => return Ok(Vec::new()),
+        names => names?,
+    };
+    names.retain(|name| travels(name));
+    names.sort();
+    let mut found = Vec::with_capacity(names.len());
+    for name in names {
+        if let Some(value) = if_set(lower.xattr(node, &name))? {
+            found.push((name.into_vec(), value));
+        }
+    }
+    Ok(found)
+}
+
+fn attributes(lower: &dyn Lower, node: &Inode, attr: &Attr) -> LowerResult<Attributes> {
+    Ok(Attributes {
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        xattrs: travelling_xattrs(lower, node)?,
+    })
+}
+
+fn entry(lower: &dyn Lower, dir: &Inode, name: &OsStr) -> LowerResult<Entry> {
+    let (node, attr) = lower.lookup(dir, name)?;
+    let kind = match attr.kind {
+        FileKind::Regular => Kind::Regular { size: attr.size, record: lower.load_record(&node)? },
+        FileKind::Directory => Kind::Directory,
+        FileKind::Symlink => Kind::Symlink { target: lower.read_link(&node)?.into_vec() },
+        FileKind::Fifo => Kind::Fifo,
+        FileKind::Socket => Kind::Socket,
+        FileKind::CharDevice => Kind::CharDevice { device: attr.rdev },
+        FileKind::BlockDevice => Kind::BlockDevice { device: attr.rdev },
+    };
+    let attributes = if kind == Kind::Directory { Attributes::default() } else { attributes(lower, &node, &attr)? };
+    Ok(Entry { name: name.as_bytes().to_vec(), file: node.id, links: attr.nlink, kind, attributes })
+}
+
+/// Hands the parts of a directory's tree to `take` until it says `false`; the hash of them all.
+fn read_parts(
+    lower: &dyn Lower,
+    dir: &Inode,
+    generation: Generation,
+    take: &mut dyn FnMut(Part) -> bool,
+) -> LowerResult<ContentHash> {
+    let own = attributes(lower, dir, &lower.stat(dir)?)?;
+    let listing = lower.open_dir(dir)?;
+    let (mut hashes, mut number, mut offset) = (Vec::new(), 0, 0);
+    let mut entries = Vec::new();
+    loop {
+        let names = listing.read(offset)?;
+        offset = names.last().map_or(offset, |last| last.next_offset);
+        let last = names.is_empty();
+        for found in names {
+            if found.name == "." || found.name == ".." {
+                continue;
+            }
+            match entry(lower, dir, &found.name) {
+                Ok(entry) => entries.push(entry),
+                // Removed since the directory was read.
+                Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        while last || entries.len() > PART_ENTRIES_MAX {
+            let rest = entries.split_off(entries.len().min(PART_ENTRIES_MAX));
+            let last = last && rest.is_empty();
+            let (full, attributes) = (std::mem::replace(&mut entries, rest), own.clone());
+            let part = Part { directory: dir.id, generation, number, last, attributes, entries: full };
+            number += 1;
+            hashes.extend_from_slice(&part.content_hash().0);
+            if !take(part) || last {
+                return Ok(ContentHash::of(&hashes));
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Stores a directory's tree if it differs from the one stored last, or if asked to in any case. Returns whether it did.
+    pub async fn save_tree(self: &Arc<Self>, dir: &Inode, always: bool) -> EngineResult<bool> {
+        self.check_running()?;
+        let target = self.target()?;
+        let (lower, node) = (self.lower.clone(), *dir);
+        let failed = EngineError::lower(dir.id);
+        let (known, hash, only) = blocking(move || {
+            let stored = if_set(lower.xattr(&node, OsStr::new(TREE_XATTR)))?;
+            let known = stored.as_deref().and_then(Known::decode);
+            let mut only = None;
+            let hash = read_parts(&*lower, &node, Generation(0), &mut |part| {
+                only = (part.number == 0 && part.last).then_some(part);
+                true
+            })?;
+            Ok::<_, LowerError>((known, hash, only))
+        })
+        .await?
+        .map_err(&failed)?;
+        if !always && known.is_some_and(|known| known.hash == hash) {
+            return Ok(false);
+        }
+        let generation = known.map_or(Generation(0), |known| known.generation).after(self.clock.now());
+        let share = self.lower.root().id;
+        let put = async |part: Part| {
+            let Part { directory, number, last, .. } = part;
+            let name = PartKey { share, directory, generation, number, last }.to_name();
+            let body = part.encode();
+            let key = self.own_key(&name);
+            let len = body.len() as u64;
+            let stored = target.remote.put(&key, len, Arc::new(MemorySource(body.into())), &[]).await;
+            stored.map(drop).map_err(EngineError::remote(directory))
+        };
+        let hash = match only {
+            Some(part) => {
+                put(Part { generation, ..part }).await?;
+                hash
+            }
+            None => {
+                // Read once more rather than kept: it may be large.
+                let (sender, mut parts) = mpsc::channel(PARTS_AHEAD);
+                let lower = self.lower.clone();
+                let reading = tokio::task::spawn_blocking(move || {
+                    read_parts(&*lower, &node, generation, &mut |part| sender.blocking_send(part).is_ok())
+                });
+                while let Some(part) = parts.recv().await {
+                    put(part).await?;
+                }
+                reading.await.map_err(|_| EngineError::ShuttingDown)?.map_err(&failed)?
+            }
+        };
+        let known = Known { generation, hash }.encode();
+        let lower = self.lower.clone();
+        // Not synced: if this is lost, the tree is stored once more.
+        blocking(move || lower.set_xattr(&node, OsStr::new(TREE_XATTR), &known, 0)).await?.map_err(&failed)?;
+        Ok(true)
+    }
+
+    /// The key of something of tierfs' own, below the pair's prefix.
+    fn own_key(&self, name: &str) -> ObjectKey {
+        let prefix = self.target.as_ref().map_or("", |target| target.prefix.as_str());
+        ObjectKey(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") })
+    }
+
+    /// Deletes the trees of this share that nobody needs: of directories that are gone, and older ones, for longer than the retention.
+    /// To be called when all directories were gone through without a failure. Returns how many objects went, and the directories
+    /// whose newest tree is not the one stored last: they are to be stored again.
+    pub async fn prune_trees(self: &Arc<Self>) -> EngineResult<(u64, Vec<Inode>)> {
+        let target = self.target()?;
+        let root = self.lower.root();
+        if self.lower.by_number(root.id.ino).is_err() {
+            // A filesystem where a number finds nothing: nobody could tell what is gone.
+            return Ok((0, Vec::new()));
+        }
+        let place = format!("{PLACE}{}/", root.id);
+        let (mut pruned, mut again, mut after) = (0, Vec::new(), None);
+        let mut group: Vec<(ObjectKey, PartKey)> = Vec::new();
+        loop {
+            let page = target.remote.list(&place, after.as_ref()).await.map_err(EngineError::remote(root.id))?;
+            let end = page.is_empty();
+            after = page.last().map(|(key, _)| key.clone()).or(after);
+            let parts = page.into_iter().filter_map(|(key, _)| {
+                let name = key.0.strip_prefix(target.prefix.as_str())?.trim_start_matches('/');
+                Some((PartKey::of_name(name)?, key))
+            });
+            for (part, key) in parts {
+                if group.first().is_some_and(|(_, first)| first.directory != part.directory) {
+                    pruned += self.prune_group(std::mem::take(&mut group), &mut again).await?;
+                }
+                group.push((key, part));
+            }
+            if end {
+                pruned += self.prune_group(group, &mut again).await?;
+                return Ok((pruned, again));
+            }
+        }
+    }
+
+    /// All trees of one directory, oldest first.
+    async fn prune_group(&self, group: Vec<(ObjectKey, PartKey)>, again: &mut Vec<Inode>) -> EngineResult<u64> {
+        let Some((_, first)) = group.first() else { return Ok(0) };
+        let id = first.directory;
+        let now = Generation(0).after(self.clock.now()).0;
+        let limit = Generation(now.saturating_sub(self.retention_s().saturating_mul(1_000_000)));
+        let known = match self.lower.by_number(id.ino) {
+            Ok((node, attr)) if node.id == id && attr.nlink > 0 => {
+                let stored = if_set(self.lower.xattr(&node, OsStr::new(TREE_XATTR)));
+                let stored = stored.map_err(EngineError::lower(id))?;
+                let known = stored.as_deref().and_then(Known::decode).map(|known| known.generation);
+                let newest = group.last().map(|(_, part)| part.generation);
+                if known != newest {
+                    // An attribute that was lost or came from a backup: the next tree is the newest again, and this one older.
+                    again.push(node);
+                    return Ok(0);
+                }
+                known
+            }
+            Ok(_) => None,
+            Err(error) if is_gone(&error) => None,
+            Err(error) => return Err(EngineError::lower(id)(error)),
+        };
+        let mut pruned = 0;
+        for (n, (key, part)) in group.iter().enumerate() {
+            // Replaced when the next one was stored; of a directory that is gone, nobody knows since when, so its own time counts.
+            let next = group[n..].iter().map(|(_, next)| next.generation).find(|next| *next > part.generation);
+            let since = next.unwrap_or(part.generation);
+            if Some(part.generation) == known || since >= limit {
+                continue;
+            }
+            let target = self.target()?;
+            target.remote.delete(key).await.map_err(EngineError::remote(id))?;
+            pruned += 1;
+        }
+        Ok(pruned)
+    }
+}
+
+/// When a tree was stored, as its generation tells.
+pub fn stored_at(generation: Generation) -> Timestamp {
+    Timestamp { secs: (generation.0 / 1_000_000) as i64, nanos: (generation.0 % 1_000_000) as u32 * 1_000 }
+}

@@ -1,0 +1,171 @@
+//! What is in the bucket: the newest complete tree of each directory, and the newest objects of each file.
+//!
+//! Memory goes by directories and files, some 60 bytes each; keys are not kept, but listed again where they are needed.
+
+use std::collections::HashMap;
+
+use super::{RebuildError, Result};
+use crate::engine::parse_key;
+use crate::ports::Remote;
+use crate::record::MANIFEST_SUFFIX;
+use crate::tree::{PLACE, PartKey};
+use crate::types::{FileId, Generation, ObjectKey};
+
+/// A tree that is all there: its generation and the lengths of its parts.
+#[derive(Clone, Debug)]
+pub(super) struct StoredTree {
+    pub generation: Generation,
+    pub parts: Vec<u64>,
+}
+
+/// The trees of one share.
+#[derive(Debug)]
+pub(super) struct Trees {
+    pub share: FileId,
+    pub newest: HashMap<FileId, StoredTree>,
+}
+
+/// Lists everything below `prefix`, page by page.
+async fn each(remote: &dyn Remote, prefix: &str, mut take: impl FnMut(ObjectKey, u64)) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = remote.list(prefix, after.as_ref()).await.map_err(RebuildError::Remote)?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        page.into_iter().for_each(|(key, len)| take(key, len));
+    }
+}
+
+/// The trees of the share that stored its root last; of one named, where it is.
+pub(super) async fn trees(remote: &dyn Remote, prefix: &str, share: Option<FileId>) -> Result<Trees> {
+    let mut shares: HashMap<FileId, HashMap<FileId, StoredTree>> = HashMap::new();
+    let mut partial: Option<(PartKey, Vec<u64>)> = None;
+    each(remote, PLACE, |key, len| {
+        let name = key.0.strip_prefix(prefix).unwrap_or(&key.0).trim_start_matches('/');
+        let Some(part) = PartKey::of_name(name) else { return };
+        let goes_on = partial.take().filter(|(before, lens)| {
+            (before.share, before.directory, before.generation) == (part.share, part.directory, part.generation)
+                && lens.len() == part.number as usize
+        });
+        let mut lens = match goes_on {
+            Some((_, lens)) => lens,
+            None if part.number == 0 => Vec::new(),
+            None => return,
+        };
+        lens.push(len);
+        if part.last {
+            // Older generations come before newer ones in a listing.
+            let tree = StoredTree { generation: part.generation, parts: lens };
+            shares.entry(part.share).or_default().insert(part.directory, tree);
+        } else {
+            partial = Some((part, lens));
+        }
+    })
+    .await?;
+    let age = |id: &FileId| shares[id].get(id).map(|root| root.generation);
+    let chosen = match share {
+        Some(share) => Some(share).filter(|share| shares.contains_key(share)),
+        None => shares.keys().filter(|id| age(id).is_some()).max_by_key(|id| age(id)).copied(),
+    };
+    let share = chosen.ok_or(RebuildError::NoTrees)?;
+    Ok(Trees { share, newest: shares.remove(&share).unwrap_or_default() })
+}
+
+/// An object that holds a generation of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub generation: Generation,
+    pub len: u64,
+    pub manifest: bool,
+}
+
+/// The objects of all files.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    newest: HashMap<FileId, (Candidate, bool)>,
+    older: HashMap<FileId, Vec<Candidate>>,
+}
+
+impl Objects {
+    pub(super) async fn list(remote: &dyn Remote, prefix: &str) -> Result<Self> {
+        let mut all = Self::default();
+        let mut last: Option<(ObjectKey, FileId)> = None;
+        each(remote, "", |key, len| {
+            if let Some(parts) = parse_key(prefix, &key) {
+                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false });
+                last = Some((key, parts.file));
+            } else if let Some((object, file)) = last.take()
+                && key.0.strip_suffix(MANIFEST_SUFFIX) == Some(&object.0)
+                && let Some(parts) = parse_key(prefix, &object)
+            {
+                // A manifest's key follows its object's in a listing.
+                all.of_mut(file, parts.generation).into_iter().for_each(|found| found.manifest = true);
+            }
+        })
+        .await?;
+        Ok(all)
+    }
+
+    fn add(&mut self, file: FileId, candidate: Candidate) {
+        match self.newest.get_mut(&file) {
+            None => drop(self.newest.insert(file, (candidate, false))),
+            Some((newest, _)) => {
+                let older = if newest.generation < candidate.generation {
+                    std::mem::replace(newest, candidate)
+                } else {
+                    candidate
+                };
+                self.older.entry(file).or_default().push(older);
+            }
+        }
+    }
+
+    fn of_mut(&mut self, file: FileId, generation: Generation) -> Option<&mut Candidate> {
+        let newest = self.newest.get_mut(&file).map(|(newest, _)| newest);
+        let older = self.older.get_mut(&file).into_iter().flatten();
+        newest.into_iter().chain(older).find(|candidate| candidate.generation == generation)
+    }
+
+    pub(super) fn files(&self) -> usize {
+        self.newest.len()
+    }
+
+    /// All of a file, newest first; it counts as known from here on.
+    pub(super) fn take_note(&mut self, file: FileId) -> Vec<Candidate> {
+        let Some((newest, known)) = self.newest.get_mut(&file) else { return Vec::new() };
+        *known = true;
+        let mut all = vec![*newest];
+        all.extend(self.older.get(&file).into_iter().flatten());
+        all.sort_by_key(|candidate| std::cmp::Reverse(candidate.generation));
+        all
+    }
+
+    /// Whether this is the newest object of a file that no tree knows.
+    fn is_unknown(&self, file: FileId, generation: Generation) -> bool {
+        self.newest.get(&file).is_some_and(|(newest, known)| !known && newest.generation == generation)
+    }
+
+    pub(super) fn unknown(&self) -> usize {
+        self.newest.values().filter(|(_, known)| !known).count()
+    }
+
+    /// The keys of wanted objects, and those of files that no tree knows.
+    pub(super) async fn keys(
+        &self,
+        remote: &dyn Remote,
+        prefix: &str,
+        wanted: &HashMap<FileId, Vec<Generation>>,
+    ) -> Result<(HashMap<(FileId, Generation), ObjectKey>, Vec<ObjectKey>)> {
+        let (mut found, mut unknown) = (HashMap::new(), Vec::new());
+        each(remote, "", |key, _| {
+            let Some(parts) = parse_key(prefix, &key) else { return };
+            if wanted.get(&parts.file).is_some_and(|generations| generations.contains(&parts.generation)) {
+                found.insert((parts.file, parts.generation), key);
+            } else if self.is_unknown(parts.file, parts.generation) {
+                unknown.push(key);
+            }
+        })
+        .await?;
+        Ok((found, unknown))
+    }
+}
