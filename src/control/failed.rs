@@ -125,9 +125,13 @@ impl Server {
     async fn retry_deletions(self: &Arc<Self>, paths: &[PathBuf]) -> Result<Summary, EngineError> {
         let (mut summary, mut after) = (Summary::default(), None);
         while let Some(batch) = self.next_failed(paths, &mut after).await? {
-            for (id, _) in batch.into_iter().filter_map(|looked| looked.entry.failed.deletion) {
-                self.engine.hasten_deletion(id).await?;
-                summary.files += 1;
+            for FailedEntry { id: entry, failed, .. } in batch.into_iter().map(|looked| looked.entry) {
+                let Some((id, object)) = failed.deletion else { continue };
+                if self.engine.hasten_deletion(id, &object).await? {
+                    summary.files += 1;
+                } else {
+                    summary.unchanged += self.engine.drop_failed(vec![entry]).await?;
+                }
             }
         }
         Ok(summary)

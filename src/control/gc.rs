@@ -255,6 +255,7 @@ fn add(kept: &mut BTreeMap<String, StateTotal>, why: &Kept, objects: u64, bytes:
         Kept::Noted => "noted in the journal".into(),
         Kept::Named => "named by a file".into(),
         Kept::Unreadable => "its file cannot be read".into(),
+        Kept::Shared => "its file has lent objects".into(),
         Kept::OfShare(share) => format!("of another share ({share})"),
         Kept::Unmarked => format!("of an unknown share ({UNMARKED})"),
     };

@@ -103,11 +103,11 @@ impl Engine {
         Ok(self.journal.drop_failed(ids).await?)
     }
 
-    /// Has a deletion that is put off tried at once. One that is done is success.
-    pub async fn hasten_deletion(&self, id: IntentId) -> EngineResult<()> {
+    /// Has a deletion that is put off tried at once; `false`: there is none any more.
+    pub async fn hasten_deletion(&self, id: IntentId, object: &ObjectKey) -> EngineResult<bool> {
         self.journal.set_delete(id, self.clock.now()).await?;
         self.deletions.notify_one();
-        Ok(())
+        Ok(self.journal.names_keys(vec![object.clone()]).await?.contains(&true))
     }
 
     /// Files on the list for `task` that are not to be tried again yet.
@@ -200,7 +200,7 @@ impl Engine {
         }
     }
 
-    /// An object is deleted.
+    /// An object is deleted, or is not to be any more.
     pub(super) async fn note_deleted(&self, intent: &Intent) {
         let object = Some(intent.key.clone());
         self.unlist(Succeeded { file: intent.node.id, task: Task::Delete, object }).await;

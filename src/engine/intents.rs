@@ -224,6 +224,7 @@ impl Engine {
                 Reference::Named => {
                     tracing::info!(object = %intent.key, "still named by a file: not deleted");
                     self.journal.remove(id).await?;
+                    self.note_deleted(&intent).await;
                     kill::point("delete.spared");
                     continue;
                 }

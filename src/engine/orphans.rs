@@ -24,6 +24,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
+use super::owner::is_shared;
 use super::{Engine, Target, blocking};
 use crate::ports::{IDENTITY, Intent, IntentKind, RemoteErrorKind};
 use crate::record::{MANIFEST_SUFFIX, Record, manifest_key};
@@ -72,6 +73,8 @@ pub enum Kept {
     Named,
     /// Its file's record cannot be read.
     Unreadable,
+    /// Its file is there and does not name it, but others were seen to use its objects, and no note deletes these.
+    Shared,
     /// Of the share with this identity.
     OfShare(String),
     /// It carries no identity.
@@ -110,6 +113,7 @@ fn parse(prefix: &str, key: &ObjectKey) -> Option<(ObjectKey, FileId, Generation
 /// What an inode says of an object.
 enum Inquiry {
     Names,
+    Shared,
     Silent(Inode),
     Gone,
 }
@@ -196,6 +200,7 @@ impl Engine {
                 Ok(Inquiry::Gone) => left.push(Orphan { node: None, ..orphan }),
                 Ok(Inquiry::Silent(node)) => left.push(Orphan { node: Some(node), ..orphan }),
                 Ok(Inquiry::Names) => page.keep(Kept::Named, orphan.bytes),
+                Ok(Inquiry::Shared) => page.keep(Kept::Shared, orphan.bytes),
                 Err(error) => {
                     tracing::warn!(object = %orphan.key, "kept, for its file cannot be asked: {error}");
                     page.keep(Kept::Unreadable, orphan.bytes);
@@ -319,7 +324,11 @@ fn inquire(
     }
     let record = record_of(lower, cells, &node)?;
     let superseded = record.superseded.as_ref().is_some_and(|old| old.key == *key);
-    Ok(if record.names(key) || superseded { Inquiry::Names } else { Inquiry::Silent(node) })
+    Ok(match record.names(key) || superseded {
+        true => Inquiry::Names,
+        false if is_shared(lower, &node) => Inquiry::Shared,
+        false => Inquiry::Silent(node),
+    })
 }
 
 #[cfg(test)]
