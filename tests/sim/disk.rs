@@ -175,7 +175,7 @@ impl Image {
     }
 
     fn put(&mut self, write: &Write, extends: bool) {
-        let Some(node) = self.nodes.get_mut(&write.ino) else { return };
+        let Some(node) = self.nodes.get_mut(&write.ino).filter(|node| node.birth == write.birth) else { return };
         let content = &mut node.content;
         if extends {
             content.size = content.size.max(write.end);
@@ -203,6 +203,8 @@ struct Write {
     /// Of the change that says that the write began.
     seq: u64,
     ino: u64,
+    /// Its inode's: the number may have been another's before.
+    birth: u64,
     index: u64,
     page: Page,
     /// Where the page's bytes end, which may be a new end of the file.
@@ -245,9 +247,10 @@ impl Disk {
         self.change(Change::Touch { ino }, now);
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is open");
+        let birth = node.birth;
         node.content.write_each(offset, data, |index, _, page| {
             let end = index * PAGE + page.len() as u64;
-            writes.push(Write { seq, ino, index, page: page.clone(), end });
+            writes.push(Write { seq, ino, birth, index, page: page.clone(), end });
         });
     }
 
@@ -255,9 +258,10 @@ impl Disk {
     pub fn write_quietly(&mut self, ino: u64, offset: u64, data: &[u8]) {
         let (seq, writes) = (self.seq, &mut self.writes);
         let node = self.seen.nodes.get_mut(&ino).expect("it is mapped");
+        let birth = node.birth;
         node.content.write_each(offset, data, |index, _, page| {
             let end = index * PAGE + page.len() as u64;
-            writes.push(Write { seq, ino, index, page: page.clone(), end });
+            writes.push(Write { seq, ino, birth, index, page: page.clone(), end });
         });
     }
 
