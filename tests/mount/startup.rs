@@ -54,16 +54,17 @@ async fn leave_notes(path: &std::path::Path) {
         Inode { id: FileId { ino: n + 100_000, birth: 77 }, handle }
     };
     let now = Timestamp { secs: 1_700_000_000, nanos: 0 };
-    let intent = |n: u64, kind| Intent {
+    // Each kind about objects of its own, or one note would do for two.
+    let intent = |n: u64, which: usize, kind| Intent {
         pair: "cold".parse().unwrap(),
-        key: ObjectKey(format!("pre/x{n}@{}.{n:x}", node(n).id)),
+        key: ObjectKey(format!("pre/x{n}@{}.{which:x}", node(n).id)),
         manifest: n.is_multiple_of(2),
         node: node(n),
         kind,
     };
     let kinds = [IntentKind::Upload, IntentKind::Settle { mtime: now }, IntentKind::Delete { not_before: now }];
-    for kind in kinds {
-        for added in futures::future::join_all((0..NOTES).map(|n| journal.add(intent(n, kind)))).await {
+    for (which, kind) in kinds.into_iter().enumerate() {
+        for added in futures::future::join_all((0..NOTES).map(|n| journal.add(intent(n, which, kind)))).await {
             added.unwrap();
         }
     }
