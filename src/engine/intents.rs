@@ -321,7 +321,7 @@ impl Engine {
             }
         };
         Ok(match (names, attr.nlink) {
-            (false, _) if is_shared(&*self.lower, &node) => Reference::Named,
+            (false, _) if is_shared(&*self.lower, &node).map_err(&failed)? => Reference::Named,
             (false, _) => Reference::None,
             (true, 0) => Reference::Later,
             (true, _) => Reference::Named,
@@ -386,12 +386,12 @@ impl Engine {
             self.journal.add(Intent { pair, key, manifest, node, kind }).await?;
             return Ok(());
         }
-        if !may(key.clone()).await? {
+        if !may(key.clone()).await?? {
             return Ok(());
         }
         let note = self.journal.add(Intent { pair, key: key.clone(), manifest, node, kind }).await?;
         // Who began to share it meanwhile has marked the file, and then withdrawn the notes there were: perhaps not this one.
-        if !may(key).await? {
+        if !may(key).await?? {
             self.journal.remove(note).await?;
         }
         Ok(())

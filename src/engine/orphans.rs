@@ -326,7 +326,7 @@ fn inquire(
     let superseded = record.superseded.as_ref().is_some_and(|old| old.key == *key);
     Ok(match record.names(key) || superseded {
         true => Inquiry::Names,
-        false if is_shared(lower, &node) => Inquiry::Shared,
+        false if is_shared(lower, &node).map_err(EngineError::lower(file))? => Inquiry::Shared,
         false => Inquiry::Silent(node),
     })
 }

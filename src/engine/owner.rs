@@ -49,9 +49,9 @@ pub(super) fn is_own(file: FileId, key: &ObjectKey) -> bool {
     made_for(key) == Some(file)
 }
 
-/// Whether others were seen to use objects of the file. What cannot be read counts as yes.
-pub(super) fn is_shared(lower: &dyn Lower, node: &Inode) -> bool {
-    lower.features().trusted_xattrs && !matches!(if_set(lower.xattr(node, OsStr::new(SHARED))), Ok(None))
+/// Whether others were seen to use objects of the file. Who cannot be told must not decide now: neither answer would be right for good.
+pub(super) fn is_shared(lower: &dyn Lower, node: &Inode) -> LowerResult<bool> {
+    Ok(lower.features().trusted_xattrs && if_set(lower.xattr(node, OsStr::new(SHARED)))?.is_some())
 }
 
 /// A path for people, or the file's number.
@@ -118,8 +118,8 @@ impl Keeping {
 
 impl Engine {
     /// Whether a file that needs the object no more may have it deleted.
-    pub(super) fn may_give_up(&self, node: &Inode, key: &ObjectKey) -> bool {
-        is_own(node.id, key) && !is_shared(&*self.lower, node)
+    pub(super) fn may_give_up(&self, node: &Inode, key: &ObjectKey) -> EngineResult<bool> {
+        Ok(is_own(node.id, key) && !is_shared(&*self.lower, node).map_err(EngineError::lower(node.id))?)
     }
 
     /// Before a file is left to an object that was made for another one: from now on no note deletes it. Durable on return.
