@@ -74,12 +74,23 @@ pub struct Scene {
 impl Scene {
     /// `None` where nothing can be mounted, which is said. `state_below`: the journal loses power with the share.
     pub fn new(kind: &'static str, power: Power, state_below: bool, seed: u64) -> Option<Self> {
+        // With a retention, and the journal elsewhere, nothing else syncs what a change of content must have synced.
+        let keeps = power != Power::Stays && !state_below;
+        Self::with_retention(kind, power, state_below, seed, if keeps { "1h" } else { "0s" })
+    }
+
+    /// As [`Scene::new`], with the retention that is wished.
+    pub fn with_retention(
+        kind: &'static str,
+        power: Power,
+        state_below: bool,
+        seed: u64,
+        retention: &'static str,
+    ) -> Option<Self> {
         // Nothing is to be durable that was not synced; xfs waits for half a minute anyway.
         let below = if kind == "ext4" { ",commit=3600" } else { "" };
         let base = if kind == "xfs" { Setup::xfs() } else { Setup::default() };
-        // With a retention, and the journal elsewhere, nothing else syncs what a change of content must have synced.
-        let keeps = power != Power::Stays && !state_below;
-        let retention = if keeps { "1h" } else { "0s" };
+        let keeps = retention != "0s";
         let mut rig = Setup { below, state_below, retention, mounted: false, ..base }.build()?;
         let disk = if power == Power::Disk {
             rig.fs.unmount();
