@@ -1,8 +1,8 @@
 //! `stat` and what changes it.
 
-use super::Fs;
 use super::error::FsResult;
 use super::wait::{Blocker, Try};
+use super::{Asked, Fs};
 use crate::engine::{Admission, EngineError, Patience, same_content};
 use crate::kill;
 use crate::ports::{Attr, FileKind, SetAttr, SpaceInfo};
@@ -37,18 +37,21 @@ impl Fs {
     }
 
     /// Changes attributes; a size change may have to wait for content.
-    pub fn try_set_attr(&self, id: u64, changes: &SetAttr, patience: Patience) -> Try<Attr> {
-        let attempt = self.set_attr_inner(id, changes, patience).unwrap_or_else(|error| Try::Done(Err(error)));
+    pub fn try_set_attr(&self, file: &mut Asked, changes: &SetAttr, patience: Patience) -> Try<Attr> {
+        let node = match self.asked(file) {
+            Ok(node) => node,
+            Err(error) => return Try::Done(Err(error)),
+        };
+        let attempt = self.set_attr_inner(node, changes, patience).unwrap_or_else(|error| Try::Done(Err(error)));
         if changes.uid.is_some() {
             // What is registered with the kernel acts as the owner at that time.
-            self.let_go(self.node(id).ok().map(|node| node.id));
+            self.let_go(Some(node.id));
         }
         attempt
     }
 
-    fn set_attr_inner(&self, id: u64, changes: &SetAttr, patience: Patience) -> FsResult<Try<Attr>> {
+    fn set_attr_inner(&self, node: Inode, changes: &SetAttr, patience: Patience) -> FsResult<Try<Attr>> {
         self.check_writable()?;
-        let node = self.node(id)?;
         let event = match changes {
             SetAttr { size: Some(size), .. } => Event::Resize { to_zero: *size == 0 },
             SetAttr { atime: None, mtime: None, .. } => {

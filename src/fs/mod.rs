@@ -72,6 +72,19 @@ pub struct Fs {
     options: FsOptions,
 }
 
+/// The file that a request is about, the same over all of its attempts. The kernel names it by a number, and while the request waits the file
+/// may be removed and the number become another's.
+pub struct Asked {
+    id: u64,
+    node: Option<Inode>,
+}
+
+impl Asked {
+    pub fn new(id: u64) -> Self {
+        Self { id, node: None }
+    }
+}
+
 impl Fs {
     /// `epoch` differs between two runs of the daemon (a process id will do).
     pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, options: FsOptions, epoch: u32) -> Arc<Self> {
@@ -93,6 +106,14 @@ impl Fs {
         match self.nodes.get(id) {
             Some(node) => Ok(node),
             None => Ok(self.found(id)?.0),
+        }
+    }
+
+    /// The inode that a request is about.
+    fn asked(&self, file: &mut Asked) -> FsResult<Inode> {
+        match file.node {
+            Some(node) => Ok(node),
+            None => Ok(*file.node.insert(self.node(file.id)?)),
         }
     }
 

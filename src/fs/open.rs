@@ -8,10 +8,10 @@ use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
-use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
+use super::{Asked, Fs};
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
@@ -78,16 +78,20 @@ struct Access {
 
 impl Fs {
     /// Opens a file for `flags` as given to open(2). Permissions have been checked by the kernel.
-    pub fn try_open(&self, id: u64, flags: OpenFlags, patience: Patience, register: &dyn Register) -> Try<Opened> {
-        match self.open_inner(id, flags, patience, register) {
-            Ok(attempt) => attempt,
-            Err(error) => Try::Done(Err(error)),
-        }
+    pub fn try_open(
+        &self,
+        file: &mut Asked,
+        flags: OpenFlags,
+        patience: Patience,
+        register: &dyn Register,
+    ) -> Try<Opened> {
+        let attempt = self.asked(file).and_then(|node| self.open_inner(&node, flags, patience, register));
+        attempt.unwrap_or_else(|error| Try::Done(Err(error)))
     }
 
     fn open_inner(
         &self,
-        id: u64,
+        node: &Inode,
         flags: OpenFlags,
         patience: Patience,
         register: &dyn Register,
@@ -95,8 +99,7 @@ impl Fs {
         if flags.write || flags.truncate {
             self.check_writable()?;
         }
-        let node = self.node(id)?;
-        let (cell, at_hand) = match self.cell_to_open(&node) {
+        let (cell, at_hand) = match self.cell_to_open(node) {
             Err(FsError::Engine(error)) if error.is_damage() && !flags.write && !flags.truncate => {
                 return Ok(Try::Done(Ok(Opened { fh: NO_CONTENT, service: Service::Daemon })));
             }
@@ -309,8 +312,11 @@ impl Fs {
                 Ok(Try::Done(Ok((self.entry(&node, attr), opened))))
             }
             Err(error) if error.errno() == libc::EEXIST && !flags.exclusive => {
-                let entry = self.lookup(parent, name)?;
-                let attempt = self.try_open(entry.id, flags, patience, register);
+                let (node, attr) = self.lower.lookup(&dir, name)?;
+                self.nodes.remember(&node);
+                let entry = self.entry(&node, attr);
+                let attempt = self.open_inner(&node, flags, patience, register);
+                let attempt = attempt.unwrap_or_else(|error| Try::Done(Err(error)));
                 if !matches!(attempt, Try::Done(Ok(_))) {
                     self.forget(entry.id, 1);
                 }

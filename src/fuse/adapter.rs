@@ -17,7 +17,7 @@ use fuser::{
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Call, Entry, Fs, FsResult, Opened};
+use crate::fs::{Asked, Call, Entry, Fs, FsResult, Opened};
 use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -77,11 +77,11 @@ impl Adapter {
     }
 
     fn set(&self, request: &Request, id: INodeNo, changes: SetAttr, reply: ReplyAttr) {
-        let ttl = self.ttl;
+        let (ttl, mut file) = (self.ttl, Asked::new(id.0));
         self.drive(
             request.pid(),
             reply,
-            move |fs, _, patience| fs.try_set_attr(id.0, &changes, patience),
+            move |fs, _, patience| fs.try_set_attr(&mut file, &changes, patience),
             move |reply, result| match result {
                 Ok(attr) => reply.attr(&attr_ttl(ttl, &attr), &attr_to_kernel(id.0, &attr)),
                 Err(error) => reply.error(errno(&error)),
@@ -248,11 +248,11 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.note(Call::Open);
-        let flags = open_flags(flags.0);
+        let (flags, mut file) = (open_flags(flags.0), Asked::new(id.0));
         self.drive(
             request.pid(),
             reply,
-            move |fs, reply, patience| fs.try_open(id.0, flags, patience, reply),
+            move |fs, reply, patience| fs.try_open(&mut file, flags, patience, reply),
             |reply, result| match result {
                 Ok(Opened { fh, service }) => match backing(&service) {
                     Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, id),

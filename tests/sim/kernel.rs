@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tierfs::engine::{Candidate, EngineError, JobKind, Patience};
-use tierfs::fs::{Entry, Fs, FsError, FsResult, Noted, Opened, ROOT, Register, Removal, Service, Try, Waiter};
+use tierfs::fs::{Asked, Entry, Fs, FsError, FsResult, Noted, Opened, ROOT, Register, Removal, Service, Try, Waiter};
 use tierfs::ports::{Caller, Lower, OpenFlags, RenameMode, SetAttr, SetTime};
 use tierfs::types::Timestamp;
 use tokio::sync::OwnedMutexGuard;
@@ -168,11 +168,12 @@ impl Kernel {
 
     pub async fn open(&self, ino: u64, flags: OpenFlags) -> Answer<Handle> {
         let birth = self.birth(ino)?;
+        let mut asked = Asked::new(ino);
         let result = self.drive(|fs, patience| {
             if flags.truncate {
                 self.asks_size((ino, birth), Some(0));
             }
-            let attempt = fs.try_open(ino, flags, patience, &Registrar(&self.world));
+            let attempt = fs.try_open(&mut asked, flags, patience, &Registrar(&self.world));
             if flags.truncate {
                 self.resolve_size((ino, birth), 0);
             }
@@ -361,10 +362,11 @@ impl Kernel {
     pub async fn truncate(&self, ino: u64, size: u64) -> Answer<()> {
         let _inode = self.inode(ino).await;
         let file = (ino, self.birth(ino)?);
+        let mut asked = Asked::new(ino);
         let changes = SetAttr { size: Some(size), ..Default::default() };
         let result = self.drive(|fs, patience| {
             self.asks_size(file, Some(size));
-            let attempt = fs.try_set_attr(ino, &changes, patience);
+            let attempt = fs.try_set_attr(&mut asked, &changes, patience);
             self.resolve_size(file, size);
             if let Try::Done(Ok(attr)) = &attempt {
                 let _ = self.truth(file, |state, truth| {
@@ -382,10 +384,11 @@ impl Kernel {
     pub async fn utimes(&self, ino: u64, mtime: Timestamp) -> Answer<()> {
         let _inode = self.inode(ino).await;
         let file = (ino, self.birth(ino)?);
+        let mut asked = Asked::new(ino);
         let changes = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
         let result = self.drive(|fs, patience| {
             let _ = self.truth(file, |_, truth| truth.unanswered_mtime.push(mtime));
-            let attempt = fs.try_set_attr(ino, &changes, patience);
+            let attempt = fs.try_set_attr(&mut asked, &changes, patience);
             let _ = self.truth(file, |state, truth| {
                 truth.unanswered_mtime.clear();
                 match &attempt {
@@ -407,10 +410,11 @@ impl Kernel {
     pub async fn chmod(&self, ino: u64, mode: u32) -> Answer<()> {
         let _inode = self.inode(ino).await;
         let file = (ino, self.birth(ino)?);
+        let mut asked = Asked::new(ino);
         let changes = SetAttr { mode: Some(mode), ..Default::default() };
         let result = self.drive(|fs, patience| {
             let _ = self.truth(file, |_, truth| truth.unanswered_mode = Some(mode));
-            let attempt = fs.try_set_attr(ino, &changes, patience);
+            let attempt = fs.try_set_attr(&mut asked, &changes, patience);
             let _ = self.truth(file, |_, truth| {
                 truth.unanswered_mode = None;
                 if let Try::Done(Ok(_)) = &attempt {

@@ -22,6 +22,14 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
                 ReadAll(0, 40_000),
             ]],
         ),
+        (
+            "a cutting open meets a removal and a new file",
+            vec![
+                vec![Job(0, JobKind::ArchiveOnly), Open(0, How::Cut), Append(0, 40), Close(0)],
+                vec![Wait(40), Unlink(0), Create(0), Append(0, 700), Sync(0), ReadAll(0, 5000), Close(0), Look(0)],
+                vec![Wait(200), Unlink(0), Create(0), Append(0, 700), Sync(0), ReadAll(0, 5000), Close(0), Look(0)],
+            ],
+        ),
         ("migrate large", vec![vec![migrate(1)]]),
         ("archive then release", vec![vec![Job(0, JobKind::ArchiveOnly), Wait(50), Job(0, JobKind::Release)]]),
         ("read a small stub", vec![vec![migrate(0), Open(0, How::Read), ReadAll(0, 5000), Close(0)]]),
@@ -85,4 +93,14 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
             vec![vec![Create(5), Append(0, 700), Sync(0), Close(0), Command(5, "migrate"), Rename(5, 4), Look(4)]],
         ),
     ]
+}
+
+/// The seed in which the users of a workload meet at the worst moment, where one is known.
+pub fn first_seed(name: &str) -> u64 {
+    match name {
+        // It cut the new file without any fault.
+        "a cutting open meets a removal and a new file" => 63,
+        // Of "times after a release" too.
+        _ => 5,
+    }
 }
