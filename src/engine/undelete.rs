@@ -11,7 +11,7 @@
 //!  4. N gets its name, if nobody has taken it, durably.
 //!  5. the notes are taken away.
 //!
-//! A crash before 3 leaves K noted, so that it can be brought back as long as before, and an empty file `.tierfs-undelete-…`; between 3
+//! A crash before 3 leaves K noted, so that it can be brought back as long as before, and a file `.tierfs-undelete-…` of nothing or holes; between 3
 //! and 4, a stub of that name, which may be renamed; between 4 and 5 notes that are dropped when they are due. What K is not
 //! deleted by any more, the collector does, which looks at every record.
 
@@ -25,6 +25,7 @@ use super::error::{EngineError, EngineResult, NotKept};
 use super::facts::Facts;
 use super::intents::is_gone;
 use super::{Engine, blocking};
+use crate::kill;
 use crate::ports::{
     About, Caller, GIVEN_UP, Intent, IntentId, IntentKind, NewNode, OpenFlags, RenameMode, SetAttr, SetTime,
 };
@@ -70,6 +71,7 @@ impl Engine {
         let aside = OsString::from(format!(".tierfs-undelete-{}.{}", facts.file, self.clock.now().nanos));
         let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
         let (node, ..) = self.lower.create(dir, &aside, 0, flags, &OURSELVES).map_err(&failed)?;
+        kill::point("undelete.made");
         let done = self.dress_and_name(key, dir, &aside, name, node, &facts, &object).await;
         if done.is_err() {
             // Its notes are about this inode now: gone, the object is kept as long as it would have been.
@@ -96,6 +98,7 @@ impl Engine {
         let target = self.target()?;
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let notes = self.take_over(key, node).await?;
+        kill::point("undelete.taken");
         // Deleted before, and only its note had stayed?
         let again = target.remote.head(key).await.map_err(EngineError::remote(node.id))?;
         if (again.len, &again.etag) != (object.len, &object.etag) {
@@ -106,6 +109,7 @@ impl Engine {
         blocking(move || {
             let cell = this.cells.get_new(&node)?;
             this.make_stub(&cell, &facts, object)?;
+            kill::point("undelete.stored");
             let failed = EngineError::lower(dir.id);
             match this.lower.rename(&dir, &aside, &dir, &name, RenameMode::NoReplace) {
                 Err(error) if error.errno() == libc::EEXIST => {
@@ -113,12 +117,15 @@ impl Engine {
                 }
                 renamed => renamed.map_err(&failed)?,
             }
+            kill::point("undelete.named");
             this.lower.sync_node(&dir).map_err(&failed)
         })
         .await??;
+        kill::point("undelete.synced");
         for id in notes {
             self.journal.remove(id).await?;
         }
+        kill::point("undelete.done");
         Ok(())
     }
 
@@ -141,6 +148,7 @@ impl Engine {
             if !notes.iter().any(|(_, note)| is_kept(note)) || notes.iter().any(|(_, note)| given_up(note)) {
                 return Err(kept(NotKept::Over));
             }
+            kill::point("undelete.asking");
             let (this, asked, at) = (self.clone(), notes.clone(), key.clone());
             match blocking(move || this.let_go_of(&at, &asked)).await? {
                 Ok(()) => {}
@@ -206,6 +214,7 @@ impl Engine {
         let node = &cell.node;
         let size = SetAttr { size: Some(object.len), uid: Some(facts.uid), gid: Some(facts.gid), ..SetAttr::default() };
         self.lower.set_attr(node, &size).map_err(&failed)?;
+        kill::point("undelete.sized");
         let record = Record {
             claim: Claim::Stub,
             generation: object.generation,

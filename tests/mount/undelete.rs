@@ -92,6 +92,57 @@ fn a_removed_file_comes_back_and_stays() {
     rig.settled(&[]);
 }
 
+/// What a killed undelete leaves of its new file.
+fn aside(rig: &Rig) -> Vec<String> {
+    let names = fs::read_dir(rig.low("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(".tierfs-undelete-")).collect()
+}
+
+/// Wherever the daemon dies, the content comes back: by asking again, or from the stub that was made already.
+#[test]
+fn killed_at_any_step_the_content_is_kept() {
+    let Some(mut rig) = rig() else { return };
+    let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/undelete.rs")).unwrap();
+    let points: Vec<_> = source.split("kill::point(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(points.len() >= 8, "{points:?}");
+    let mut kept = Vec::new();
+    for point in points {
+        let content = rig.write(point, 5_000);
+        rig.migrate(point);
+        let key = rig.record(point).unwrap().object.unwrap().key.0;
+        fs::remove_file(rig.mnt(point)).unwrap();
+        assert_eq!(history(&rig, point).len(), 1);
+        rig.crash();
+        rig.kill_at = Some(point.to_owned());
+        rig.mount();
+        assert!(!rig.try_on(&["undelete"], &[point]).status.success(), "{point} was not reached");
+        rig.crash();
+        rig.kill_at = None;
+        rig.mount();
+        let left = aside(&rig);
+        let stored = |name: &String| matches!(rig.record(name), Some(record) if record.object.is_some());
+        match left.iter().find(|name| stored(name)) {
+            _ if rig.mnt(point).exists() => assert!(left.is_empty(), "{point}: {left:?}"),
+            Some(stub) => fs::rename(rig.mnt(stub), rig.mnt(point)).unwrap(),
+            None => drop(rig.on(&["undelete"], &[point])),
+        }
+        wait_for("its name", || rig.mnt(point).exists());
+        for name in aside(&rig) {
+            fs::remove_file(rig.mnt(&name)).unwrap();
+        }
+        // Nothing that is noted by now may take the object away.
+        expire(&mut rig);
+        assert!(rig.objects().contains(&short(&key)), "{point}");
+        rig.same(point, &content);
+        kept.push((point, content));
+    }
+    wait_for("the notes' end", || kept.iter().all(|(name, _)| history(&rig, name).len() == 1));
+    for (name, content) in &kept {
+        rig.same(name, content);
+        rig.on(&["verify"], &[name]);
+    }
+}
+
 #[test]
 fn older_generations_come_back_beside_the_file() {
     let Some(mut rig) = rig() else { return };
