@@ -79,6 +79,9 @@ pub struct State {
     pub crashed: Option<Event>,
     /// What is there is what a power loss left.
     pub lost_power: bool,
+    /// Files whose removal a power loss has undone together with the end of their release: the note is one of a deletion by then, and nothing
+    /// ends the release before the next access does.
+    pub half_released: BTreeSet<(u64, u64)>,
     /// The unit of the times that the share gives files, in nanoseconds.
     pub tick_ns: u64,
     pub bug: Option<Bug>,
@@ -127,6 +130,7 @@ impl World {
             kinds: None,
             crashed: None,
             lost_power: false,
+            half_released: BTreeSet::new(),
             tick_ns,
             bug,
             plan,
