@@ -32,9 +32,10 @@ fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 e
 	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test fuzz -- --nocapture --test-threads=2
 
-sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=..., FIRST=seed; SEED=... one, SCRIPT=name TWICE=1)
+sim: ## The engine on a simulated share, store and clock, by dice (SCHEDULES=100000, SECONDS=, FIRST=seed; SEED= one; SCRIPT=name, or empty for all: SEEDS=4 TWICE=1)
 	$(if $(SEED),SIM_SEED=$(SEED)) $(if $(FIRST),SIM_FIRST=$(FIRST)) $(if $(SCHEDULES),SIM_SCHEDULES=$(SCHEDULES)) \
-	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(SCRIPT),SIM_SCRIPT='$(SCRIPT)') $(if $(TWICE),SIM_TWICE=1) \
+	    $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) $(if $(filter undefined,$(origin SCRIPT)),,SIM_SCRIPT='$(SCRIPT)') \
+	    $(if $(SEEDS),SIM_SEEDS=$(SEEDS)) $(if $(TWICE),SIM_TWICE=1) \
 	    $(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test sim -- --ignored --exact --nocapture tests::at_length
 
 rounds: ## Random opens, maps, reads and writes of one file while it comes and goes (ROUNDS=100000 SEED=...)
