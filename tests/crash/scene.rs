@@ -350,6 +350,13 @@ impl Scene {
 /// Tells the others to stop where a thread panics, or they would work on while the scope waits for them.
 struct OnPanic<'a>(&'a AtomicBool);
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // The rig removes its directory before the disk in it goes.
+        let _ = rustix::mount::unmount(self.rig.scratch("disk"), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 impl Drop for OnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
