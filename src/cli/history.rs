@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::exit::{self, CliError, Exit};
 use super::files::seen_from_here;
+use super::report::utc;
 use super::{Global, output};
 use crate::control::ControlError;
 use crate::control::client::Connection;
@@ -82,40 +83,9 @@ fn row(version: &FileVersion) -> Vec<String> {
     vec![
         version.generation.to_string(),
         version.size.map_or_else(dash, format_size),
-        version.mtime.map_or_else(dash, |(secs, _)| date(secs)),
+        version.mtime.map_or_else(dash, |(secs, _)| utc(secs)),
         state.into(),
-        version.kept_until.map_or_else(dash, |secs| format!("until {}", date(secs))),
+        version.kept_until.map_or_else(dash, |secs| format!("until {}", utc(secs))),
         output::shown(&version.path.to_path()),
     ]
-}
-
-/// A time in UTC (civil_from_days of Howard Hinnant's date algorithms).
-fn date(secs: i64) -> String {
-    let (days, rest) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
-    let month = if month_shifted < 10 { month_shifted + 3 } else { month_shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn dates() {
-        for (secs, text) in [
-            (0, "1970-01-01 00:00:00Z"),
-            (-1, "1969-12-31 23:59:59Z"),
-            (951_782_400, "2000-02-29 00:00:00Z"),
-            (1_763_726_318, "2025-11-21 11:58:38Z"),
-            (4_107_542_399, "2100-02-28 23:59:59Z"),
-        ] {
-            assert_eq!(super::date(secs), text);
-        }
-    }
 }

@@ -24,7 +24,7 @@ use crate::ports::{
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
-use crate::types::{ByteRange, Generation, ObjectKey};
+use crate::types::{ByteRange, Generation, ObjectKey, Timestamp};
 
 /// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
@@ -326,11 +326,7 @@ impl Engine {
                 kill::point("note.outlived");
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
-                    OpenNote::Upload(note) if unlinked => {
-                        let mut not_before = this.clock.now();
-                        not_before.secs += this.retention_s() as i64;
-                        Ok(this.journal.set_delete(note, not_before).await?)
-                    }
+                    OpenNote::Upload(note) if unlinked => Ok(this.journal.set_delete(note, this.kept_until()).await?),
                     OpenNote::Upload(note) | OpenNote::Settle(note) => Ok(this.journal.remove(note).await?),
                 }
             };
@@ -346,9 +342,7 @@ impl Engine {
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
         let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
-        let mut not_before = self.clock.now();
-        not_before.secs += self.retention_s() as i64;
-        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, self.kept_until()).await?;
         kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
@@ -376,6 +370,12 @@ impl Engine {
                 tracing::warn!(file = %cell.node.id, "the superseded object could not be noted: {error}");
             }
         });
+    }
+
+    /// Until when an object is kept that nothing names from now on.
+    pub(super) fn kept_until(&self) -> Timestamp {
+        let now = self.clock.now();
+        Timestamp { secs: now.secs + self.retention_s() as i64, ..now }
     }
 
     pub(super) fn retention_s(&self) -> u64 {

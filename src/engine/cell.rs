@@ -214,6 +214,13 @@ pub fn load_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Record> {
     judge_record(lower, node, lower.load_record(node).map_err(EngineError::lower(node.id))?, None)
 }
 
+/// A file's record as it is stored, not judged: one that contradicts its file names its object all the same. `None`: there is none.
+pub(super) fn stored_record(lower: &dyn Lower, node: &Inode) -> EngineResult<Option<Record>> {
+    let stored = lower.load_record(node).map_err(EngineError::lower(node.id))?;
+    let record = stored.map(|stored| Record::decode(&stored)).transpose();
+    record.map_err(|why| EngineError::BadRecord { file: node.id, why })
+}
+
 /// `file`: the inode, where it is open already.
 fn judge_record(
     lower: &dyn Lower,

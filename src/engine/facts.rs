@@ -11,12 +11,9 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 use crate::ports::{ObjectInfo, Remote, RemoteError};
 use crate::record::{ObjectRef, PairRef, manifest_key};
 use crate::remote::manifest::Manifest;
-use crate::types::{ByteRange, ContentHash, FileId, Generation, ObjectKey, Timestamp};
+use crate::types::{ByteRange, CHUNKS_MAX, ContentHash, FileId, Generation, ObjectKey, Timestamp, is_chunk_size};
 
 use super::keys::{XATTRS, unescape};
-
-/// What a manifest has besides its hashes, in bytes, generously: nothing larger is fetched.
-const MANIFEST_OVERHEAD_MAX: u64 = 256;
 
 /// Why an object cannot be made a file's content.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -82,10 +79,15 @@ impl Facts {
             len: info.len,
             etag: info.etag.clone(),
         };
-        if facts.chunk_size == 0 || facts.len == 0 {
-            return Err(FactsError::Incomplete("its length or chunk size is zero".into()));
+        // What a record would refuse.
+        if facts.len == 0 || !is_chunk_size(facts.chunk_size) || facts.chunks() > CHUNKS_MAX {
+            return Err(FactsError::Incomplete("its length cannot be cut into chunks of its size".into()));
         }
         Ok(facts)
+    }
+
+    fn chunks(&self) -> u64 {
+        self.len.div_ceil(u64::from(self.chunk_size))
     }
 
     /// What a record says of the object, its manifest read where it has one.
@@ -111,8 +113,7 @@ impl Facts {
     async fn root_in_manifest(&self, remote: &dyn Remote, key: &ObjectKey) -> Result<ContentHash, FactsError> {
         let key = manifest_key(key);
         let info = remote.head(&key).await.map_err(FactsError::Remote)?;
-        let chunks = self.len.div_ceil(u64::from(self.chunk_size));
-        if info.len == 0 || info.len > MANIFEST_OVERHEAD_MAX + chunks * 32 {
+        if info.len == 0 || info.len > Manifest::encoded_len_max(self.chunks()) {
             return Err(FactsError::Incomplete(format!("its manifest has {} bytes", info.len)));
         }
         let body = remote.get(&key, ByteRange { offset: 0, len: info.len }, None).await.map_err(FactsError::Remote)?;

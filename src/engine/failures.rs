@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::error::{EngineError, EngineResult};
 use super::jobs::{Candidate, JobKind, Outcome};
+use super::keys::{parse_key, unescape};
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, Reason, RemoteErrorKind, Succeeded, Task};
 use crate::tier::Refusal;
 use crate::types::{FileId, ObjectKey, Timestamp};
@@ -239,12 +240,8 @@ impl Engine {
 
     /// The path that an object was named by.
     fn path_in(&self, key: &ObjectKey) -> std::path::PathBuf {
-        use std::os::unix::ffi::OsStringExt;
         let prefix = self.target().map_or("", |target| target.prefix.as_str());
-        let path = key.0.strip_prefix(prefix).unwrap_or(&key.0).trim_start_matches('/');
-        let path = path.rsplit_once('@').map_or(path, |(path, _)| path);
-        let bytes = percent_encoding::percent_decode_str(path).collect();
-        std::ffi::OsString::from_vec(bytes).into()
+        parse_key(prefix, key).map_or_else(|| unescape(&key.0), |parts| unescape(&parts.name))
     }
 }
 

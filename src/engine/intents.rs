@@ -3,11 +3,10 @@
 //! An object is deleted only after looking at the inode it was made for: as long as a record names it, it stays.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::archive::OpenNote;
-use super::cell::load_record;
+use super::cell::{load_record, stored_record};
 use super::error::{EngineError, EngineResult};
 use super::orphans::record_of;
 use super::owner::{is_own, is_shared};
@@ -174,7 +173,7 @@ impl Engine {
         self.runtime.spawn(async move {
             let mut back_off = BACK_OFF_FIRST;
             loop {
-                if this.stopping.load(Ordering::SeqCst) {
+                if this.is_stopping() {
                     tokio::time::sleep(BACK_OFF_FIRST).await;
                     continue;
                 }
@@ -330,14 +329,10 @@ impl Engine {
 
     /// Whether the stored record names the object. It decides as it is: what cannot be decoded may name anything. A "no" is durable.
     fn stored_names(&self, node: &Inode, intent: &Intent) -> EngineResult<bool> {
-        let failed = EngineError::lower(node.id);
-        if let Some(stored) = self.lower.load_record(node).map_err(&failed)? {
-            let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
-            if record.names(&intent.key) {
-                return Ok(true);
-            }
+        if stored_record(&*self.lower, node)?.is_some_and(|record| record.names(&intent.key)) {
+            return Ok(true);
         }
-        self.lower.sync_node(node).map_err(&failed)?;
+        self.lower.sync_node(node).map_err(EngineError::lower(node.id))?;
         Ok(false)
     }
 
@@ -353,9 +348,9 @@ impl Engine {
             Err(error) => return Err(EngineError::lower(node.id)(error)),
         }
         let record = record_of(&*self.lower, &self.cells, &node).unwrap_or(record);
-        let mut not_before = self.clock.now();
+        let mut not_before = self.kept_until();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
-        not_before.secs += self.retention_s() as i64 + REMOVAL_GRACE_S;
+        not_before.secs += REMOVAL_GRACE_S;
         if let Some(object) = record.object {
             let manifest = object.has_manifest();
             self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;

@@ -85,12 +85,15 @@ pub fn parse_key(prefix: &str, key: &ObjectKey) -> Option<KeyParts> {
         "" => key.0.as_str(),
         prefix => key.0.strip_prefix(prefix)?.strip_prefix('/')?,
     };
-    let (name, tail) = name.rsplit_once('@')?;
-    let (file, generation) = tail.split_once('.')?;
-    if name.is_empty() {
-        return None;
-    }
-    Some(KeyParts { name: name.to_owned(), file: parse_file(file)?, generation: parse_generation(generation)? })
+    let (name, file, generation) = parse_end(name)?;
+    (!name.is_empty()).then(|| KeyParts { name: name.to_owned(), file, generation })
+}
+
+/// What a key has before its last `@`, and whose content of when it names behind. One spelling only: what we never wrote is not ours.
+pub(super) fn parse_end(key: &str) -> Option<(&str, FileId, Generation)> {
+    let (name, end) = key.rsplit_once('@')?;
+    let (file, generation) = end.split_once('.')?;
+    Some((name, parse_file(file)?, parse_generation(generation)?))
 }
 
 /// How the keys of `path` begin, and with `below`, those of all that is in it, as far as keys that may be cut can tell. Who uses it

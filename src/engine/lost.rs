@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
+use super::facts::{Facts, FactsError};
 use super::keys::object_key;
 use super::owner::{generation_of, is_own};
 use super::verify::Checked;
 use super::{Engine, blocking};
-use crate::ports::ObjectInfo;
 use crate::record::{Claim, ObjectRef, Record};
-use crate::remote::manifest::Manifest;
 use crate::tier::Activity;
-use crate::types::{ByteRange, ContentHash, Generation, ObjectKey, Timestamp};
+use crate::types::{Generation, ObjectKey};
 
 impl Engine {
     /// Of a file that claims nothing: whether it is a stub that lost its record. With `repair`, and if mtime and length are those of the
@@ -74,45 +73,15 @@ impl Engine {
         let target = self.target()?;
         let failed = EngineError::remote(cell.node.id);
         let info = target.remote.head(key).await.map_err(&failed)?;
-        let Some((mtime, chunk_size)) = times_and_chunks(&info) else { return Ok(None) };
-        let Some(generation) = generation_of(key).filter(|_| info.len > 0 && !info.etag.is_empty()) else {
-            return Ok(None);
-        };
-        let mut object = ObjectRef {
-            pair: target.pair.clone(),
-            key: key.clone(),
-            etag: info.etag.clone(),
-            version: None,
-            generation,
-            len: info.len,
-            mtime,
-            chunk_size,
-            root: ContentHash([0; 32]),
-        };
-        let root = if object.has_manifest() {
-            self.root_by_manifest(cell, &object).await?
-        } else {
-            value(&info, "tierfs-root").and_then(hash)
-        };
-        let Some(root) = root else { return Ok(None) };
-        object.root = root;
-        Ok(Some(object))
-    }
-
-    /// The root that the object's manifest gives, if it is of as many bytes and chunks.
-    async fn root_by_manifest(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Option<ContentHash>> {
-        let remote = &self.target()?.remote;
-        let failed = EngineError::remote(cell.node.id);
-        let key = object.manifest_key();
-        let len = remote.head(&key).await.map_err(&failed)?.len;
-        if len == 0 || len > Manifest::encoded_len_max(object.chunks()) {
+        let Ok(facts) = Facts::of(&info) else { return Ok(None) };
+        if generation_of(key) != Some(facts.generation) || info.etag.is_empty() {
             return Ok(None);
         }
-        let stored = remote.get(&key, ByteRange { offset: 0, len }, None).await.map_err(&failed)?;
-        let manifest = Manifest::decode(&stored).ok();
-        Ok(manifest
-            .filter(|found| (found.len(), found.chunk_size()) == (object.len, object.chunk_size))
-            .map(|found| found.root()))
+        match facts.object(&*target.remote, target.pair.clone(), key.clone()).await {
+            Ok(object) => Ok(Some(object)),
+            Err(FactsError::Incomplete(_)) => Ok(None),
+            Err(FactsError::Remote(error)) => Err(failed(error)),
+        }
     }
 
     /// Under the cell's lock: nothing happened to the file since it was looked at, and it is a stub, durably.
@@ -133,27 +102,4 @@ impl Engine {
         self.announce_change(cell.node.id);
         Ok(Checked::Repaired)
     }
-}
-
-fn value<'a>(info: &'a ObjectInfo, name: &str) -> Option<&'a str> {
-    info.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-}
-
-fn times_and_chunks(info: &ObjectInfo) -> Option<(Timestamp, u32)> {
-    let (secs, nanos) = value(info, "tierfs-mtime")?.split_once('.')?;
-    let mtime =
-        Timestamp { secs: secs.parse().ok()?, nanos: nanos.parse().ok().filter(|nanos| *nanos < 1_000_000_000)? };
-    let chunk_size = value(info, "tierfs-chunk")?.parse().ok().filter(|size: &u32| size.is_power_of_two())?;
-    Some((mtime, chunk_size))
-}
-
-fn hash(hex: &str) -> Option<ContentHash> {
-    let mut bytes = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(ContentHash(bytes))
 }

@@ -245,7 +245,7 @@ impl Engine {
     }
 
     fn check_running(&self) -> EngineResult<()> {
-        if self.stopping.load(Ordering::SeqCst) { Err(EngineError::ShuttingDown) } else { Ok(()) }
+        if self.is_stopping() { Err(EngineError::ShuttingDown) } else { Ok(()) }
     }
 
     /// Whether transfers still run.

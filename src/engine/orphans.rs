@@ -22,8 +22,10 @@ use std::collections::{HashMap, HashSet};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::cell::stored_record;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
+use super::keys::parse_key;
 use super::owner::is_shared;
 use super::{Engine, Target, blocking};
 use crate::ports::{IDENTITY, Intent, IntentKind, RemoteErrorKind};
@@ -101,13 +103,9 @@ impl Page {
 
 /// What a key says of its object: the object's own key, and whose content of when it is.
 fn parse(prefix: &str, key: &ObjectKey) -> Option<(ObjectKey, FileId, Generation)> {
-    let object = key.0.strip_suffix(MANIFEST_SUFFIX).unwrap_or(&key.0);
-    let inside = if prefix.is_empty() { object } else { object.strip_prefix(prefix)?.strip_prefix('/')? };
-    if inside.rfind('@') == Some(0) || inside.starts_with(RESERVED) {
-        return None;
-    }
-    let (file, generation) = super::owner::parse(object)?;
-    Some((ObjectKey(object.to_owned()), file, generation))
+    let object = ObjectKey(key.0.strip_suffix(MANIFEST_SUFFIX).unwrap_or(&key.0).to_owned());
+    let parts = parse_key(prefix, &object)?;
+    (!parts.name.starts_with(RESERVED)).then_some((object, parts.file, parts.generation))
 }
 
 /// What an inode says of an object.
@@ -247,8 +245,7 @@ impl Engine {
     pub async fn note_orphans(&self, orphans: Vec<Orphan>) -> EngineResult<Vec<Orphan>> {
         let target = self.target()?;
         let orphans = self.unnamed(orphans, &mut Page::default()).await?;
-        let mut not_before = self.clock.now();
-        not_before.secs += target.retention_s as i64;
+        let not_before = self.kept_until();
         let root = self.lower.root();
         let notes = orphans.iter().map(|orphan| {
             // An inode that is gone has no handle. That of the root leads to another inode, which the deletion takes for the same.
@@ -285,12 +282,9 @@ impl Engine {
     }
 }
 
-/// A file's record as it is: what memory knows, or what is stored. It is not judged: a record that contradicts its file names its object.
+/// A file's record as it is, not judged: what memory knows, or what is stored.
 pub(super) fn record_of(lower: &dyn crate::ports::Lower, cells: &super::Cells, node: &Inode) -> EngineResult<Record> {
-    let stored = || match lower.load_record(node).map_err(EngineError::lower(node.id))? {
-        Some(stored) => Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why }),
-        None => Ok(Record::unclaimed()),
-    };
+    let stored = || Ok(stored_record(lower, node)?.unwrap_or_else(Record::unclaimed));
     match cells.unless_live(node.id, stored) {
         Ok(record) => record,
         Err(cell) => Ok(cell.lock().record.clone()),

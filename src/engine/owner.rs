@@ -14,6 +14,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
+use super::keys::parse_end;
 use super::orphans::record_of;
 use super::{Engine, blocking};
 use crate::ports::{Attr, Lower, LowerError, LowerResult, if_set};
@@ -26,22 +27,12 @@ const SHARED: &str = "trusted.tierfs.shared";
 
 /// The file that an object was made for. `None`: the key is not one that tierfs makes.
 pub fn made_for(key: &ObjectKey) -> Option<FileId> {
-    Some(parse(&key.0)?.0)
+    Some(parse_end(&key.0)?.1)
 }
 
 /// The generation of its file's content that an object holds.
 pub(super) fn generation_of(key: &ObjectKey) -> Option<Generation> {
-    Some(parse(&key.0)?.1)
-}
-
-/// Whose content of when an object's key names. One spelling only: what we never wrote is not ours.
-pub(super) fn parse(key: &str) -> Option<(FileId, Generation)> {
-    let tail = key.rsplit_once('@')?.1;
-    let (file, generation) = tail.split_once('.')?;
-    let (ino, birth) = file.split_once('-')?;
-    let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
-    let (file, generation) = (FileId { ino: number(ino)?, birth: number(birth)? }, Generation(number(generation)?));
-    (format!("{file}.{generation}") == tail).then_some((file, generation))
+    Some(parse_end(&key.0)?.2)
 }
 
 /// Whether the object was made for `file`.
@@ -227,12 +218,13 @@ mod tests {
         for path in ["a", "a@b/c.d-e", "x@1-2.3", &"long/".repeat(400), "ü@"] {
             for prefix in ["", "p", "p@7-8.9/q"] {
                 let key = object_key(prefix, Path::new(path), file, Generation(0x6_4a3c));
-                assert_eq!(parse(&key.0), Some((file, Generation(0x6_4a3c))), "{key}");
+                assert_eq!((made_for(&key), generation_of(&key)), (Some(file), Some(Generation(0x6_4a3c))), "{key}");
             }
         }
         for key in ["", "a", "a@", "a@1", "a@1-2", "a@1-2.", "a@1.2", "a@-.", "a@x-2.3", "a@1-2.x", "a@1-2.3.manifest"]
         {
-            assert_eq!(parse(key), None, "{key:?}");
+            let key = ObjectKey(key.into());
+            assert_eq!((made_for(&key), generation_of(&key)), (None, None), "{key:?}");
         }
     }
 }
