@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::ports::{
-    Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, Stored,
+    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 
@@ -103,6 +103,14 @@ impl Remote for Watched {
 
     async fn get(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Bytes> {
         self.health.look(Sort::Read, self.remote.get(key, range, etag).await)
+    }
+
+    async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
+        self.health.look(Sort::Read, self.remote.stream(key, range, etag).await)
+    }
+
+    async fn get_all(&self, key: &ObjectKey, len_max: u64) -> RemoteResult<Bytes> {
+        self.health.look(Sort::Read, self.remote.get_all(key, len_max).await)
     }
 
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {

@@ -105,6 +105,23 @@ pub struct Capabilities {
     pub versioning: bool,
 }
 
+/// The bytes of a range while they arrive.
+#[async_trait]
+pub trait Body: Send {
+    /// The next bytes, never none. `None` after the last of the range: a body that ends early is an error, and so is one that goes on.
+    async fn next(&mut self) -> RemoteResult<Option<Bytes>>;
+}
+
+/// A body that has come.
+struct Whole(Option<Bytes>);
+
+#[async_trait]
+impl Body for Whole {
+    async fn next(&mut self) -> RemoteResult<Option<Bytes>> {
+        Ok(self.0.take().filter(|bytes| !bytes.is_empty()))
+    }
+}
+
 /// One pair's bucket.
 #[async_trait]
 pub trait Remote: Send + Sync {
@@ -120,6 +137,26 @@ pub trait Remote: Send + Sync {
     ) -> RemoteResult<Stored>;
     /// Exactly `range.len` bytes (> 0). With `etag`, of that object version and no other (Conflict otherwise).
     async fn get(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Bytes>;
+    /// As [`Remote::get`], piece by piece as it comes: what has come can be used while the rest is under way. Dropping the body ends
+    /// the transfer.
+    async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
+        let whole = self.get(key, range, etag).await?;
+        Ok(Box::new(Whole(Some(whole))))
+    }
+    /// All of an object whose length is not known; Corrupt if it is longer than `len_max` bytes (or empty).
+    async fn get_all(&self, key: &ObjectKey, len_max: u64) -> RemoteResult<Bytes> {
+        let info = self.head(key).await?;
+        if info.len == 0 || info.len > len_max {
+            return Err(RemoteError {
+                kind: RemoteErrorKind::Corrupt,
+                operation: "get",
+                object: key.to_string(),
+                endpoint: String::new(),
+                detail: format!("it has {} bytes, where 1 to {len_max} were expected", info.len),
+            });
+        }
+        self.get(key, ByteRange { offset: 0, len: info.len }, Some(&info.etag)).await
+    }
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo>;
     /// Removes an object; an object that is not there is success. Also ends unfinished multipart uploads of this key.
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()>;
