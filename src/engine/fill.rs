@@ -256,6 +256,7 @@ impl Fill {
                 return Err(self.changed_below());
             } else {
                 self.spoilt.lock().insert(chunk);
+                self.recall.with_plan(|plan| plan.is_spoilt(chunk));
             }
         }
         Ok(())
