@@ -6,6 +6,8 @@
 mod configuration;
 mod contract;
 mod failures;
+mod measure;
 mod rig;
 mod scripted;
+mod streams;
 mod uploads;
