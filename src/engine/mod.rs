@@ -21,6 +21,7 @@ mod owner;
 mod pace;
 mod recall;
 mod release;
+mod restore;
 mod source;
 mod sync;
 mod trees;
@@ -49,6 +50,7 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
+pub use restore::RestorePolicy;
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -72,6 +74,8 @@ pub struct Target {
     pub chunk_size: u32,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What happens to who wants content that lies in an archive class.
+    pub restore: RestorePolicy,
 }
 
 /// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
@@ -138,6 +142,7 @@ pub struct Engine {
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
+    restores: restore::Restores,
 }
 
 impl Engine {
@@ -177,6 +182,7 @@ impl Engine {
             named: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
+            restores: restore::Restores::default(),
         })
     }
 

@@ -20,6 +20,7 @@ mod objects;
 mod probe;
 mod put;
 mod refusal;
+mod restore;
 mod signer;
 mod unfinished;
 
@@ -30,7 +31,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use crate::ports::{Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteErrorKind, RemoteResult, Stored};
+use crate::ports::{
+    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteErrorKind, RemoteResult, RestoreState, Stored,
+};
 use crate::types::{ByteRange, ObjectKey};
 
 pub use config::{CredentialsFrom, RemoteConfig, Timeouts};
@@ -126,6 +129,10 @@ impl Remote for S3Remote {
 
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
         self.shared.head(key).await
+    }
+
+    async fn restore(&self, key: &ObjectKey, days: u32) -> RemoteResult<RestoreState> {
+        self.shared.restore(key, days).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {

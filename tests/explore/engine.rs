@@ -53,6 +53,7 @@ fn rig() -> Rig {
         remote: remote.clone() as Arc<dyn Remote>,
         chunk_size: CHUNK as u32,
         retention_s: 0,
+        restore: Default::default(),
     };
     let (handle, limits) = (runtime.handle().clone(), Limits::default());
     let engine = Engine::new(lower.clone(), journal.clone(), Arc::new(SystemClock), Some(target), handle, limits);

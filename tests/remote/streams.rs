@@ -166,7 +166,12 @@ async fn a_stalled_stream_is_given_up_and_a_slow_reader_is_not() {
     config.part_size = 8 * MIB;
     config.timeouts.stall = Duration::from_millis(500);
     config.timeouts.connect = Duration::from_millis(500);
-    config.timeouts.rate_min = 1 << 30;
+    // Slowly enough that only the stall can end it, and fast enough that a second is too long for all of it.
+    config.timeouts.rate_min = 1 << 10;
+    let impatient = tierfs::remote::RemoteConfig {
+        timeouts: tierfs::remote::Timeouts { rate_min: 1 << 30, ..config.timeouts },
+        ..config.clone()
+    };
     rig.remote().await;
     let remote = S3Remote::connect(config).await.unwrap();
     let data = noise(4 * MIB);
@@ -185,6 +190,7 @@ async fn a_stalled_stream_is_given_up_and_a_slow_reader_is_not() {
     fails(remote.get_all(&key("k"), 4 * MIB).await, Kind::TimedOut, &["no answer"]);
     rig.faults.clear();
     // Longer than stall and the whole request may take: but the reader's time, not the store's.
+    let remote = S3Remote::connect(impatient).await.unwrap();
     let mut body = stream(&remote, "k", 0, 4 * MIB).await.unwrap();
     let first = body.next().await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -223,6 +229,10 @@ async fn an_object_of_unknown_length_takes_one_request() {
         fails(remote.get_all(&key(&name), len - 1).await, Kind::Corrupt, &["expected"]);
         assert_eq!(rig.requests() - before, 1, "what is too long is not asked for again");
     }
+    // Its length is told before its first byte, and is enough.
+    rig.faults.add(Rule::new(Effect::StallReply { after: 0 }).method("GET"));
+    fails(remote.get_all(&key("1000"), 999).await, Kind::Corrupt, &["expected"]);
+    rig.faults.clear();
     put(&remote, "empty", b"").await.unwrap();
     fails(remote.get_all(&key("empty"), 10).await, Kind::Corrupt, &["1 to 10 bytes that were expected"]);
     fails(remote.get_all(&key("missing"), 10).await, Kind::NotFound, &["no such object"]);

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::exit::{self, CliError, Exit};
 use super::{Global, as_json, capabilities, claims, output, print};
-use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, syntax};
+use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
 use crate::types::PairName;
 
 /// Change a pair. What is not named stays.
@@ -56,6 +56,12 @@ struct Changes {
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// Whether who reads content in an archive class is told (fail) or waits (wait) while it is restored.
+    #[arg(long, value_name = "fail|wait")]
+    archived: Option<WhenArchived>,
+    /// Days a restored object can be read.
+    #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
+    restore_days: Option<u32>,
 }
 
 impl Edit {
@@ -122,6 +128,12 @@ impl Changes {
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
+        }
+        if let Some(archived) = self.archived {
+            pair.archived = archived;
+        }
+        if let Some(days) = self.restore_days {
+            pair.restore_days = days;
         }
         Ok(pair)
     }

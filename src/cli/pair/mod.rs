@@ -71,6 +71,8 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "credentials_profile": pair.credentials_profile,
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
+        "archived": pair.archived.as_str(),
+        "restore_days": pair.restore_days,
         "probed": probed,
     })
 }
@@ -91,6 +93,8 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
     row("chunk_size", exact_size(pair.chunk_size.into()));
     row("retention", exact_duration(pair.retention_s));
+    row("archived", pair.archived.as_str().to_owned());
+    row("restore_days", pair.restore_days.to_string());
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",
