@@ -9,14 +9,16 @@ const GROUP_GAP: usize = 9;
 const TOP: usize = 64;
 const COLOURS: [&str; 3] = ["#1f6f8b", "#c9a227", "#b0b0b0"];
 
+/// A row: its name, and each contender's ratio; nothing where it fails.
+pub type Group = (String, Vec<(&'static str, Option<f64>)>);
+
 pub struct Picture<'a> {
     pub title: &'a str,
     /// Below the title.
     pub caption: &'a str,
     /// In the order of their colours.
     pub contenders: &'a [&'static str],
-    /// Rows: name, and each contender's ratio; nothing where it fails.
-    pub groups: Vec<(String, Vec<(&'static str, Option<f64>)>)>,
+    pub groups: Vec<Group>,
     /// Longer bars are cut here, and say so by their figure.
     pub ratio_max: f64,
 }

@@ -80,6 +80,14 @@ impl Engine {
         self.restores.since(key).map(|since| self.seconds_since(since))
     }
 
+    /// All of an object's content has come: nothing of it is on its way back any more.
+    pub fn restore_is_over(&self, object: &ObjectRef) {
+        self.restores.forget(&object.key);
+        if object.has_manifest() {
+            self.restores.forget(&object.manifest_key());
+        }
+    }
+
     fn seconds_since(&self, since: Timestamp) -> u64 {
         u64::try_from(self.clock.now().secs - since.secs).unwrap_or(0)
     }

@@ -285,8 +285,12 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
         tracing::error!(bucket = from_bucket, key = from_key, "the stored bytes do not match their checksum");
         return Err(s3_error!(InternalError, "the source is damaged"));
     }
-    // Same bytes, same MD5.
-    let etag = if info.etag.contains('-') { unique_etag(&verified) } else { info.etag.clone() };
+    // Same bytes, same MD5. And what only changes its class is the same object, as after the transition by a rule that this stands for.
+    let etag = if info.etag.contains('-') && (replace_attributes || !itself) {
+        unique_etag(&verified)
+    } else {
+        info.etag.clone()
+    };
     let seal = Seal { etag, checksum: verified.checksum, attributes, tags, condition: Default::default() };
     let info = upload.publish(seal).await.map_err(convert::error)?;
     let sums = get::checksums(&info.checksum);
