@@ -26,6 +26,7 @@ mod readers;
 mod recall;
 mod recall_policy;
 mod release;
+mod restore;
 mod session;
 mod source;
 mod sync;
@@ -55,6 +56,7 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
+pub use restore::RestorePolicy;
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -80,6 +82,8 @@ pub struct Target {
     pub retention_s: u64,
     /// What a read of a stub brings back, unless its directory says otherwise.
     pub recall: RecallPolicy,
+    /// What happens to who wants content that lies in an archive class.
+    pub restore: RestorePolicy,
 }
 
 /// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
@@ -152,6 +156,7 @@ pub struct Engine {
     moves: moves::Moves,
     /// Whether any directory says what reads of its files bring back.
     directory_policies: AtomicBool,
+    restores: restore::Restores,
 }
 
 impl Engine {
@@ -194,6 +199,7 @@ impl Engine {
             named: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
+            restores: restore::Restores::default(),
             directory_policies: AtomicBool::new(false),
         };
         engine.find_directory_policies();

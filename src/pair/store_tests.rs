@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{CHUNK_SIZE_DEFAULT, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole};
+use super::super::{
+    CHUNK_SIZE_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived,
+};
 use super::*;
 
 fn pair(name: &str) -> Pair {
@@ -22,6 +24,8 @@ fn pair(name: &str) -> Pair {
         chunk_size: CHUNK_SIZE_DEFAULT,
         retention_s: RETENTION_DEFAULT_S,
         recall: Default::default(),
+        archived: WhenArchived::Fail,
+        restore_days: RESTORE_DAYS_DEFAULT,
     }
 }
 

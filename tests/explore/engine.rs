@@ -54,6 +54,7 @@ fn rig() -> Rig {
         chunk_size: CHUNK as u32,
         retention_s: 0,
         recall: Default::default(),
+        restore: Default::default(),
     };
     let (handle, limits) = (runtime.handle().clone(), Limits::default());
     let engine = Engine::new(lower.clone(), journal.clone(), Arc::new(SystemClock), Some(target), handle, limits);

@@ -57,6 +57,7 @@ fn what_comes_back_is_the_content_or_an_error() {
         chunk_size: CHUNK,
         retention_s: 0,
         recall: Default::default(),
+        restore: Default::default(),
     };
     let engine = Engine::new(
         lower.clone(),

@@ -7,7 +7,8 @@ use clap::Args;
 use super::exit::{self, CliError, Exit};
 use super::{Global, as_json, capabilities, output, print};
 use crate::pair::{
-    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, syntax,
+    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
+    Store, WhenArchived, syntax,
 };
 use crate::types::{ClusterId, PairName, RecallPolicy};
 
@@ -58,6 +59,12 @@ pub struct Add {
     /// pass-through (served, and nothing stays) [default: partial].
     #[arg(long, value_name = "HOW")]
     recall: Option<RecallPolicy>,
+    /// Whether who reads content in an archive class is told (fail) or waits (wait) while it is restored [default: fail].
+    #[arg(long, value_name = "fail|wait")]
+    archived: Option<WhenArchived>,
+    /// Days a restored object can be read [default: 7].
+    #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
+    restore_days: Option<u32>,
     /// Store the pair without trying the endpoint.
     #[arg(long)]
     no_probe: bool,
@@ -110,6 +117,8 @@ impl Add {
             chunk_size: self.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
             retention_s: self.retention.unwrap_or(RETENTION_DEFAULT_S),
             recall: self.recall.unwrap_or_default(),
+            archived: self.archived.unwrap_or_default(),
+            restore_days: self.restore_days.unwrap_or(RESTORE_DAYS_DEFAULT),
         })
     }
 }

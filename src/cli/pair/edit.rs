@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::exit::{self, CliError, Exit};
 use super::{Global, as_json, capabilities, claims, output, print};
-use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, syntax};
+use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
 use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
@@ -60,6 +60,12 @@ struct Changes {
     /// pass-through (served, and nothing stays).
     #[arg(long, value_name = "HOW")]
     recall: Option<RecallPolicy>,
+    /// Whether who reads content in an archive class is told (fail) or waits (wait) while it is restored.
+    #[arg(long, value_name = "fail|wait")]
+    archived: Option<WhenArchived>,
+    /// Days a restored object can be read.
+    #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
+    restore_days: Option<u32>,
 }
 
 impl Edit {
@@ -129,6 +135,12 @@ impl Changes {
         }
         if let Some(recall) = self.recall {
             pair.recall = recall;
+        }
+        if let Some(archived) = self.archived {
+            pair.archived = archived;
+        }
+        if let Some(days) = self.restore_days {
+            pair.restore_days = days;
         }
         Ok(pair)
     }

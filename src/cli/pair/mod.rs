@@ -72,6 +72,8 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
         "recall": pair.recall.as_str(),
+        "archived": pair.archived.as_str(),
+        "restore_days": pair.restore_days,
         "probed": probed,
     })
 }
@@ -93,6 +95,8 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("chunk_size", exact_size(pair.chunk_size.into()));
     row("retention", exact_duration(pair.retention_s));
     row("recall", pair.recall.as_str().into());
+    row("archived", pair.archived.as_str().to_owned());
+    row("restore_days", pair.restore_days.to_string());
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",
