@@ -275,7 +275,7 @@ fn remote_config(pair: &Pair) -> RemoteConfig {
         None => CredentialsFrom::Chain { profile },
     };
     // Whole chunks only: a part is hashed chunk by chunk as it is read.
-    config.part_size = config.part_size.max(u64::from(pair.chunk_size));
+    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
     config
 }
 

@@ -12,8 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT,
-    RETENTION_DEFAULT_S, RemoteRole, syntax, units,
+    MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
+    syntax, units,
 };
 use crate::types::{PairName, RecallPolicy};
 
@@ -91,9 +91,7 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
         meta_sync: table.text("meta_sync_role", |word| word.parse::<MetaSyncRole>())?,
         credentials_file: table.text("credentials_file", syntax::credentials_file)?,
         credentials_profile: table.text("credentials_profile", syntax::credentials_profile)?,
-        chunk_size: table
-            .quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?
-            .unwrap_or(CHUNK_SIZE_DEFAULT),
+        chunk_size: table.quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?,
         retention_s: table.quantity("retention", units::parse_duration)?.unwrap_or(RETENTION_DEFAULT_S),
         recall: table.text("recall", |word| word.parse::<RecallPolicy>())?.unwrap_or_default(),
         archived: table.text("archived", |word| word.parse())?.unwrap_or_default(),
@@ -219,7 +217,9 @@ pub fn format(pair: &Pair) -> PairResult<String> {
     if let Some(profile) = &pair.credentials_profile {
         lines.push(format!("credentials_profile = {}", quoted(profile)));
     }
-    lines.push(format!("chunk_size = {}", quoted(&units::exact_size(pair.chunk_size.into()))));
+    if let Some(size) = pair.chunk_size {
+        lines.push(format!("chunk_size = {}", quoted(&units::exact_size(size.into()))));
+    }
     lines.push(format!("retention = {}", quoted(&units::exact_duration(pair.retention_s))));
     // Only where it is not the default: an older tierfs knows no such key.
     if pair.recall != RecallPolicy::default() {
@@ -255,7 +255,7 @@ remote_role = "gfs"
     #[test]
     fn defaults() {
         let pair = read(GOOD).unwrap();
-        assert_eq!(pair.chunk_size, 4 << 20);
+        assert_eq!(pair.chunk_size, None);
         assert_eq!(pair.retention_s, 86_400);
         assert_eq!(pair.region, "us-east-1");
         assert_eq!((pair.bucket.as_str(), pair.prefix.as_str()), ("cold", "east"));
@@ -275,7 +275,7 @@ remote_role = "gfs"
         pair.role = RemoteRole::Gpeer;
         pair.credentials_file = Some("/root/creds".into());
         pair.credentials_profile = Some("west".into());
-        pair.chunk_size = 64 << 10;
+        pair.chunk_size = Some(64 << 10);
         pair.retention_s = 5_400;
         pair.archived = WhenArchived::Wait;
         pair.restore_days = 30;

@@ -19,8 +19,6 @@ use crate::types::{ClusterId, PairName, RecallPolicy};
 pub use error::{PairError, PairResult};
 pub use store::{ClaimCheck, Store};
 
-/// Bytes per manifest chunk unless the pair says otherwise.
-pub const CHUNK_SIZE_DEFAULT: u32 = 4 << 20;
 /// Seconds a superseded or deleted object is kept unless the pair says otherwise: a day to notice a mistake.
 pub const RETENTION_DEFAULT_S: u64 = 24 * 3600;
 /// Days a restored object can be read unless the pair says otherwise: longer than a weekend.
@@ -77,8 +75,8 @@ pub struct Pair {
     pub credentials_file: Option<PathBuf>,
     /// Profile in that file (or in the standard one).
     pub credentials_profile: Option<String>,
-    /// Bytes per manifest chunk; a power of two, 64 KiB to 64 MiB.
-    pub chunk_size: u32,
+    /// Bytes per manifest chunk; a power of two, 64 KiB to 64 MiB. `None`: by the length of each file.
+    pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
     /// What a read of a stub brings back.

@@ -211,7 +211,7 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         pair,
         prefix: "p".into(),
         remote,
-        chunk_size: CHUNK as u32,
+        chunk_size: Some(CHUNK as u32),
         retention_s: manner.retention_s,
         recall: Default::default(),
         restore: Default::default(),

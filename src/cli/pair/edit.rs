@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
-use super::{Global, as_json, capabilities, claims, output, print};
+use super::{ChunkSize, Global, as_json, capabilities, claims, output, print};
 use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
 use crate::types::{PairName, RecallPolicy};
 
@@ -50,9 +50,9 @@ struct Changes {
     /// Profile in that file; empty for the standard one.
     #[arg(long, value_name = "NAME")]
     credentials_profile: Option<String>,
-    /// Unit of verification, for files archived from now on.
+    /// Unit of verification, for files archived from now on; or auto.
     #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
-    chunk_size: Option<u32>,
+    chunk_size: Option<ChunkSize>,
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
@@ -128,7 +128,7 @@ impl Changes {
             };
         }
         if let Some(size) = self.chunk_size {
-            pair.chunk_size = size;
+            pair.chunk_size = size.0;
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
