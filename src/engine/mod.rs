@@ -5,9 +5,11 @@
 
 mod archive;
 mod cell;
+mod content;
 mod error;
 mod facts;
 mod failures;
+mod fetch;
 mod fill;
 mod hashes;
 mod health;
