@@ -382,5 +382,4 @@ fn a_mebibyte_anywhere_in_a_tebibyte_moves_two_chunks_at_most() {
     assert_eq!(fs::metadata(rig.mnt("huge")).unwrap().len(), TIB);
     drop(file);
     rests(&rig, "huge", "partial");
-    rig.on(&["release"], &["huge"]);
 }
