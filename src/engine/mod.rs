@@ -21,6 +21,8 @@ mod owner;
 mod pace;
 mod recall;
 mod release;
+mod running;
+mod slots;
 mod source;
 mod sync;
 mod trees;
@@ -49,6 +51,8 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
+pub use running::{Hold, RecallStatus, RequesterStatus};
+pub use slots::{Permit, SlotLimits, Slots};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -74,20 +78,22 @@ pub struct Target {
     pub retention_s: u64,
 }
 
-/// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
+/// Limits of one engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Files transferred at once by background jobs.
     pub transfers: usize,
-    /// Content held in memory by all transfers, in units of 1 MiB.
+    /// Content held in memory by all transfers but recalls, in units of 1 MiB.
     pub memory_mib: usize,
     /// Chunks of one file fetched at once.
     pub fetches_per_file: usize,
+    /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
+    pub recalls: SlotLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8 }
+        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8, recalls: SlotLimits::default() }
     }
 }
 
@@ -123,6 +129,9 @@ pub struct Engine {
     pub warm: Arc<Warm>,
     limits: Limits,
     memory: Arc<Semaphore>,
+    /// What recalls fetch at once.
+    pub slots: Arc<Slots>,
+    running: running::Running,
     pub totals: Totals,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
@@ -167,6 +176,8 @@ impl Engine {
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
+            slots: Slots::new(limits.recalls),
+            running: running::Running::default(),
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),

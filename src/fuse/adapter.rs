@@ -79,7 +79,7 @@ impl Adapter {
     fn set(&self, request: &Request, id: INodeNo, changes: SetAttr, reply: ReplyAttr) {
         let (ttl, mut file) = (self.ttl, Asked::new(id.0));
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, patience| fs.try_set_attr(&mut file, &changes, patience),
             move |reply, result| match result {
@@ -250,7 +250,7 @@ impl Filesystem for Adapter {
         self.note(Call::Open);
         let (flags, mut file) = (open_flags(flags.0), Asked::new(id.0));
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, reply, patience| fs.try_open(&mut file, flags, patience, reply),
             |reply, result| match result {
@@ -277,7 +277,7 @@ impl Filesystem for Adapter {
         let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
         let ttl = self.ttl;
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, reply, patience| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, patience, reply),
             move |reply, result| match result {
@@ -307,7 +307,7 @@ impl Filesystem for Adapter {
     ) {
         self.note(Call::Read);
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, _| fs.try_read(fh.0, offset, size),
             |reply, result| match result {
@@ -542,7 +542,7 @@ impl Filesystem for Adapter {
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
             |reply, result| match result {
