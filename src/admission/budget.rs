@@ -35,15 +35,34 @@ enum One {
 
 type Key = (usize, One);
 
+/// A file that one has on its way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// How often it was let in.
+    times: usize,
+    /// The most that was wanted of it at once.
+    bytes: u64,
+    /// Up to what of all that its recall brings it is paid for.
+    paid: u64,
+}
+
 /// What one has on its way.
 #[derive(Debug)]
 struct Account {
-    /// For each file: how often it was let in, and its bytes, which count once.
-    files: HashMap<FileId, (usize, u64)>,
+    files: HashMap<FileId, Held>,
     bytes: u64,
     /// Bytes that may still come; below zero after a file that was larger.
     left: i128,
     at_ns: u64,
+}
+
+/// What somebody wants of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Bytes that its recall has brought already; 0 where none runs.
+    pub done: u64,
+    /// Bytes that he wants beyond those.
+    pub more: u64,
 }
 
 /// What somebody was let in with; to be given back by [`Budgets::leave`].
@@ -113,17 +132,39 @@ impl Account {
     }
 
     /// `Err`: not now, but perhaps at the time given, or when something was given back.
-    fn room(&self, budget: &Budget, bytes: u64) -> Result<(), Option<u64>> {
-        if budget.files.is_some_and(|max| self.files.len() >= max.max(1)) {
+    fn room(&self, budget: &Budget, file: FileId, wanted: Wanted) -> Result<(), Option<u64>> {
+        let held = self.files.get(&file);
+        if held.is_none() && budget.files.is_some_and(|max| self.files.len() >= max.max(1)) {
             return Err(None);
         }
-        if budget.bytes.is_some_and(|max| self.bytes > 0 && self.bytes.saturating_add(bytes) > max) {
+        let more = wanted.more.saturating_sub(held.map_or(0, |held| held.bytes));
+        if more > 0 && budget.bytes.is_some_and(|max| self.bytes > 0 && self.bytes.saturating_add(more) > max) {
             return Err(None);
         }
         match budget.rate {
-            Some(rate) if self.left <= 0 => Err(Some(self.pays_at(rate))),
+            Some(rate) if self.left <= 0 && self.cost(file, wanted) > 0 => Err(Some(self.pays_at(rate))),
             _ => Ok(()),
         }
+    }
+
+    /// What is to be paid for.
+    fn cost(&self, file: FileId, wanted: Wanted) -> u64 {
+        match self.files.get(&file) {
+            Some(held) => wanted.done.saturating_add(wanted.more).saturating_sub(held.paid),
+            // What came before was others'.
+            None => wanted.more,
+        }
+    }
+
+    fn take(&mut self, budget: &Budget, file: FileId, wanted: Wanted) {
+        if budget.rate.is_some() {
+            self.left -= i128::from(self.cost(file, wanted));
+        }
+        let held = self.files.entry(file).or_default();
+        held.times += 1;
+        self.bytes += wanted.more.saturating_sub(held.bytes);
+        held.bytes = held.bytes.max(wanted.more);
+        held.paid = held.paid.max(wanted.done.saturating_add(wanted.more));
     }
 }
 
@@ -137,8 +178,9 @@ impl Budgets {
         self.rules.is_empty()
     }
 
-    /// Lets `requester` in who wants `bytes` of a file, or says when to ask again. A file that his budget has on its way already costs it nothing.
-    pub fn enter(&mut self, requester: &Requester, file: FileId, bytes: u64, now_ns: u64) -> Entry {
+    /// Lets `requester` in who wants some of a file, or says when to ask again. A file that his budget has on its way already is no further
+    /// file, and what its recall has brought since is paid for now.
+    pub fn enter(&mut self, requester: &Requester, file: FileId, wanted: Wanted, now_ns: u64) -> Entry {
         let rules = self.rules.iter().enumerate().filter(|(_, budget)| budget.of.covers(requester));
         let keys: Vec<Key> = rules.map(|(n, budget)| (n, budget.one(requester))).collect();
         let mut until_ns = None;
@@ -147,10 +189,7 @@ impl Budgets {
             let budget = &self.rules[key.0];
             let account = self.accounts.entry(key.clone()).or_insert_with(|| Account::new(budget, now_ns));
             account.refill(budget, now_ns);
-            if account.files.contains_key(&file) {
-                continue;
-            }
-            if let Err(at) = account.room(budget, bytes) {
+            if let Err(at) = account.room(budget, file, wanted) {
                 waits = true;
                 // All must agree: no sooner than the last of those who know a time.
                 until_ns = until_ns.max(at);
@@ -160,15 +199,7 @@ impl Budgets {
             return Entry::Wait { until_ns };
         }
         for key in &keys {
-            let account = self.accounts.get_mut(key).expect("made above");
-            let held = account.files.entry(file).or_insert((0, bytes));
-            held.0 += 1;
-            if held.0 == 1 {
-                account.bytes += bytes;
-                if self.rules[key.0].rate.is_some() {
-                    account.left -= i128::from(bytes);
-                }
-            }
+            self.accounts.get_mut(key).expect("made above").take(&self.rules[key.0], file, wanted);
         }
         Entry::Go(Ticket { file, keys })
     }
@@ -178,9 +209,9 @@ impl Budgets {
         for key in &ticket.keys {
             let Some(account) = self.accounts.get_mut(key) else { continue };
             if let Some(held) = account.files.get_mut(&ticket.file) {
-                held.0 -= 1;
-                if held.0 == 0 {
-                    account.bytes -= held.1;
+                held.times -= 1;
+                if held.times == 0 {
+                    account.bytes -= held.bytes;
                     account.files.remove(&ticket.file);
                 }
             }
@@ -200,6 +231,10 @@ mod tests {
 
     fn file(ino: u64) -> FileId {
         FileId { ino, birth: 1 }
+    }
+
+    fn more(more: u64) -> Wanted {
+        Wanted { done: 0, more }
     }
 
     fn user(uid: u32) -> Requester {
@@ -230,77 +265,94 @@ mod tests {
     #[test]
     fn files_at_once_are_counted_for_each_user() {
         let mut all = budgets(Subject::EachUid, Some(2), None, None);
-        let first = go(all.enter(&user(1), file(1), 10, 0));
-        go(all.enter(&user(1), file(2), 10, 0));
-        assert_eq!(waits(all.enter(&user(1), file(3), 10, 0)), None);
+        let first = go(all.enter(&user(1), file(1), more(10), 0));
+        go(all.enter(&user(1), file(2), more(10), 0));
+        assert_eq!(waits(all.enter(&user(1), file(3), more(10), 0)), None);
         // Another one's reader of a file under way, and another user, are let in.
-        let again = go(all.enter(&user(1), file(1), 10, 0));
-        go(all.enter(&user(2), file(3), 10, 0));
+        let again = go(all.enter(&user(1), file(1), more(10), 0));
+        go(all.enter(&user(2), file(3), more(10), 0));
         all.leave(first);
-        waits(all.enter(&user(1), file(3), 10, 0));
+        waits(all.enter(&user(1), file(3), more(10), 0));
         all.leave(again);
-        go(all.enter(&user(1), file(3), 10, 0));
+        go(all.enter(&user(1), file(3), more(10), 0));
     }
 
     #[test]
     fn bytes_at_once_let_a_larger_file_come_alone() {
         let mut all = budgets(Subject::All, None, Some(100), None);
-        let large = go(all.enter(&user(1), file(1), 1_000, 0));
-        waits(all.enter(&user(2), file(2), 1, 0));
+        let large = go(all.enter(&user(1), file(1), more(1_000), 0));
+        waits(all.enter(&user(2), file(2), more(1), 0));
         all.leave(large);
-        go(all.enter(&user(1), file(3), 60, 0));
-        go(all.enter(&user(1), file(4), 40, 0));
-        waits(all.enter(&user(1), file(5), 1, 0));
+        go(all.enter(&user(1), file(3), more(60), 0));
+        go(all.enter(&user(1), file(4), more(40), 0));
+        waits(all.enter(&user(1), file(5), more(1), 0));
     }
 
     #[test]
     fn bytes_over_time_are_paid_back() {
         let mut all = budgets(Subject::EachProgram, None, None, Some((100, 10)));
         for n in 0..4 {
-            let ticket = go(all.enter(&user(1), file(n), 25, 0));
+            let ticket = go(all.enter(&user(1), file(n), more(25), 0));
             all.leave(ticket);
         }
-        let at = waits(all.enter(&user(1), file(9), 25, 0)).unwrap();
-        waits(all.enter(&user(1), file(9), 25, at - S / 100));
+        let at = waits(all.enter(&user(1), file(9), more(25), 0)).unwrap();
+        waits(all.enter(&user(1), file(9), more(25), at - S / 100));
         // The whole of it, for it is larger; then its time must be waited out.
-        let ticket = go(all.enter(&user(1), file(9), 1_000, at + S / 10));
+        let ticket = go(all.enter(&user(1), file(9), more(1_000), at + S / 10));
         all.leave(ticket);
-        let at = waits(all.enter(&user(1), file(9), 1, 2 * S)).unwrap();
+        let at = waits(all.enter(&user(1), file(9), more(1), 2 * S)).unwrap();
         assert!((99 * S..=101 * S).contains(&at), "{at}");
-        go(all.enter(&user(2), file(9), 1, 2 * S));
-        go(all.enter(&user(1), file(9), 1, at));
+        go(all.enter(&user(2), file(9), more(1), 2 * S));
+        go(all.enter(&user(1), file(9), more(1), at));
         // However long nothing was used: one burst.
-        let ticket = go(all.enter(&user(3), file(1), 100, 1_000_000 * S));
+        let ticket = go(all.enter(&user(3), file(1), more(100), 1_000_000 * S));
         all.leave(ticket);
-        waits(all.enter(&user(3), file(2), 1, 1_000_000 * S));
+        waits(all.enter(&user(3), file(2), more(1), 1_000_000 * S));
+    }
+
+    #[test]
+    fn who_reads_on_pays_for_what_came_since() {
+        let mut all = budgets(Subject::EachUid, Some(1), Some(50), Some((100, 10)));
+        let first = go(all.enter(&user(1), file(1), more(10), 0));
+        // Ten were paid for, fifty came, and twenty more are wanted.
+        let second = go(all.enter(&user(1), file(1), Wanted { done: 50, more: 20 }, 0));
+        assert_eq!(all.accounts.values().next().unwrap().left, 30);
+        go(all.enter(&user(1), file(1), Wanted { done: 90, more: 20 }, 0));
+        waits(all.enter(&user(1), file(1), Wanted { done: 110, more: 20 }, 0)).expect("a time");
+        go(all.enter(&user(1), file(1), Wanted { done: 100, more: 10 }, 0));
+        // Somebody who joins pays for what he wants, and not for what came before.
+        go(all.enter(&user(2), file(1), Wanted { done: 1_000, more: 60 }, 0));
+        all.leave(first);
+        all.leave(second);
+        assert!(all.accounts.values().all(|account| account.files.len() == 1 && account.bytes <= 60));
     }
 
     #[test]
     fn all_budgets_of_somebody_must_agree_and_none_is_charged_before() {
         let of = |of, files| Budget { of, files: Some(files), bytes: None, rate: None };
         let mut all = Budgets::new(vec![of(Subject::All, 3), of(Subject::Uid(1), 1)]);
-        let mine = go(all.enter(&user(1), file(1), 0, 0));
+        let mine = go(all.enter(&user(1), file(1), more(0), 0));
         for n in 2..9 {
-            waits(all.enter(&user(1), file(n), 0, 0));
+            waits(all.enter(&user(1), file(n), more(0), 0));
         }
-        go(all.enter(&user(2), file(2), 0, 0));
-        go(all.enter(&user(2), file(3), 0, 0));
-        waits(all.enter(&user(2), file(4), 0, 0));
+        go(all.enter(&user(2), file(2), more(0), 0));
+        go(all.enter(&user(2), file(3), more(0), 0));
+        waits(all.enter(&user(2), file(4), more(0), 0));
         all.leave(mine);
-        go(all.enter(&user(2), file(4), 0, 0));
-        waits(all.enter(&user(1), file(5), 0, 0));
+        go(all.enter(&user(2), file(4), more(0), 0));
+        waits(all.enter(&user(1), file(5), more(0), 0));
     }
 
     #[test]
     fn who_is_under_no_rule_is_not_counted_and_accounts_do_not_pile_up() {
         let mut all = budgets(Subject::Uid(7), Some(1), None, None);
         for n in 0..10 {
-            go(all.enter(&user(1), file(n), u64::MAX, 0));
+            go(all.enter(&user(1), file(n), more(u64::MAX), 0));
         }
         assert!(all.accounts.is_empty() && !all.is_empty());
         let mut each = budgets(Subject::EachUid, Some(1), None, Some((1, 1)));
         for uid in 0..3 * ACCOUNTS_MAX as u32 {
-            let ticket = go(each.enter(&user(uid), file(1), 0, 0));
+            let ticket = go(each.enter(&user(uid), file(1), more(0), 0));
             each.leave(ticket);
         }
         assert!(each.accounts.len() <= ACCOUNTS_MAX + 1);

@@ -28,9 +28,13 @@ impl Server {
         let this = self.clone();
         let found = tokio::task::spawn_blocking(move || this.find_recalls(&which)).await.unwrap_or_default();
         let mut summary = Summary::default();
-        for (file, recall) in found {
-            if cancel && !self.engine.stop_recall(file).await {
-                // It ended by itself meanwhile.
+        // All are told at once: one that waits for another's slot would not end before it.
+        let ended =
+            found.iter().map(|(file, _)| async { if cancel { self.engine.stop_recall(*file).await } else { true } });
+        let ended = futures::future::join_all(ended).await;
+        for ((_, recall), ended) in found.into_iter().zip(ended) {
+            if !ended {
+                // By itself, meanwhile.
                 summary.unchanged += 1;
                 continue;
             }

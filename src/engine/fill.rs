@@ -154,7 +154,10 @@ impl Engine {
         noted: Noted,
     ) -> EngineResult<()> {
         let range = object.chunk_range(chunk as u64);
-        let _memory = self.memory_for(range.len).await?;
+        let _slot = tokio::select! {
+            slot = self.slot_for(cell.node.id, false, range.len) => slot?,
+            () = recall.until_cancelled() => return Err(EngineError::Cancelled),
+        };
         let target = self.target()?;
         let file_id = cell.node.id;
         for last in [false, true] {

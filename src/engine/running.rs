@@ -3,21 +3,24 @@
 //! Invariant: a file is in the list from when somebody was told that its recall runs until that recall has ended, once.
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
 use super::recall::Recall;
+use super::slots::Permit;
 use super::{CUT_WITHIN, Cell, Engine};
 use crate::admission::{Class, Requester};
 use crate::types::{FileId, Inode, Timestamp, WirePath};
 
-/// Requesters named for one recall; more are counted.
+/// Requesters of one recall that are named, and that are counted.
 const NAMED_MAX: usize = 16;
+const KNOWN_MAX: usize = 1024;
 /// For so long after a recall was ended by hand those who waited for it start no other one: the kernel asks again by itself for pages that
 /// read-ahead did not bring, and would undo what was asked.
 const STOPPED_FOR: Duration = Duration::from_secs(5);
@@ -31,6 +34,10 @@ pub type Hold = Box<dyn Any + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Running {
     files: Mutex<BTreeMap<FileId, Entry>>,
+    /// Who is about to have a recall started: it may want its first slot before it is in the list.
+    asking: Mutex<HashMap<FileId, VecDeque<(Class, u32)>>>,
+    /// Somebody of a higher class joined a recall.
+    raised: Notify,
     stopped: Mutex<VecDeque<Stopped>>,
 }
 
@@ -42,9 +49,28 @@ struct Entry {
     since: Timestamp,
     begun: Instant,
     requesters: Vec<Arc<Requester>>,
-    /// Processes beyond those.
-    more: u64,
+    /// All of them, by user and process, as far as that is bounded …
+    known: HashSet<(u32, u32)>,
+    /// … and what each holds.
     _holds: Vec<Hold>,
+}
+
+/// Takes a note of [`Running::asking`] away.
+struct Asking<'e> {
+    engine: &'e Engine,
+    file: FileId,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.engine.running.asking.lock();
+        if let Some(line) = asking.get_mut(&self.file) {
+            line.pop_front();
+            if line.is_empty() {
+                asking.remove(&self.file);
+            }
+        }
+    }
 }
 
 /// A recall that was ended by hand.
@@ -89,13 +115,21 @@ pub struct RequesterStatus {
 }
 
 impl Running {
+    /// As what a file's recall is fetched, and for whom. What nobody is known to have asked for is somebody's who waits.
+    fn class_of(&self, file: FileId) -> (Class, u32) {
+        let listed =
+            self.files.lock().get(&file).map(|entry| (entry.class, entry.requesters.first().map_or(0, |who| who.uid)));
+        let asking = self.asking.lock().get(&file).and_then(|line| line.iter().min().copied());
+        listed.into_iter().chain(asking).min().unwrap_or((Class::Interactive, 0))
+    }
+
     /// The recall of a file that is to be ended; remembers for whom.
     fn stop(&self, file: FileId) -> Option<Arc<Recall>> {
         let (recall, of) = {
             let files = self.files.lock();
             let entry = files.get(&file)?;
-            let of = || entry.requesters.iter().map(|who| who.pid).collect();
-            (entry.recall.clone(), (entry.more == 0).then(of))
+            let of = || entry.known.iter().map(|(_, pid)| *pid).collect();
+            (entry.recall.clone(), (entry.known.len() < KNOWN_MAX).then(of))
         };
         let mut stopped = self.stopped.lock();
         let old = |stopped: &Stopped| stopped.at.elapsed() >= STOPPED_FOR;
@@ -118,7 +152,7 @@ impl Entry {
             inode: self.node.id.ino,
             class: self.class.as_str().into(),
             requesters: self.requesters.iter().map(|who| told(who)).collect(),
-            more_requesters: self.more,
+            more_requesters: (self.known.len() - self.requesters.len()) as u64,
             since: self.since.secs,
             seconds,
             bytes_done: done,
@@ -145,6 +179,9 @@ impl Engine {
         if self.was_stopped(cell.node.id, who) {
             return Err(EngineError::Stopped);
         }
+        let file = cell.node.id;
+        self.running.asking.lock().entry(file).or_default().push_back((class, who.uid));
+        let _asking = Asking { engine: self, file };
         let recall = self.start_recall(cell).await?;
         if let Some(recall) = &recall {
             self.enlist(cell, recall, who, class, hold);
@@ -175,6 +212,7 @@ impl Engine {
     ) {
         let id = cell.node.id;
         let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
+        let raised;
         let fresh = {
             let mut files = self.running.files.lock();
             let known = files.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.recall, recall));
@@ -189,23 +227,26 @@ impl Engine {
                         since: self.now(),
                         begun: Instant::now(),
                         requesters: Vec::new(),
-                        more: 0,
+                        known: HashSet::new(),
                         _holds: Vec::new(),
                     },
                 );
             }
             let entry = files.get_mut(&id).expect("it is there or was put there");
+            raised = class < entry.class;
             entry.class = entry.class.min(class);
-            entry._holds.extend(hold);
-            if !entry.requesters.iter().any(|known| known.pid == who.pid && known.uid == who.uid) {
+            // One who asks again holds what he needs.
+            if entry.known.len() < KNOWN_MAX && entry.known.insert((who.uid, who.pid)) {
+                entry._holds.extend(hold);
                 if entry.requesters.len() < NAMED_MAX {
                     entry.requesters.push(who.clone());
-                } else {
-                    entry.more += 1;
                 }
             }
             !known
         };
+        if raised {
+            self.running.raised.notify_waiters();
+        }
         if fresh {
             let (this, recall) = (self.clone(), recall.clone());
             self.runtime.spawn(async move {
@@ -218,6 +259,34 @@ impl Engine {
                 // What it holds is let go of outside of the lock.
                 drop(gone);
             });
+        }
+    }
+
+    /// A slot and memory for `bytes` of a file's recall, as its most pressing requester may have it; `ahead`: nobody waits for them yet.
+    pub(super) async fn slot_for(&self, file: FileId, ahead: bool, bytes: u64) -> EngineResult<Permit> {
+        let wanted = || {
+            let (class, uid) = self.running.class_of(file);
+            (if ahead { class.max(Class::Prefetch) } else { class }, uid)
+        };
+        loop {
+            let (class, uid) = wanted();
+            let permit = self.slots.acquire(class, uid, bytes);
+            tokio::pin!(permit);
+            loop {
+                let raised = self.running.raised.notified();
+                tokio::pin!(raised);
+                // Registered before looking, or somebody who joins in between would be missed.
+                raised.as_mut().enable();
+                if wanted().0 < class {
+                    // To a better line.
+                    break;
+                }
+                tokio::select! {
+                    biased;
+                    permit = &mut permit => return permit,
+                    () = raised => {}
+                }
+            }
         }
     }
 

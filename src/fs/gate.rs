@@ -15,7 +15,7 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::requester::Requesters;
 use super::wait::Waiter;
-use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket};
+use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
 use crate::engine::{CUT_WITHIN, Cell, EngineError, Hold};
 use crate::ports::Lower;
@@ -82,7 +82,7 @@ impl Gate {
     }
 
     /// Waits until `who`'s budgets have room for a file.
-    async fn share(self: &Arc<Self>, who: &Requester, file: FileId, bytes: u64) -> Option<Hold> {
+    async fn share(self: &Arc<Self>, who: &Requester, file: FileId, wanted: Wanted) -> Option<Hold> {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
@@ -93,7 +93,7 @@ impl Gate {
                 if budgets.is_empty() {
                     return None;
                 }
-                budgets.enter(who, file, bytes, self.now_ns())
+                budgets.enter(who, file, wanted, self.now_ns())
             };
             match entry {
                 Entry::Go(ticket) => return Some(Box::new(Share { gate: self.clone(), ticket: Some(ticket) })),
@@ -171,10 +171,10 @@ impl Fs {
     pub(super) async fn bring(&self, cell: &Arc<Cell>, range: Option<ByteRange>, waiter: Waiter) -> FsResult<()> {
         let file = cell.node.id;
         let who = self.gate.requesters.of(waiter);
-        let (len, joins) = {
+        let (len, done) = {
             let inner = cell.lock();
             let away = inner.record.object.as_ref().filter(|_| !inner.machine.is_local());
-            (away.map(|object| object.len), inner.recall.is_some())
+            (away.map(|object| object.len), inner.recall.as_ref().map_or(0, |recall| recall.bytes_done()))
         };
         let (mut class, mut hold) = (Class::Interactive, None);
         // Else nothing is fetched: it is here, or what is in doubt is settled.
@@ -185,9 +185,8 @@ impl Fs {
             if self.gate.is_scan(&self.lower, cell, &who).await {
                 class = Class::Bulk;
             }
-            if !joins {
-                hold = self.gate.share(&who, file, len).await;
-            }
+            let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
+            hold = self.gate.share(&who, file, Wanted { done, more }).await;
         }
         let Some(recall) = self.engine.start_recall_for(cell, &who, class, hold).await? else { return Ok(()) };
         let ended = match range {

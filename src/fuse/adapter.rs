@@ -38,8 +38,9 @@ const WANTED: [InitFlags; 14] = [
     InitFlags::FUSE_BIG_WRITES,
 ];
 const MAX_WRITE: u32 = 1 << 20;
-/// Requests the kernel may queue in the background; read-ahead of slow stubs takes these, so there must be plenty.
-const MAX_BACKGROUND: u16 = 128;
+/// Requests the kernel sends in the background. Read-ahead of stubs takes four for each reader, and what is above waits in one line for all users: one's
+/// slow recalls would hold up another's reads.
+const MAX_BACKGROUND: u16 = 4096;
 
 /// How long the kernel may keep attributes of files that mappings may be writing to.
 const FLEETING_TTL: Duration = Duration::from_secs(1);
