@@ -42,14 +42,24 @@ struct Held {
     times: usize,
     /// The most that was wanted of it at once.
     bytes: u64,
-    /// Up to what of all that its recall brings it is paid for.
-    paid: u64,
 }
+
+/// How far the recall of a file is paid for.
+#[derive(Clone, Copy, Debug)]
+struct Paid {
+    /// What the recall had brought then: one that has brought less is another one.
+    done: u64,
+    until: u64,
+}
+
+/// Files of an account of which it is remembered how far they are paid for. Of a forgotten one only what is wanted next is paid.
+const PAID_MAX: usize = 256;
 
 /// What one has on its way.
 #[derive(Debug)]
 struct Account {
     files: HashMap<FileId, Held>,
+    paid: HashMap<FileId, Paid>,
     bytes: u64,
     /// Bytes that may still come; below zero after a file that was larger.
     left: i128,
@@ -63,6 +73,12 @@ pub struct Wanted {
     pub done: u64,
     /// Bytes that he wants beyond those.
     pub more: u64,
+}
+
+impl Wanted {
+    fn all(self) -> u64 {
+        self.done.saturating_add(self.more)
+    }
 }
 
 /// What somebody was let in with; to be given back by [`Budgets::leave`].
@@ -109,7 +125,7 @@ impl Budget {
 
 impl Account {
     fn new(budget: &Budget, now_ns: u64) -> Self {
-        Self { files: HashMap::new(), bytes: 0, left: budget.full(), at_ns: now_ns }
+        Self { files: HashMap::new(), paid: HashMap::new(), bytes: 0, left: budget.full(), at_ns: now_ns }
     }
 
     /// Adds what time has brought.
@@ -147,24 +163,27 @@ impl Account {
         }
     }
 
-    /// What is to be paid for.
+    /// What is to be paid for: what is wanted, and what came since this one asked last.
     fn cost(&self, file: FileId, wanted: Wanted) -> u64 {
-        match self.files.get(&file) {
-            Some(held) => wanted.done.saturating_add(wanted.more).saturating_sub(held.paid),
-            // What came before was others'.
-            None => wanted.more,
+        match self.paid.get(&file) {
+            Some(paid) if wanted.done >= paid.done => wanted.all().saturating_sub(paid.until),
+            _ => wanted.more,
         }
     }
 
     fn take(&mut self, budget: &Budget, file: FileId, wanted: Wanted) {
         if budget.rate.is_some() {
             self.left -= i128::from(self.cost(file, wanted));
+            if self.paid.len() >= PAID_MAX {
+                self.paid.clear();
+            }
+            let before = self.paid.get(&file).filter(|paid| wanted.done >= paid.done).map_or(0, |paid| paid.until);
+            self.paid.insert(file, Paid { done: wanted.done, until: before.max(wanted.all()) });
         }
         let held = self.files.entry(file).or_default();
         held.times += 1;
         self.bytes += wanted.more.saturating_sub(held.bytes);
         held.bytes = held.bytes.max(wanted.more);
-        held.paid = held.paid.max(wanted.done.saturating_add(wanted.more));
     }
 }
 
@@ -313,18 +332,31 @@ mod tests {
     #[test]
     fn who_reads_on_pays_for_what_came_since() {
         let mut all = budgets(Subject::EachUid, Some(1), Some(50), Some((100, 10)));
-        let first = go(all.enter(&user(1), file(1), more(10), 0));
+        let mut ask = |uid, done, more| match all.enter(&user(uid), file(1), Wanted { done, more }, 0) {
+            Entry::Go(ticket) => {
+                all.leave(ticket);
+                let (_, account) = all.accounts.iter().find(|(key, _)| key.1 == One::Uid(uid)).unwrap();
+                Some(account.left)
+            }
+            Entry::Wait { .. } => None,
+        };
+        assert_eq!(ask(1, 0, 10), Some(90));
         // Ten were paid for, fifty came, and twenty more are wanted.
-        let second = go(all.enter(&user(1), file(1), Wanted { done: 50, more: 20 }, 0));
-        assert_eq!(all.accounts.values().next().unwrap().left, 30);
-        go(all.enter(&user(1), file(1), Wanted { done: 90, more: 20 }, 0));
-        waits(all.enter(&user(1), file(1), Wanted { done: 110, more: 20 }, 0)).expect("a time");
-        go(all.enter(&user(1), file(1), Wanted { done: 100, more: 10 }, 0));
-        // Somebody who joins pays for what he wants, and not for what came before.
-        go(all.enter(&user(2), file(1), Wanted { done: 1_000, more: 60 }, 0));
-        all.leave(first);
-        all.leave(second);
-        assert!(all.accounts.values().all(|account| account.files.len() == 1 && account.bytes <= 60));
+        assert_eq!(ask(1, 50, 20), Some(30));
+        assert_eq!(ask(1, 60, 10), Some(30), "paid for already");
+        // Another recall of the file: it brought less.
+        assert_eq!(ask(1, 0, 20), Some(10));
+        assert_eq!(ask(1, 40, 20), Some(-30));
+        assert_eq!(ask(1, 60, 20), None);
+        assert_eq!(ask(1, 40, 10), Some(-30), "what is paid for may come");
+        // Who joins pays for what he wants, and not for what came before.
+        assert_eq!(ask(2, 1_000, 60), Some(40));
+        assert!(all.accounts.values().all(|account| account.files.is_empty() && account.bytes == 0));
+        for n in 0..3 * PAID_MAX as u64 {
+            let ticket = go(all.enter(&user(3), file(n), more(0), 0));
+            all.leave(ticket);
+        }
+        assert!(all.accounts.values().all(|account| account.paid.len() <= PAID_MAX));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Recall};
-pub use running::{Hold, RecallStatus, RequesterStatus};
+pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};

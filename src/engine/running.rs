@@ -2,7 +2,6 @@
 //!
 //! Invariant: a file is in the list from when somebody was told that its recall runs until that recall has ended, once.
 
-use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,9 +26,6 @@ const STOPPED_FOR: Duration = Duration::from_secs(5);
 /// Recalls ended by hand that are remembered at most.
 const STOPPED_MAX: usize = 1024;
 
-/// Something that is let go of when a recall has ended, such as its share of a budget.
-pub type Hold = Box<dyn Any + Send + Sync>;
-
 /// Recalls that run, by inode.
 #[derive(Default)]
 pub(super) struct Running {
@@ -49,10 +45,8 @@ struct Entry {
     since: Timestamp,
     begun: Instant,
     requesters: Vec<Arc<Requester>>,
-    /// All of them, by user and process, as far as that is bounded …
+    /// All of them, by user and process, as far as that is bounded.
     known: HashSet<(u32, u32)>,
-    /// … and what each holds.
-    _holds: Vec<Hold>,
 }
 
 /// Takes a note of [`Running::asking`] away.
@@ -168,13 +162,12 @@ fn told(who: &Requester) -> RequesterStatus {
 }
 
 impl Engine {
-    /// As [`Engine::start_recall`], in the name of `who`. `hold` is let go of when the recall has ended, or is not needed.
+    /// As [`Engine::start_recall`], in the name of `who`.
     pub async fn start_recall_for(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         who: &Arc<Requester>,
         class: Class,
-        hold: Option<Hold>,
     ) -> EngineResult<Option<Arc<Recall>>> {
         if self.was_stopped(cell.node.id, who) {
             return Err(EngineError::Stopped);
@@ -184,7 +177,7 @@ impl Engine {
         let _asking = Asking { engine: self, file };
         let recall = self.start_recall(cell).await?;
         if let Some(recall) = &recall {
-            self.enlist(cell, recall, who, class, hold);
+            self.enlist(cell, recall, who, class);
         }
         Ok(recall)
     }
@@ -192,7 +185,7 @@ impl Engine {
     /// As [`Engine::recall`], in the name of `who`.
     pub async fn recall_for(self: &Arc<Self>, cell: &Arc<Cell>, who: &Arc<Requester>) -> EngineResult<bool> {
         loop {
-            let started = self.start_recall_for(cell, who, Class::Bulk, None).await?;
+            let started = self.start_recall_for(cell, who, Class::Bulk).await?;
             let Some(recall) = started else { return Ok(false) };
             match self.or_stopped(cell.node.id, who, recall.finished().await) {
                 // Somebody cut the file to nothing meanwhile: there is most likely nothing to bring back any more.
@@ -202,14 +195,7 @@ impl Engine {
         }
     }
 
-    fn enlist(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        recall: &Arc<Recall>,
-        who: &Arc<Requester>,
-        class: Class,
-        hold: Option<Hold>,
-    ) {
+    fn enlist(self: &Arc<Self>, cell: &Arc<Cell>, recall: &Arc<Recall>, who: &Arc<Requester>, class: Class) {
         let id = cell.node.id;
         let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
         let raised;
@@ -228,19 +214,15 @@ impl Engine {
                         begun: Instant::now(),
                         requesters: Vec::new(),
                         known: HashSet::new(),
-                        _holds: Vec::new(),
                     },
                 );
             }
             let entry = files.get_mut(&id).expect("it is there or was put there");
             raised = class < entry.class;
             entry.class = entry.class.min(class);
-            // One who asks again holds what he needs.
-            if entry.known.len() < KNOWN_MAX && entry.known.insert((who.uid, who.pid)) {
-                entry._holds.extend(hold);
-                if entry.requesters.len() < NAMED_MAX {
-                    entry.requesters.push(who.clone());
-                }
+            let is_new = entry.known.len() < KNOWN_MAX && entry.known.insert((who.uid, who.pid));
+            if is_new && entry.requesters.len() < NAMED_MAX {
+                entry.requesters.push(who.clone());
             }
             !known
         };
@@ -251,13 +233,10 @@ impl Engine {
             let (this, recall) = (self.clone(), recall.clone());
             self.runtime.spawn(async move {
                 let _ = recall.finished().await;
-                let gone = {
-                    let mut files = this.running.files.lock();
-                    let own = files.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.recall, &recall));
-                    if own { files.remove(&id) } else { None }
-                };
-                // What it holds is let go of outside of the lock.
-                drop(gone);
+                let mut files = this.running.files.lock();
+                if files.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.recall, &recall)) {
+                    files.remove(&id);
+                }
             });
         }
     }

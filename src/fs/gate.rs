@@ -17,7 +17,7 @@ use super::requester::Requesters;
 use super::wait::Waiter;
 use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
-use crate::engine::{CUT_WITHIN, Cell, EngineError, Hold};
+use crate::engine::{CUT_WITHIN, Cell, EngineError};
 use crate::ports::Lower;
 use crate::types::{ByteRange, FileId};
 
@@ -82,7 +82,7 @@ impl Gate {
     }
 
     /// Waits until `who`'s budgets have room for a file.
-    async fn share(self: &Arc<Self>, who: &Requester, file: FileId, wanted: Wanted) -> Option<Hold> {
+    async fn share(self: &Arc<Self>, who: &Requester, file: FileId, wanted: Wanted) -> Option<Share> {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
@@ -96,7 +96,7 @@ impl Gate {
                 budgets.enter(who, file, wanted, self.now_ns())
             };
             match entry {
-                Entry::Go(ticket) => return Some(Box::new(Share { gate: self.clone(), ticket: Some(ticket) })),
+                Entry::Go(ticket) => return Some(Share { gate: self.clone(), ticket: Some(ticket) }),
                 Entry::Wait { until_ns: None } => freed.await,
                 Entry::Wait { until_ns: Some(at) } => {
                     let at = self.begun + Duration::from_nanos(at);
@@ -176,7 +176,7 @@ impl Fs {
             let away = inner.record.object.as_ref().filter(|_| !inner.machine.is_local());
             (away.map(|object| object.len), inner.recall.as_ref().map_or(0, |recall| recall.bytes_done()))
         };
-        let (mut class, mut hold) = (Class::Interactive, None);
+        let (mut class, mut _share) = (Class::Interactive, None);
         // Else nothing is fetched: it is here, or what is in doubt is settled.
         if let Some(len) = len {
             if self.gate.refuses(&who) {
@@ -186,9 +186,9 @@ impl Fs {
                 class = Class::Bulk;
             }
             let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
-            hold = self.gate.share(&who, file, Wanted { done, more }).await;
+            _share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
-        let Some(recall) = self.engine.start_recall_for(cell, &who, class, hold).await? else { return Ok(()) };
+        let Some(recall) = self.engine.start_recall_for(cell, &who, class).await? else { return Ok(()) };
         let ended = match range {
             Some(range) => recall.available(range).await,
             None => recall.finished().await,
