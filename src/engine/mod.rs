@@ -9,19 +9,25 @@ mod error;
 mod facts;
 mod failures;
 mod fill;
+mod hashes;
 mod health;
 mod history;
 mod intents;
 mod jobs;
 mod keys;
+mod line;
 mod lost;
 mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod plan;
+mod readers;
 mod recall;
+mod recall_policy;
 mod release;
 mod running;
+mod session;
 mod slots;
 mod source;
 mod sync;
@@ -50,7 +56,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use recall::{CUT_WITHIN, Recall};
+pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
 pub use trees::{stored_at, travels};
@@ -60,7 +66,7 @@ use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey, Timestamp};
+use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -76,6 +82,8 @@ pub struct Target {
     pub chunk_size: u32,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What a read of a stub brings back, unless its directory says otherwise.
+    pub recall: RecallPolicy,
 }
 
 /// Limits of one engine.
@@ -85,7 +93,7 @@ pub struct Limits {
     pub transfers: usize,
     /// Content held in memory by all transfers but recalls, in units of 1 MiB.
     pub memory_mib: usize,
-    /// Chunks of one file fetched at once.
+    /// Requests for one file at once.
     pub fetches_per_file: usize,
     /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
     pub recalls: SlotLimits,
@@ -132,6 +140,10 @@ pub struct Engine {
     /// What recalls fetch at once.
     pub slots: Arc<Slots>,
     running: running::Running,
+    /// How the remote answers.
+    line: Arc<line::Line>,
+    manifests: Mutex<hashes::Manifests>,
+    zeros: hashes::Zeros,
     pub totals: Totals,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
@@ -147,6 +159,8 @@ pub struct Engine {
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
+    /// Whether any directory says what reads of its files bring back.
+    directory_policies: AtomicBool,
 }
 
 impl Engine {
@@ -164,7 +178,7 @@ impl Engine {
             let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
             Target { remote, ..target }
         });
-        Arc::new(Self {
+        let engine = Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
             lower,
@@ -178,6 +192,9 @@ impl Engine {
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
             slots: Slots::new(limits.recalls),
             running: running::Running::default(),
+            line: Arc::new(line::Line::new(limits.fetches_per_file)),
+            manifests: Mutex::default(),
+            zeros: hashes::Zeros::default(),
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
@@ -188,7 +205,10 @@ impl Engine {
             named: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
-        })
+            directory_policies: AtomicBool::new(false),
+        };
+        engine.find_directory_policies();
+        Arc::new(engine)
     }
 
     /// Sets who is told of attribute changes; once.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
-use super::recall::Recall;
+use super::recall::{Demand, Recall, Wish};
 use super::slots::Permit;
 use super::{CUT_WITHIN, Cell, Engine};
 use crate::admission::{Class, Requester};
@@ -40,7 +40,6 @@ pub(super) struct Running {
 struct Entry {
     node: Inode,
     recall: Arc<Recall>,
-    len: u64,
     class: Class,
     since: Timestamp,
     begun: Instant,
@@ -91,6 +90,7 @@ pub struct RecallStatus {
     /// How long it has run.
     pub seconds: f64,
     pub bytes_done: u64,
+    /// What was not here when it began; not all of it need be wanted.
     pub bytes_total: u64,
     /// Bytes a second so far.
     pub rate: u64,
@@ -139,7 +139,8 @@ impl Running {
 impl Entry {
     fn status(&self, path: WirePath) -> RecallStatus {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let done = self.recall.bytes_done().min(self.len);
+        let done = self.recall.bytes_done();
+        let missing = self.recall.with_plan(|plan| plan.missing());
         let rate = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
         RecallStatus {
             path,
@@ -150,9 +151,9 @@ impl Entry {
             since: self.since.secs,
             seconds,
             bytes_done: done,
-            bytes_total: self.len,
+            bytes_total: done + missing,
             rate: rate as u64,
-            eta: (rate > 0.0).then(|| ((self.len - done) as f64 / rate).ceil() as u64),
+            eta: (rate > 0.0).then(|| (missing as f64 / rate).ceil() as u64),
         }
     }
 }
@@ -166,28 +167,29 @@ impl Engine {
     pub async fn start_recall_for(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
+        wish: Wish,
         who: &Arc<Requester>,
         class: Class,
-    ) -> EngineResult<Option<Arc<Recall>>> {
-        if self.was_stopped(cell.node.id, who) {
+    ) -> EngineResult<Option<Demand>> {
+        let file = cell.node.id;
+        if self.was_stopped(file, who) {
             return Err(EngineError::Stopped);
         }
-        let file = cell.node.id;
         self.running.asking.lock().entry(file).or_default().push_back((class, who.uid));
         let _asking = Asking { engine: self, file };
-        let recall = self.start_recall(cell).await?;
-        if let Some(recall) = &recall {
-            self.enlist(cell, recall, who, class);
+        let demand = self.start_recall(cell, wish).await?;
+        if let Some(demand) = &demand {
+            self.enlist(cell, &demand.recall, who, class);
         }
-        Ok(recall)
+        Ok(demand)
     }
 
     /// As [`Engine::recall`], in the name of `who`.
     pub async fn recall_for(self: &Arc<Self>, cell: &Arc<Cell>, who: &Arc<Requester>) -> EngineResult<bool> {
         loop {
-            let started = self.start_recall_for(cell, who, Class::Bulk).await?;
-            let Some(recall) = started else { return Ok(false) };
-            match self.or_stopped(cell.node.id, who, recall.finished().await) {
+            let started = self.start_recall_for(cell, Wish::ALL, who, Class::Bulk).await?;
+            let Some(demand) = started else { return Ok(false) };
+            match self.or_stopped(cell.node.id, who, demand.met().await) {
                 // Somebody cut the file to nothing meanwhile: there is most likely nothing to bring back any more.
                 Err(EngineError::Cancelled) => tokio::time::sleep(CUT_WITHIN).await,
                 ended => return ended.map(|()| true),
@@ -197,7 +199,6 @@ impl Engine {
 
     fn enlist(self: &Arc<Self>, cell: &Arc<Cell>, recall: &Arc<Recall>, who: &Arc<Requester>, class: Class) {
         let id = cell.node.id;
-        let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
         let raised;
         let fresh = {
             let mut files = self.running.files.lock();
@@ -208,7 +209,6 @@ impl Engine {
                     Entry {
                         node: cell.node,
                         recall: recall.clone(),
-                        len,
                         class,
                         since: self.now(),
                         begun: Instant::now(),
@@ -232,7 +232,7 @@ impl Engine {
         if fresh {
             let (this, recall) = (self.clone(), recall.clone());
             self.runtime.spawn(async move {
-                let _ = recall.finished().await;
+                recall.finished().await;
                 let mut files = this.running.files.lock();
                 if files.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.recall, &recall)) {
                     files.remove(&id);
@@ -262,7 +262,10 @@ impl Engine {
                 }
                 tokio::select! {
                     biased;
-                    permit = &mut permit => return permit,
+                    permit = &mut permit => {
+                        self.line.set_memory_is_short(self.slots.is_short());
+                        return permit;
+                    }
                     () = raised => {}
                 }
             }
@@ -272,8 +275,14 @@ impl Engine {
     /// The recalls that run of those files that `wanted` says, each under the path it has now.
     pub fn running_recalls(&self, wanted: impl Fn(&Inode, &[Arc<Requester>]) -> bool) -> Vec<(FileId, RecallStatus)> {
         let files = self.running.files.lock();
-        let nodes: Vec<Inode> =
-            files.values().filter(|entry| wanted(&entry.node, &entry.requesters)).map(|entry| entry.node).collect();
+        // One that only waits for its readers to read on brings nothing at present.
+        let runs = |entry: &&Entry| !entry.recall.with_plan(|plan| plan.is_at_rest());
+        let nodes: Vec<Inode> = files
+            .values()
+            .filter(runs)
+            .filter(|entry| wanted(&entry.node, &entry.requesters))
+            .map(|entry| entry.node)
+            .collect();
         drop(files);
         let mut found = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -285,13 +294,12 @@ impl Engine {
         found
     }
 
-    /// Ends the recall of a file and waits for its end; what it has written is freed, and who waits for it is answered [`EngineError::Stopped`].
+    /// Ends the recall of a file and waits for its end; what has come stays, and who waits for more is answered [`EngineError::Stopped`].
     /// `false`: none runs.
     pub async fn stop_recall(&self, file: FileId) -> bool {
         let Some(recall) = self.running.stop(file) else { return false };
-        recall.cancel();
-        // It is cancelled, or came to its end before.
-        let _ = recall.finished().await;
+        recall.pause();
+        recall.finished().await;
         true
     }
 

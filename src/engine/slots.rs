@@ -32,7 +32,8 @@ pub struct SlotLimits {
 
 impl Default for SlotLimits {
     fn default() -> Self {
-        Self { fetches: 64, bytes: 256 << 20 }
+        // Many small files, or many requests that hang: what they hold in memory is bounded by itself.
+        Self { fetches: 256, bytes: 256 << 20 }
     }
 }
 
@@ -139,6 +140,11 @@ impl Slots {
     pub fn held(&self) -> (usize, u64) {
         let state = self.state.lock();
         (state.fetches, state.bytes)
+    }
+
+    /// Whether most of the room is in use.
+    pub fn is_short(&self) -> bool {
+        self.state.lock().bytes > self.limits.bytes - self.limits.bytes / 4
     }
 
     /// Whether a fetch of `class` fits beside those that run.

@@ -17,7 +17,7 @@ use super::requester::Requesters;
 use super::wait::Waiter;
 use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
-use crate::engine::{CUT_WITHIN, Cell, EngineError};
+use crate::engine::{CUT_WITHIN, Cell, EngineError, Wish};
 use crate::ports::Lower;
 use crate::types::{ByteRange, FileId};
 
@@ -167,8 +167,15 @@ fn list(lower: &dyn Lower, path: &Path) -> HashMap<u64, u32> {
 }
 
 impl Fs {
-    /// Brings `range` of a file back for a request, or all of it, as the mount's rules allow.
-    pub(super) async fn bring(&self, cell: &Arc<Cell>, range: Option<ByteRange>, waiter: Waiter) -> FsResult<()> {
+    /// Brings `range` of a file back for a request, or all of it, as the mount's rules allow. With `opens`, the requester only opens the file
+    /// for reading: he may get it without content, and is served as he reads.
+    pub(super) async fn bring(
+        &self,
+        cell: &Arc<Cell>,
+        range: Option<ByteRange>,
+        opens: bool,
+        waiter: Waiter,
+    ) -> FsResult<()> {
         let file = cell.node.id;
         let who = self.gate.requesters.of(waiter);
         let (len, done) = {
@@ -176,25 +183,27 @@ impl Fs {
             let away = inner.record.object.as_ref().filter(|_| !inner.machine.is_local());
             (away.map(|object| object.len), inner.recall.as_ref().map_or(0, |recall| recall.bytes_done()))
         };
-        let (mut class, mut _share) = (Class::Interactive, None);
+        let (mut class, mut keep, mut _share) = (Class::Interactive, true, None);
         // Else nothing is fetched: it is here, or what is in doubt is settled.
         if let Some(len) = len {
             if self.gate.refuses(&who) {
                 return Err(FsError::Withheld);
             }
             if self.gate.is_scan(&self.lower, cell, &who).await {
-                class = Class::Bulk;
+                if opens {
+                    return Ok(());
+                }
+                // What is read once need not stay. Who wants all of it is about to change it.
+                (class, keep) = (Class::Bulk, range.is_none());
             }
             let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
             _share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
-        let Some(recall) = self.engine.start_recall_for(cell, &who, class).await? else { return Ok(()) };
-        let ended = match range {
-            Some(range) => recall.available(range).await,
-            None => recall.finished().await,
+        let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
+            return Ok(());
         };
-        match self.engine.or_stopped(file, &who, ended) {
-            // Somebody cuts the file to nothing: the next attempt finds what is there then.
+        match self.engine.or_stopped(file, &who, demand.met().await) {
+            // Somebody cuts the file to nothing, or has it set aside: the next attempt finds what is there then.
             Err(EngineError::Cancelled) => {
                 tokio::time::sleep(CUT_WITHIN).await;
                 Ok(())

@@ -93,12 +93,11 @@ impl Fs {
             // first read will.
             On::Open(_) | On::Leave if self.delays.passes_on(&self.gate.requesters.of(waiter).program) => return Ok(()),
             On::Leave if self.gate.refuses(&self.gate.requesters.of(waiter)) => return Err(FsError::Withheld),
-            On::Open(all) => On::Content(Some(all)),
             on => on,
         };
         let waiting = async {
             match on {
-                On::Disk | On::Open(_) | On::Leave => Ok(()),
+                On::Disk | On::Leave => Ok(()),
                 On::Step => {
                     // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
                     let mut cancelled = false;
@@ -107,14 +106,22 @@ impl Fs {
                             cancelled = true;
                             false
                         }
-                        Activity::Recalling { cancelled: false } => cancelled,
+                        Activity::Recalling { cancelled: false } if !cancelled => {
+                            // It may go on for as long as somebody reads, or a large file is long.
+                            if let Some(recall) = &inner.recall {
+                                recall.pause();
+                            }
+                            false
+                        }
+                        Activity::Recalling { cancelled: false } => true,
                         Activity::Releasing => false,
                         Activity::None | Activity::Archiving { .. } => true,
                     };
                     blocker.cell.wait_until(rests).await;
                     Ok(())
                 }
-                On::Content(range) => self.bring(&blocker.cell, range, waiter).await,
+                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await,
+                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await,
             }
         };
         tokio::pin!(waiting);

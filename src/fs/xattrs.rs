@@ -14,9 +14,10 @@ use super::wait::Waiter;
 use super::{Fs, ROOT};
 use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
-use crate::types::{Inode, RECALLS_XATTR, SOCKET_XATTR};
+use crate::types::{Inode, RECALLS_XATTR, RecallPolicy, SOCKET_XATTR};
 
 const VIRTUAL: &str = "user.tierfs.";
+const RECALL_POLICY: &str = "recall_policy";
 /// Longest value that the kernel takes.
 const XATTR_MAX: usize = 64 << 10;
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
@@ -59,6 +60,10 @@ impl Fs {
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)) else {
             return Err(FsError::NoAttribute);
         };
+        if name == RECALL_POLICY && self.lower.stat(&node)?.kind == FileKind::Directory {
+            let policy = self.engine.directory_policy(&node)?.ok_or(FsError::NoAttribute)?;
+            return Ok(policy.as_str().into());
+        }
         if !matches!(name, "state" | "pair" | "pin") || self.lower.stat(&node)?.kind != FileKind::Regular {
             return Err(FsError::NoAttribute);
         }
@@ -97,6 +102,10 @@ impl Fs {
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
+        if verb == RECALL_POLICY {
+            self.set_recall_policy(&node, Some(value), who)?;
+            return Ok(None);
+        }
         let what = match (verb, value) {
             ("migrate", _) => What::Job(JobKind::Migrate),
             ("release", _) => What::Job(JobKind::Release),
@@ -134,6 +143,20 @@ impl Fs {
         lines
     }
 
+    /// What reads below a directory bring back: its owner's and root's to say.
+    fn set_recall_policy(&self, node: &Inode, value: Option<&[u8]>, who: &Caller) -> FsResult<()> {
+        let attr = self.lower.stat(node)?;
+        if attr.kind != FileKind::Directory {
+            return Err(FsError::Invalid("only directories say how their files are recalled"));
+        }
+        if who.uid != 0 && who.uid != attr.uid {
+            return Err(FsError::NotPermitted);
+        }
+        let parse = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<RecallPolicy>().ok();
+        let policy = value.map(|word| parse(word).ok_or(FsError::Invalid("no such way to recall"))).transpose()?;
+        Ok(self.engine.set_directory_policy(node, policy)?)
+    }
+
     /// Carries out a command and waits for its end.
     pub async fn run_command(&self, command: Command) -> FsResult<()> {
         let kind = match command.what {
@@ -164,8 +187,12 @@ impl Fs {
             .collect())
     }
 
-    pub fn remove_xattr(&self, id: u64, name: &OsStr) -> FsResult<()> {
+    pub fn remove_xattr(&self, id: u64, name: &OsStr, who: &Caller) -> FsResult<()> {
         self.check_writable()?;
+        if name.as_bytes().strip_prefix(VIRTUAL.as_bytes()) == Some(RECALL_POLICY.as_bytes()) {
+            self.xattr(id, name, who)?;
+            return self.set_recall_policy(&self.node(id)?, None, who);
+        }
         if is_ours(name) {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }

@@ -204,6 +204,71 @@ fn what_runs_is_listed_and_can_be_ended() {
 }
 
 #[test]
+fn a_recall_ends_with_the_last_who_waited_for_it() {
+    let Some(rig) = mounted("noatime") else { return };
+    for (name, len) in [("small", SMALL), ("large", LARGE)] {
+        let content = stubs(&rig, &[name.to_owned()], len).remove(0);
+        let (gets, hang) = (rig.gets(), rig.fault(Effect::Hang, "GET"));
+        let mut two: Vec<_> = [0, NOBODY].map(|uid| reader(&rig, "cat", name, uid)).into();
+        wait_for("both", || {
+            running(&rig).first().is_some_and(|recall| recall["requesters"].as_array().unwrap().len() == 2)
+        });
+        wait_for("the request", || rig.gets() > gets);
+        drop(Children(vec![two.pop().unwrap()]));
+        // Long enough for the daemon to have looked whether its requester is being killed, and to have answered this.
+        wait_for("its end to be noticed", || rig.state(name) == "stub");
+        assert_eq!(running(&rig).len(), 1, "{name}: one still waits");
+        drop(Children(two));
+        wait_for("the end of the recall", || running(&rig).is_empty());
+        wait_for("the daemon's rest", || rig.info()["transfers"] == 0);
+        rig.faults.remove(hang);
+        assert_eq!(rig.state(name), "stub");
+        rig.same(name, &content);
+    }
+}
+
+/// Directories of more small stubs than it takes to know a scanner, read by one program in the order of names and of the listing, and by a program
+/// started for each.
+#[test]
+fn who_reads_everything_is_served_and_nothing_is_kept() {
+    for scans in [true, false] {
+        let Some(rig) = mounted(if scans { "recall_scan=8" } else { "recall_scan=off" }) else { return };
+        for (dir, script) in [
+            ("names", "cat names/*"),
+            ("listing", "grep -rh '' listing"),
+            ("children", "for file in children/*; do cat $file; done"),
+        ] {
+            fs::create_dir(rig.mnt(dir)).unwrap();
+            let names: Vec<String> =
+                (0..60).map(|n| format!("{dir}/{:016x}", (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
+            for name in &names {
+                fs::write(rig.mnt(name), format!("content of {name}\n")).unwrap();
+            }
+            rig.on(&["migrate", "-r"], &[dir]);
+            let output = as_nobody(&rig.mountpoint(), script);
+            assert!(output.status.success(), "{}", said(&output));
+            let mut found: Vec<_> = said(&output).lines().map(str::to_owned).collect();
+            found.sort();
+            let mut wanted: Vec<_> = names.iter().map(|name| format!("content of {name}")).collect();
+            wanted.sort();
+            assert_eq!(found, wanted, "{dir}");
+            wait_for("rest", || running(&rig).is_empty() && rig.info()["transfers"] == 0);
+            let kept = names.iter().filter(|name| rig.state(name) == "dual").count();
+            if scans {
+                // The first are not known to be part of a scan; the listing is looked up every eight files.
+                assert!((1..=24).contains(&kept), "{dir}: {kept} of {} were kept", names.len());
+                // Who reads one file keeps it.
+                let left = names.iter().find(|name| rig.state(name) == "stub").unwrap();
+                rig.same(left, format!("content of {left}\n").as_bytes());
+                wait_for("the recall's end", || rig.state(left) == "dual");
+            } else {
+                assert_eq!(kept, names.len(), "{dir}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_commands_recall_is_bulk_and_can_be_ended() {
     let Some(rig) = mounted("noatime") else { return };
     fs::create_dir(rig.mnt("dir")).unwrap();
