@@ -40,6 +40,8 @@ pub(super) struct Running {
 struct Entry {
     node: Inode,
     recall: Arc<Recall>,
+    /// Of the whole content.
+    len: u64,
     class: Class,
     since: Timestamp,
     begun: Instant,
@@ -140,7 +142,8 @@ impl Entry {
     fn status(&self, path: WirePath) -> RecallStatus {
         let seconds = self.begun.elapsed().as_secs_f64();
         let done = self.recall.bytes_done();
-        let missing = self.recall.with_plan(|plan| plan.missing());
+        // Counted in whole chunks; the last one is shorter.
+        let missing = self.recall.with_plan(|plan| plan.missing()).min(self.len.saturating_sub(done));
         let rate = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
         RecallStatus {
             path,
@@ -199,6 +202,7 @@ impl Engine {
 
     fn enlist(self: &Arc<Self>, cell: &Arc<Cell>, recall: &Arc<Recall>, who: &Arc<Requester>, class: Class) {
         let id = cell.node.id;
+        let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
         let raised;
         let fresh = {
             let mut files = self.running.files.lock();
@@ -209,6 +213,7 @@ impl Engine {
                     Entry {
                         node: cell.node,
                         recall: recall.clone(),
+                        len,
                         class,
                         since: self.now(),
                         begun: Instant::now(),

@@ -159,7 +159,8 @@ fn list(lower: &dyn Lower, path: &Path) -> HashMap<u64, u32> {
     let Ok(dir) = lower.open_dir(&found.node) else { return order };
     let mut take = |entry: &crate::ports::DirEntryRef<'_>| {
         order.insert(entry.ino, order.len() as u32);
-        order.len() < ENTRIES_MAX
+        // Whether that is enough.
+        order.len() >= ENTRIES_MAX
     };
     // What came before an error has its order all the same.
     let _ = dir.each(0, &mut take);

@@ -144,17 +144,18 @@ impl Fs {
     }
 }
 
-/// Whether a thread has a signal waiting that it does not block (`/proc/PID/status`, proc(5)). Such a thread sleeps in
-/// our request and can act on the signal only after our answer.
+/// Whether a thread is being killed, or is gone: it has a signal waiting that it does not block (`/proc/PID/status`, proc(5)), and sleeps in
+/// our request, so that it can act on the signal only after our answer; or it has ended, as readers can who wait for pages that read-ahead asked for.
 fn is_signalled(pid: u32) -> bool {
     if pid == 0 {
         return false;
     }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
+    let status = match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) => return error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
     };
-    let of = |name| mask(name).unwrap_or(0);
-    (of("SigPnd:") | of("ShdPnd:")) & !of("SigBlk:") & !of("SigIgn:") != 0
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let of = |name| field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    let ended = field("State:").is_some_and(|state| state.starts_with(['Z', 'X']));
+    ended || (of("SigPnd:") | of("ShdPnd:")) & !of("SigBlk:") & !of("SigIgn:") != 0
 }
