@@ -16,7 +16,7 @@ const CANCELLING: Verb = Some(("cancelling", "cancelled"));
 
 /// Show the recalls that run: who asked for each, since when, how far it is and when it will be done; or end some.
 ///
-/// What is ended is freed again, and the file stays a stub; who reads it gets ECANCELED (for five seconds, also if he tries again). Root sees all recalls. Others see, and
+/// What has come of a recall that is ended stays, and the file stays a stub; who waits for more gets ECANCELED (for five seconds, also if he tries again). Root sees all recalls. Others see, and
 /// may end, those of their own files; they also see what they asked for themselves.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
