@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -17,13 +18,16 @@ use super::requester::Requesters;
 use super::wait::Waiter;
 use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
-use crate::engine::{CUT_WITHIN, Cell, EngineError, Wish};
+use crate::engine::{CUT_WITHIN, Cell, Demand, EngineError, EngineResult, Wish};
 use crate::ports::Lower;
 use crate::types::{ByteRange, FileId};
 
 /// Directories whose listing is kept to tell its order, the newest; and how many of its first entries.
 const ORDERS_MAX: usize = 8;
 const ENTRIES_MAX: usize = 1 << 16;
+
+/// How long what a server of others asked for is brought back without anybody waiting: longer than the remote is waited for.
+const GOES_ON: Duration = Duration::from_secs(90);
 
 /// The place of each inode in a listing.
 type Order = Arc<HashMap<u64, u32>>;
@@ -51,6 +55,31 @@ impl Drop for Share {
         if let Some(ticket) = self.ticket.take() {
             self.gate.budgets.lock().leave(ticket);
             self.gate.freed.notify_waiters();
+        }
+    }
+}
+
+/// What a request waits for. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile.
+struct Unmet {
+    demand: Option<Demand>,
+    goes_on: bool,
+    runtime: Handle,
+}
+
+impl Unmet {
+    async fn met(&mut self) -> EngineResult<()> {
+        let Some(demand) = &self.demand else { return Ok(()) };
+        let ended = demand.met().await;
+        self.demand = None;
+        ended
+    }
+}
+
+impl Drop for Unmet {
+    fn drop(&mut self) {
+        if let Some(demand) = self.demand.take().filter(|_| self.goes_on) {
+            // Whether it is there then or not, its client asks again.
+            self.runtime.spawn(async move { tokio::time::timeout(GOES_ON, demand.met()).await.map(drop) });
         }
     }
 }
@@ -203,7 +232,12 @@ impl Fs {
         let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
             return Ok(());
         };
-        match self.engine.or_stopped(file, &who, demand.met().await) {
+        let mut unmet = Unmet {
+            demand: Some(demand),
+            goes_on: self.delays.passes_on(&who.program),
+            runtime: self.engine.runtime.clone(),
+        };
+        match self.engine.or_stopped(file, &who, unmet.met().await) {
             // Somebody cuts the file to nothing, or has it set aside: the next attempt finds what is there then.
             Err(EngineError::Cancelled) => {
                 tokio::time::sleep(CUT_WITHIN).await;
