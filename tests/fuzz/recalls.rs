@@ -54,9 +54,10 @@ fn what_comes_back_is_the_content_or_an_error() {
         pair,
         prefix: String::new(),
         remote: Arc::new(remote),
-        chunk_size: CHUNK,
+        chunk_size: Some(CHUNK),
         retention_s: 0,
         recall: Default::default(),
+        restore: Default::default(),
     };
     let engine = Engine::new(
         lower.clone(),
