@@ -17,9 +17,12 @@ use crate::admission::Requester;
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 const KNOWN_MAX: usize = 256;
 
-/// Requesters seen lately, by the id of the thread and the user.
+/// Requesters seen lately.
 #[derive(Default)]
-pub(super) struct Requesters(Mutex<HashMap<(u32, u32), (Instant, Arc<Requester>)>>);
+pub(super) struct Requesters(Mutex<HashMap<ThreadAndUser, Found>>);
+
+type ThreadAndUser = (u32, u32);
+type Found = (Instant, Arc<Requester>);
 
 impl Requesters {
     pub(super) fn of(&self, waiter: Waiter) -> Arc<Requester> {
