@@ -72,7 +72,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     };
     let target = args.pair.as_ref().zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
     let handle = runtime.handle().clone();
-    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, Limits::default());
+    let limits = Limits { recalls: args.recalls, ..Limits::default() };
+    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
@@ -85,6 +86,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
         delay: args.delay.clone(),
+        rules: args.rules.clone(),
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());

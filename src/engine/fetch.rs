@@ -60,7 +60,7 @@ impl Fill {
                 continue;
             }
             let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
-            let mut fetched = self.request(&file, at..end, &mut at).await;
+            let mut fetched = self.request(&file, at..end, run.wanted, &mut at).await;
             if let Err(Bad::Else(error)) = &fetched
                 && is_archived(error)
             {
@@ -91,11 +91,13 @@ impl Fill {
         self: &Arc<Self>,
         file: &Arc<dyn LowerFile>,
         chunks: Range<usize>,
+        wanted: bool,
         at: &mut usize,
     ) -> Result<(), Bad> {
         let remote = self.engine.target()?.remote.clone();
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
-        let _memory = self.engine.memory_for(u64::from(self.object.chunk_size).min(range.len)).await?;
+        let _slot =
+            self.while_wanted(&chunks, self.slot(wanted, u64::from(self.object.chunk_size).min(range.len))).await??;
         let begun = Instant::now();
         let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
         let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;

@@ -20,6 +20,7 @@ use super::fetch::{Bad, is_archived};
 use super::plan::{Run, Work};
 use super::recall::Recall;
 use super::session::date;
+use super::slots::Permit;
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
@@ -112,6 +113,11 @@ impl Fill {
             Err(EngineError::Cancelled) => Err(Bad::Unwanted),
             ended => Ok(ended?),
         }
+    }
+
+    /// A slot among all recalls, and memory for `bytes`.
+    pub(super) async fn slot(&self, wanted: bool, bytes: u64) -> EngineResult<Permit> {
+        self.engine.slot_for(self.cell.node.id, !wanted, bytes).await
     }
 
     /// The hashes, for a run that somebody wants.
@@ -257,7 +263,10 @@ impl Fill {
         };
         for chunk in run.chunks.clone() {
             let range = self.object.chunk_range(chunk as u64);
-            let _memory = self.engine.memory_for(range.len).await?;
+            let _slot = match self.while_wanted(&run.chunks, self.slot(run.wanted, range.len)).await {
+                Ok(slot) => slot?,
+                Err(_) => return Ok(()),
+            };
             let (this, file, hash) = (self.clone(), file.clone(), hashes[chunk]);
             let right = blocking(move || {
                 let mut body = vec![0; range.len as usize];

@@ -330,6 +330,11 @@ impl Recall {
         self.moved.notify_waiters();
     }
 
+    /// Waits until it has ended.
+    pub(super) async fn finished(&self) {
+        self.wait(|state| state.outcome.is_some().then_some(())).await;
+    }
+
     async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let moved = self.moved.notified();

@@ -9,11 +9,13 @@ mod content;
 mod delay;
 mod directories;
 mod error;
+mod gate;
 mod handles;
 mod held;
 mod namespace;
 mod nodes;
 mod open;
+mod requester;
 mod wait;
 mod xattrs;
 
@@ -26,13 +28,16 @@ pub use error::{FsError, FsResult};
 pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
+pub use requester::look_up as requester;
 pub use wait::{Blocker, Try, Waiter};
 
+use crate::admission::Rules;
 use crate::engine::Engine;
 use crate::ports::{Attr, Lower};
 use crate::types::Inode;
 use delay::Delays;
 use directories::Listings;
+use gate::Gate;
 use handles::Handles;
 use held::Held;
 use nodes::Nodes;
@@ -50,11 +55,20 @@ pub struct FsOptions {
     pub socket: Option<PathBuf>,
     /// Who does not wait long for a transfer.
     pub delay: Delay,
+    /// Who may have content brought back.
+    pub rules: Rules,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default() }
+        Self {
+            read_only: false,
+            passthrough: true,
+            recall_at_open_max: 1 << 20,
+            socket: None,
+            delay: Delay::default(),
+            rules: Rules::default(),
+        }
     }
 }
 
@@ -69,6 +83,7 @@ pub struct Fs {
     listings: Listings,
     held: Held,
     delays: Delays,
+    gate: Arc<Gate>,
     options: FsOptions,
 }
 
@@ -97,6 +112,7 @@ impl Fs {
             listings: Listings::default(),
             held: Held::default(),
             delays: Delays::new(options.delay.clone()),
+            gate: Gate::new(options.rules.clone()),
             options,
         })
     }
