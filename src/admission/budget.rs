@@ -319,10 +319,11 @@ mod tests {
         // The whole of it, for it is larger; then its time must be waited out.
         let ticket = go(all.enter(&user(1), file(9), more(1_000), at + S / 10));
         all.leave(ticket);
-        let at = waits(all.enter(&user(1), file(9), more(1), 2 * S)).unwrap();
+        // Another file: the whole of that one is paid for.
+        let at = waits(all.enter(&user(1), file(10), more(1), 2 * S)).unwrap();
         assert!((99 * S..=101 * S).contains(&at), "{at}");
         go(all.enter(&user(2), file(9), more(1), 2 * S));
-        go(all.enter(&user(1), file(9), more(1), at));
+        go(all.enter(&user(1), file(10), more(1), at));
         // However long nothing was used: one burst.
         let ticket = go(all.enter(&user(3), file(1), more(100), 1_000_000 * S));
         all.leave(ticket);

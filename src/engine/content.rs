@@ -56,14 +56,11 @@ impl Content {
     pub fn write(&self, file: &dyn LowerFile, offset: u64, hole: bool) -> LowerResult<()> {
         let mut at = offset;
         for piece in &self.pieces {
-            if hole {
-                for run in runs(piece, at) {
-                    file.write_at(&piece[run.clone()], at + run.start as u64)?;
-                    kill::point("recall.written");
-                }
-            } else {
-                file.write_at(piece, at)?;
-                kill::point("recall.rewritten");
+            let parts: Vec<_> =
+                if hole { runs(piece, at).collect() } else { std::iter::once(0..piece.len()).collect() };
+            for part in parts {
+                file.write_at(&piece[part.clone()], at + part.start as u64)?;
+                kill::point("recall.written");
             }
             at += piece.len() as u64;
         }

@@ -62,7 +62,6 @@ pub(super) struct Fill {
 }
 
 impl Fill {
-    #[expect(clippy::too_many_arguments, reason = "the facts of one recall, used once")]
     pub fn new(
         engine: Arc<Engine>,
         cell: Arc<Cell>,

@@ -69,6 +69,10 @@ pub struct Plan {
     everything: bool,
     /// Below it nothing is left to do for `everything`.
     cursor: usize,
+    /// Only what is in the file already is left to compare, and that is being done.
+    finishing: bool,
+    /// What nobody wants is compared, where that may make the file whole.
+    compares: bool,
 }
 
 impl Plan {
@@ -87,6 +91,8 @@ impl Plan {
             ahead: VecDeque::new(),
             everything: false,
             cursor: 0,
+            finishing: false,
+            compares: true,
         }
     }
 
@@ -209,6 +215,7 @@ impl Plan {
 
     /// A run's chunk is in the file, but is something else: to be fetched.
     pub fn is_spoilt(&mut self, chunk: usize) {
+        self.finishing = false;
         self.set(chunk, Chunk::Absent);
         self.cursor = self.cursor.min(chunk);
     }
@@ -226,6 +233,7 @@ impl Plan {
     /// These chunks cannot be had: nothing is fetched any more that nobody waits for, and nobody waits for them. Who did.
     pub fn give_up(&mut self, chunks: Range<usize>) -> Vec<u64> {
         self.rest();
+        (self.compares, self.finishing) = (false, false);
         let (gone, stay) = std::mem::take(&mut self.demands)
             .into_iter()
             .partition::<Vec<_>, _>(|demand| demand.chunks.start < chunks.end && chunks.start < demand.chunks.end);
@@ -257,7 +265,10 @@ impl Plan {
     /// Whether somebody wants one of these chunks, or will.
     pub fn is_still_wanted(&self, chunks: &Range<usize>) -> bool {
         let touches = |other: &Range<usize>| other.start < chunks.end && chunks.start < other.end;
-        self.everything || self.ahead.iter().any(touches) || self.demands.iter().any(|demand| touches(&demand.chunks))
+        self.finishing
+            || self.everything
+            || self.ahead.iter().any(touches)
+            || self.demands.iter().any(|demand| touches(&demand.chunks))
     }
 
     /// The next run, of at most `most` chunks; they count as under way.
@@ -298,7 +309,8 @@ impl Plan {
             return found.map(|start| (start, self.chunks.len(), false));
         }
         // Only what is here already is left to compare: the file may be whole.
-        if self.absent == 0 && self.local + self.underway < self.chunks.len() {
+        if self.compares && self.absent == 0 && self.local + self.underway < self.chunks.len() {
+            self.finishing = true;
             return open(&self.chunks, &self.all()).map(|start| (start, self.chunks.len(), false));
         }
         None
@@ -366,7 +378,7 @@ mod tests {
         assert_eq!(plan.next_run(3), run(Work::Fetch, 8..9, false));
         assert_eq!(plan.next_run(3), None);
         assert!(plan.is_still_wanted(&(8..9)) && !plan.is_still_wanted(&(9..10)));
-        assert!(plan.look_ahead(vec![0..1]));
+        assert!(plan.look_ahead(std::iter::once(0..1).collect()));
         plan.rest();
         assert_eq!(plan.next_run(3), None);
     }
@@ -396,6 +408,7 @@ mod tests {
         plan.arrived(3);
         plan.withdraw(id);
         assert_eq!(plan.next_run(2), run(Work::Compare, 0..2, false));
+        assert!(plan.is_still_wanted(&(0..2)), "or it would be given up, and begun again");
         assert_eq!(plan.next_run(2), run(Work::Compare, 2..3, false));
         (0..3).for_each(|chunk| plan.arrived(chunk));
         assert!(plan.is_complete() && plan.is_at_rest());

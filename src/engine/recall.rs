@@ -398,15 +398,16 @@ impl Recall {
     /// What of a run did not come goes back; with an error, who waits for it is told.
     pub(super) fn run_ended(&self, run: &Run, error: Option<EngineError>) {
         let mut state = self.state.lock();
-        let left = state.plan.run_ended(run);
+        let mut left = state.plan.run_ended(run);
         if self.keeps() {
-            // What could not be written after all.
+            // What could not be written after all has not come either.
             let unwritten = |held: &Held| run.chunks.contains(&held.chunk);
             let gone: Vec<_> = state.held.iter().filter(|held| unwritten(held)).map(|held| held.chunk).collect();
             state.held.retain(|held| !unwritten(held));
-            gone.into_iter().for_each(|chunk| state.plan.dropped(chunk));
+            gone.iter().for_each(|chunk| state.plan.dropped(*chunk));
+            left.extend(gone);
         }
-        if let (Some(error), Some(first), Some(last)) = (error, left.first(), left.last()) {
+        if let (Some(error), Some(first), Some(last)) = (error, left.iter().min(), left.iter().max()) {
             let demands = state.plan.give_up(*first..last + 1);
             state.failed.extend(demands.into_iter().map(|id| (id, error.clone())));
         }

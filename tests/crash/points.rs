@@ -41,7 +41,8 @@ pub fn all() -> Vec<String> {
 fn before(point: &str) -> &'static [&'static str] {
     match point {
         "recover.recorded" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
-        "recover.punched" => &["release.ended", "recall.written", "recall.dated"],
+        "recover.punched" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
+        "recover.kept" => &["recall.written", "recall.dated"],
         "recover.synced" => &[],
         _ if point.starts_with("recover.") => &["archive.recorded", "recall.filled", "release.noted", "release.dated"],
         _ if point.starts_with("demote.") => &["truncate.cut", "truncate.synced"],

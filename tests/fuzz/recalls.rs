@@ -93,6 +93,8 @@ fn what_comes_back_is_the_content_or_an_error() {
         } else {
             runtime.block_on(engine.recall(&cell)).map(|_| Outcome::Done)
         };
+        // Who asked is told before it has ended.
+        runtime.block_on(cell.wait_until(|inner| inner.machine.activity() == Activity::None));
         drop(cell);
         proxy.twist(&[]);
         match outcome {
