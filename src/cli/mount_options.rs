@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::gateway::GatewayOptions;
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
 
@@ -59,6 +60,7 @@ pub struct Options {
     pub delay_for: Option<Vec<String>>,
     /// How often the names of the whole share are stored; `Some(None)`: never.
     pub save_names: Option<Option<Duration>>,
+    pub gateway: GatewayOptions,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -96,6 +98,11 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
                 text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
             });
         }
+        "gateway" => options.gateway.listen = Some(address(needed()?)?),
+        "identities" => options.gateway.identities = Some(dir()?),
+        "bucket" => options.gateway.bucket = Some(needed()?.to_owned()),
+        "tls_cert" => options.gateway.tls_cert = Some(dir()?),
+        "tls_key" => options.gateway.tls_key = Some(dir()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
@@ -103,12 +110,17 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
-                        config_dir, state_dir, delay_after, delay_for, save_names, ro, and the usual ones of mount(8)"
+                        config_dir, state_dir, delay_after, delay_for, save_names, gateway, identities, bucket, tls_cert, \
+                        tls_key, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
     }
     Ok(())
+}
+
+fn address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse().map_err(|_| "write an address and a port, like 127.0.0.1:9000 or [::]:9000".to_owned())
 }
 
 /// Bytes a second from text like `10MiB` or `10MiB/s`.
@@ -211,6 +223,8 @@ mod tests {
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
+            ("gateway=9000", "address and a port"),
+            ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

@@ -11,6 +11,7 @@ mod directories;
 mod error;
 mod handles;
 mod held;
+mod inside;
 mod namespace;
 mod nodes;
 mod open;
