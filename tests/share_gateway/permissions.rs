@@ -120,7 +120,7 @@ fn each_file_has_its_own_say() {
 
 #[test]
 fn quotas_hold() {
-    let Some(mut rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
+    let Some(rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
     let image = rig.fs.scratch().join("image");
     rig.fs.unmount();
     run("tune2fs", &["-O", "quota", "-Q", "usrquota", image.to_str().unwrap()]);

@@ -47,11 +47,12 @@ fn the_aws_command_line() {
     }
     let aws = |args: &[&str]| {
         let mut aws = Command::new("aws");
-        aws.args(["--endpoint-url", &place.endpoint, "--region", "us-east-1", "--no-cli-pager"]).args(args);
+        aws.args(["--endpoint-url", &place.endpoint, "--region", "us-east-1"]).args(args);
         place.rig.dress(&mut aws);
         aws.env("AWS_ACCESS_KEY_ID", "alice")
             .env("AWS_SECRET_ACCESS_KEY", "alicesecret")
-            .env("PYENV_ROOT", "/root/.pyenv");
+            .env("PYENV_ROOT", "/root/.pyenv")
+            .env("AWS_PAGER", "");
         aws.output().unwrap()
     };
     let (dir, back) = (tree(&place), place.rig.scratch("back"));

@@ -29,7 +29,9 @@ fn reading_recalls_and_looking_does_not() {
     // What is of a user's own is known without content, too.
     let tags = place.alice.client.get_object_tagging().bucket(BUCKET).key("open/large");
     place.rig.block_on(tags.send()).unwrap();
-    assert_eq!((place.rig.gets(), place.rig.allocated("open/large")), (before, 0));
+    assert_eq!(place.rig.gets(), before);
+    // A block for attributes at most.
+    assert!(place.rig.allocated("open/large") <= 4096);
     for name in ["open/small", "open/large"] {
         let len = if name == "open/small" { 5_000 } else { 40 * CHUNK };
         assert_same(&place.get(&place.alice, name).unwrap(), &noise(name, len), name);

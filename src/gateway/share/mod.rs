@@ -152,6 +152,11 @@ impl ShareStore {
     }
 }
 
+/// Does work to its end even if who asked for it has left: half of it would leave the mount untold.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = StoreResult<T>> + Send + 'static) -> StoreResult<T> {
+    tokio::spawn(work).await.map_err(|_| StoreError::Closed)?
+}
+
 /// Whether a tag is a call rather than a tag.
 fn handover(tag: &str) -> Option<Handover> {
     match tag {
@@ -253,7 +258,7 @@ impl Store for ShareStore {
 
     async fn remove(&self, bucket: &str, key: &str, if_match: Option<EtagMatch>) -> StoreResult<()> {
         let (acting, key) = self.key(bucket, key)?;
-        acting.remove(key, if_match).await
+        to_the_end(acting.remove(key, if_match)).await
     }
 
     async fn list(&self, bucket: &str, query: &ListQuery) -> StoreResult<ListPage> {
@@ -281,7 +286,7 @@ impl Store for ShareStore {
 
     async fn rename(&self, bucket: &str, from: &str, to: &str, condition: Condition) -> StoreResult<Arc<ObjectInfo>> {
         let (acting, from) = self.key(bucket, from)?;
-        acting.rename(from, Key::parse(to)?, condition).await
+        to_the_end(acting.rename(from, Key::parse(to)?, condition)).await
     }
 
     async fn create_upload(&self, bucket: &str, upload: NewUpload) -> StoreResult<UploadId> {
@@ -313,7 +318,7 @@ impl Store for ShareStore {
         seal: Seal,
     ) -> StoreResult<Arc<ObjectInfo>> {
         let (acting, key) = self.key(bucket, key)?;
-        acting.complete(key, upload.clone(), parts, seal).await
+        to_the_end(acting.complete(key, upload.clone(), parts, seal)).await
     }
 
     async fn abort(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<()> {

@@ -21,6 +21,7 @@ use super::error::About;
 use super::key::Key;
 use super::meta::{self, Meta};
 use super::staging::Staged;
+use super::to_the_end;
 use crate::fs::{Fs, FsError, FsResult, Noted};
 use crate::gateway::blocking;
 use crate::gateway::store::{Condition, ObjectInfo, Seal, StoreError, StoreResult, Upload, UploadId};
@@ -262,7 +263,7 @@ impl Upload for FileUpload {
     async fn publish(self: Box<Self>, seal: Seal) -> StoreResult<Arc<ObjectInfo>> {
         let Self { acting, key, new, .. } = *self;
         acting.check_tags(&seal.tags)?;
-        acting.install(key, new, seal, Vec::new(), None).await
+        to_the_end(acting.install(key, new, seal, Vec::new(), None)).await
     }
 }
 
@@ -296,6 +297,13 @@ impl Upload for DirectoryUpload {
     async fn publish(self: Box<Self>, seal: Seal) -> StoreResult<Arc<ObjectInfo>> {
         let Self { acting, key } = *self;
         acting.check_tags(&seal.tags)?;
+        to_the_end(acting.make_directory(key, seal)).await
+    }
+}
+
+impl Acting {
+    async fn make_directory(self, key: Key, seal: Seal) -> StoreResult<Arc<ObjectInfo>> {
+        let acting = self;
         let _lock = acting.shared.lock(&[&key]).await;
         let (actor, for_key) = (acting.clone(), key.clone());
         let made = blocking(move || {

@@ -13,8 +13,7 @@ use crate::engine::Patience;
 use crate::fs::{Fs, FsError, FsResult, Try, Waiter};
 use crate::gateway::blocking;
 use crate::gateway::store::{Content, ObjectInfo, StoreError, StoreResult};
-use crate::ports::Attr;
-use crate::types::Inode;
+use crate::types::{Inode, Timestamp};
 
 /// Makes attempts until one ends; between them waits for what it waits for. Nobody's process is known, so only the client's leaving ends
 /// it: then the future is dropped.
@@ -36,24 +35,29 @@ async fn drive<T: Send + 'static>(
     }
 }
 
-/// An open file.
-pub struct ShareContent {
+/// An open handle. Made where it is opened, so that one whose client has left is closed as well.
+struct Handle {
     fs: Arc<Fs>,
-    key: String,
-    node: Inode,
     fh: u64,
-    /// What was opened: size and mtime.
-    opened: Attr,
 }
 
-impl Drop for ShareContent {
+impl Drop for Handle {
     fn drop(&mut self) {
         // A handle that is not there any more needs no closing.
         let _ = self.fs.release(self.fh);
     }
 }
 
-/// A directory has no content.
+/// An open file.
+struct ShareContent {
+    handle: Handle,
+    key: String,
+    node: Inode,
+    /// What was found: size and mtime.
+    found: (u64, Timestamp),
+}
+
+/// A directory, or an empty file: never read.
 struct Nothing;
 
 #[async_trait]
@@ -68,37 +72,34 @@ impl Acting {
         let (acting, for_key) = (self.clone(), key.clone());
         let found = blocking(move || {
             let (_, seen) = acting.find_readable(&for_key)?;
-            Ok((seen, acting.info(&for_key, &seen)?))
+            Ok((seen.node, acting.info(&for_key, &seen)?))
         });
-        let (seen, info) = found.await?;
+        let (node, info) = found.await?;
         let info = Arc::new(info);
         if key.is_dir || info.size == 0 {
             return Ok((info, Arc::new(Nothing)));
         }
         let fs = self.shared.fs.clone();
-        let node = seen.node;
-        let fh = drive(&fs, move |fs, patience| fs.try_open_inside(&node, patience)).await.about(key.as_str())?;
-        let mut content = ShareContent { fs: fs.clone(), key: key.as_str().to_owned(), node, fh, opened: seen.attr };
-        // As shown: a recall at the open has moved the time below.
-        content.opened = blocking(move || fs.attr_of(&node).about("")).await?;
-        if (content.opened.size, content.opened.mtime) != (info.size, info.modified) {
-            // Changed since the look; the reader finds out at its first read, and looks again.
-            content.opened.size = info.size;
-            content.opened.mtime = info.modified;
-        }
-        Ok((info, Arc::new(content)))
+        let owned = fs.clone();
+        let open =
+            move |fs: &Fs, patience| fs.try_open_inside(&node, patience).map(|fh| Handle { fs: owned.clone(), fh });
+        let handle = drive(&fs, open).await.about(key.as_str())?;
+        let found = (info.size, info.modified);
+        Ok((info, Arc::new(ShareContent { handle, key: key.as_str().to_owned(), node, found })))
     }
 }
 
 #[async_trait]
 impl Content for ShareContent {
     async fn read(&self, offset: u64, len_max: usize) -> StoreResult<Bytes> {
-        let (fh, len) = (self.fh, u32::try_from(len_max).unwrap_or(u32::MAX));
-        let read = drive(&self.fs, move |fs, _| fs.try_read(fh, offset, len)).await.about(&self.key)?;
+        let (fh, node, len) = (self.handle.fh, self.node, u32::try_from(len_max).unwrap_or(u32::MAX));
+        let read = move |fs: &Fs, _| match fs.try_read(fh, offset, len) {
+            Try::Done(read) => Try::Done(read.and_then(|read| Ok((read, fs.attr_of(&node)?)))),
+            Try::Blocked(blocker) => Try::Blocked(blocker),
+        };
+        let (read, now) = drive(&self.handle.fs, read).await.about(&self.key)?;
         // Writers of the mount write in place. What was read of a file that has changed is of no version, and must not look whole.
-        let (fs, node) = (self.fs.clone(), self.node);
-        let now = blocking(move || fs.attr_of(&node).about("")).await?;
-        if read.is_empty() || (now.size, now.mtime) != (self.opened.size, self.opened.mtime) {
+        if read.is_empty() || (now.size, now.mtime) != self.found {
             return Err(StoreError::Gone);
         }
         Ok(Bytes::from(read))
