@@ -99,6 +99,57 @@ pub enum Claim {
     Releasing,
     /// The object holds the content; local blocks are freed.
     Stub,
+    /// The object holds the content. Chunks of it may be local: those whose bytes have the hash that the object's manifest gives.
+    Partial,
+}
+
+impl Claim {
+    /// Whether the object holds the content, and local bytes are not to be believed as they are.
+    pub fn is_remote(self) -> bool {
+        match self {
+            Self::Resident | Self::Dual => false,
+            Self::Releasing | Self::Stub | Self::Partial => true,
+        }
+    }
+}
+
+/// What a read of a stub brings back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecallPolicy {
+    /// What is read, and what will probably be read next. It stays.
+    #[default]
+    Partial,
+    /// The same first; the rest follows in the background.
+    Progressive,
+    /// All of it before the read is answered.
+    Full,
+    /// What is read is served from memory; nothing stays.
+    PassThrough,
+}
+
+impl RecallPolicy {
+    pub const ALL: [Self; 4] = [Self::Partial, Self::Progressive, Self::Full, Self::PassThrough];
+
+    /// The word in configuration and in `user.tierfs.recall_policy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Partial => "partial",
+            Self::Progressive => "progressive",
+            Self::Full => "full",
+            Self::PassThrough => "pass-through",
+        }
+    }
+}
+
+impl std::str::FromStr for RecallPolicy {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == word).ok_or_else(|| {
+            format!("{word:?} is no way to recall; there are {}", Self::ALL.map(Self::as_str).join(", "))
+        })
+    }
 }
 
 /// The full key of a remote object, prefix included, without the bucket. 1 to 1,024 bytes of UTF-8 (S3's limit).
@@ -260,6 +311,8 @@ pub enum FileState {
     Dual,
     Releasing,
     Stub,
+    /// A stub of which some chunks are local.
+    Partial,
     /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
     Damaged,
 }
@@ -272,6 +325,7 @@ impl FileState {
             Self::Dual => "dual",
             Self::Releasing => "releasing",
             Self::Stub => "stub",
+            Self::Partial => "partial",
             Self::Damaged => "damaged",
         }
     }

@@ -379,6 +379,7 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
         remote,
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
+        recall: pair.recall,
     }
 }
 

@@ -130,6 +130,7 @@ fn state_of(path: &Path) -> Result<FileState, Errno> {
         b"dual" => FileState::Dual,
         b"releasing" => FileState::Releasing,
         b"stub" => FileState::Stub,
+        b"partial" => FileState::Partial,
         _ => FileState::Damaged,
     })
 }

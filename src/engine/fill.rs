@@ -1,100 +1,447 @@
-//! Filling a stub: chunks are fetched several at a time, verified, written; then the mtime is put back and all is synced.
+//! Filling a stub: runs of chunks are fetched, several at a time, each chunk verified as it comes, and written or held for who waits.
 //!
-//! Nothing is written before the transfer's note is durable, and no write outlives the recall it belongs to.
+//! Nothing is written before the recall's note is durable, and no write outlives the recall it belongs to. What is in the file already counts
+//! after a comparison with its hash.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant};
 
 use super::archive::OpenNote;
 use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
+use super::plan::{Run, Work};
 use super::recall::Recall;
+use super::session::date;
 use super::{Engine, blocking, moving};
 use crate::kill;
-use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{
+    Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, RemoteError, RemoteErrorKind,
+    SeekTo,
+};
 use crate::record::{Claim, ObjectRef};
-use crate::remote::manifest::Manifest;
 use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
 pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
 /// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
 const BLOCK: usize = 4096;
+/// How long a recall waits for the next read of an open file, with its hashes at hand, before it ends.
+const LINGER: Duration = Duration::from_secs(10);
 
-/// The transfer's note, once it is durable.
-type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
+/// Chunks that are asked for before it is known whether they are zeros.
+const FEW: usize = 2;
 
-impl Engine {
-    /// Writes all chunks, restores the mtime, makes both durable. Sets `touched` once the lower file may be changed.
-    pub(super) async fn fill(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
+/// How a recall ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// All content is in the file, dated and durable.
+    Complete,
+    /// Nobody wants more for now.
+    Rest,
+    /// The file is cut to nothing.
+    Cut,
+}
+
+/// One recall at work.
+pub(super) struct Fill {
+    engine: Arc<Engine>,
+    pub cell: Arc<Cell>,
+    pub object: ObjectRef,
+    claim: Claim,
+    pub mtime: Timestamp,
+    /// The file's mtime was not the record's: somebody has been there below the mount.
+    dated_below: bool,
+    pub recall: Arc<Recall>,
+    /// Whether there is a note, or is to be one.
+    notes: AtomicBool,
+    noted: OnceCell<IntentId>,
+    hashes: OnceCell<Arc<[ContentHash]>>,
+    /// Chunks whose place in the file has other bytes: to be written with their zeros.
+    spoilt: Mutex<HashSet<usize>>,
+}
+
+impl Fill {
+    #[expect(clippy::too_many_arguments, reason = "the facts of one recall, used once")]
+    pub fn new(
+        engine: Arc<Engine>,
+        cell: Arc<Cell>,
+        object: ObjectRef,
         claim: Claim,
         mtime: Timestamp,
-        recall: &Arc<Recall>,
-        touched: &mut Option<OpenNote>,
-    ) -> EngineResult<()> {
-        let failed = EngineError::lower(cell.node.id);
-        let space = self.lower.space().map_err(&failed)?;
-        let available = space.blocks_free * space.fragment_size;
-        if object.len > available {
-            return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
-        }
-        let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        if claim == Claim::Stub
-            && !self.is_leftover(cell.node.id, &object.key)
-            && has_data(&*file, object.len).map_err(&failed)?
-        {
-            return Err(EngineError::ChangedBelow {
-                file: cell.node.id,
-                object: object.key.to_string(),
-                why: FOREIGN_DATA,
+        dated_below: bool,
+        recall: Arc<Recall>,
+    ) -> Arc<Self> {
+        let (notes, noted, hashes, spoilt) =
+            (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
+        Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, spoilt })
+    }
+
+    fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
+        EngineError::lower(self.cell.node.id)
+    }
+
+    /// The recall's note, durable.
+    async fn noted(&self) -> EngineResult<IntentId> {
+        self.notes.store(true, Ordering::SeqCst);
+        let note = || async {
+            let noted = self.engine.journal.add(Intent {
+                pair: self.object.pair.name.clone(),
+                key: self.object.key.clone(),
+                manifest: self.object.has_manifest(),
+                node: self.cell.node,
+                kind: IntentKind::Settle { mtime: self.mtime },
             });
-        }
-        let note = Intent {
-            pair: object.pair.name.clone(),
-            key: object.key.clone(),
-            manifest: object.has_manifest(),
-            node: cell.node,
-            kind: IntentKind::Settle { mtime },
-        };
-        let journal = self.journal.clone();
-        let noted = async move {
-            let noted = journal.add(note).await;
+            let noted = noted.await?;
             kill::point("recall.noted");
-            noted
+            Ok(noted)
         };
-        let noted: Noted = noted.boxed().shared();
-        // Under way while the first chunks are fetched; none is written before it is there.
-        self.runtime.spawn(noted.clone());
-        let hashes = tokio::select! {
-            biased;
-            hashes = self.chunk_hashes(cell, object) => hashes,
-            // Or who empties the file would wait for a remote that does not answer.
-            () = recall.until_cancelled() => Err(EngineError::Cancelled),
-        };
-        let fetched = match hashes {
-            Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
-            Err(error) => Err(error),
-        };
-        *touched = noted.await.ok().map(OpenNote::Settle);
-        fetched?;
-        kill::point("recall.filled");
-        let (lower, node) = (self.lower.clone(), cell.node);
-        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
-        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
+        self.noted.get_or_try_init(note).await.copied()
+    }
+
+    async fn hashes(&self) -> EngineResult<Arc<[ContentHash]>> {
+        let read = || self.engine.chunk_hashes(self.cell.node.id, &self.object);
+        self.hashes.get_or_try_init(read).await.cloned()
+    }
+
+    /// The note, if there is or may be one, to be taken away by whoever ends the recall.
+    pub async fn end_note(&self) -> Option<OpenNote> {
+        if !self.notes.load(Ordering::SeqCst) {
+            return None;
+        }
+        // One that is under way is waited for; none is there only if the journal fails.
+        self.noted().await.ok().map(OpenNote::Settle)
+    }
+
+    /// Puts the mtime back that filling has moved.
+    pub async fn date_back(&self) -> EngineResult<()> {
+        let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
+        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
-        self.barrier.wait(cell.node).await?;
-        kill::point("recall.synced");
         Ok(())
     }
 
+    /// Fetches what is wanted until all is local, nobody wants more, or the file is cut.
+    pub async fn run(self: &Arc<Self>) -> EngineResult<Ending> {
+        let file = self.look().await?;
+        if self.recall.keeps() {
+            // Under way while the first bytes come; none is written before it is there.
+            self.notes.store(true, Ordering::SeqCst);
+            let this = self.clone();
+            self.engine.runtime.spawn(async move { this.noted().await.map(drop) });
+        }
+        if self.object.has_manifest() {
+            let this = self.clone();
+            self.engine.runtime.spawn(async move { this.hashes().await.map(drop) });
+        }
+        let mut runs = JoinSet::new();
+        let mut since = Instant::now();
+        loop {
+            let open = self.cell.lock().machine.handles() > 0 && !self.engine.is_stopping();
+            if !open {
+                self.recall.look_no_further();
+            }
+            if !self.recall.is_ending() {
+                while runs.len() < self.engine.limits.fetches_per_file {
+                    let Some(run) = self.recall.next_run() else { break };
+                    let (this, file) = (self.clone(), file.clone());
+                    runs.spawn_on(async move { this.work(file, run).await }, &self.engine.runtime);
+                }
+            }
+            if runs.is_empty() {
+                if self.recall.with_plan(|plan| plan.is_complete()) && !self.engine.lower.features().read_only {
+                    return self.complete().await;
+                }
+                if self.recall.is_cut() {
+                    return Ok(Ending::Cut);
+                }
+                let over = !open || self.recall.is_paused() || since.elapsed() >= LINGER;
+                if over && self.recall.close_at_rest() {
+                    return Ok(Ending::Rest);
+                }
+                if over {
+                    since = Instant::now();
+                }
+            } else {
+                since = Instant::now();
+            }
+            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and written anew. Fetches that
+            // nobody wants end at once, writes end by themselves.
+            tokio::select! {
+                biased;
+                Some(ended) = runs.join_next() => if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                },
+                () = self.recall.stirred() => since = Instant::now(),
+                () = tokio::time::sleep_until(since + LINGER), if runs.is_empty() => {}
+            }
+        }
+    }
+
+    /// All content is in the file: dates it, and makes both durable.
+    async fn complete(&self) -> EngineResult<Ending> {
+        kill::point("recall.filled");
+        self.date_back().await?;
+        self.engine.barrier.wait(self.cell.node).await?;
+        kill::point("recall.synced");
+        Ok(Ending::Complete)
+    }
+
+    /// Opens the file and finds what is in it.
+    async fn look(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
+        let this = self.clone();
+        blocking(move || {
+            let flags = if this.engine.lower.features().read_only {
+                OpenFlags { read: true, no_atime: true, ..Default::default() }
+            } else {
+                moving(Keep::OwnAndLeft)
+            };
+            let file = this.engine.lower.open(&this.cell.node, flags).map_err(this.failed())?;
+            let leftover = this.engine.is_leftover(this.cell.node.id, &this.object.key);
+            if this.claim == Claim::Stub && !leftover {
+                if has_data(&*file, this.object.len).map_err(this.failed())? {
+                    return Err(this.changed_below());
+                }
+                return Ok(file);
+            }
+            for range in data(&*file, this.object.len).map_err(this.failed())? {
+                this.recall.with_plan(|plan| plan.perhaps(plan.chunks_of(range)));
+            }
+            Ok(file)
+        })
+        .await?
+    }
+
+    fn changed_below(&self) -> EngineError {
+        EngineError::ChangedBelow { file: self.cell.node.id, object: self.object.key.to_string(), why: FOREIGN_DATA }
+    }
+
+    async fn work(self: Arc<Self>, file: Arc<dyn LowerFile>, run: Run) {
+        let result = match run.work {
+            Work::Compare => self.compare(file, &run).await,
+            Work::Fetch => self.fetch(file, &run).await,
+        };
+        if let Err(error) = &result {
+            self.engine.tell_recall_failed(&self.cell, &self.object, error);
+        }
+        self.recall.run_ended(&run, result.err());
+    }
+
+    /// Looks whether chunks that are in the file are what they should be.
+    async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
+        let hashes = tokio::select! {
+            biased;
+            hashes = self.hashes() => hashes?,
+            () = self.recall.unwanted(&run.chunks) => return Ok(()),
+        };
+        for chunk in run.chunks.clone() {
+            let range = self.object.chunk_range(chunk as u64);
+            let _memory = self.engine.memory_for(range.len).await?;
+            let (this, file, hash) = (self.clone(), file.clone(), hashes[chunk]);
+            let right = blocking(move || {
+                let mut body = vec![0; range.len as usize];
+                let got = file.read_at(&mut body, range.offset).map_err(this.failed())?;
+                Ok::<_, EngineError>(got == body.len() && ContentHash::of(&body) == hash)
+            });
+            if right.await?? {
+                self.recall.arrived(chunk, 0);
+            } else if self.dated_below {
+                return Err(self.changed_below());
+            } else {
+                self.spoilt.lock().insert(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
+    async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
+        let mut at = run.chunks.start;
+        let mut again = None;
+        if run.chunks.len() > FEW {
+            // With the hashes at hand, what is all zeros need not be fetched; who waits for little does not wait for them first.
+            match self.while_wanted(&run.chunks, self.hashes()).await {
+                Ok(hashes) => drop(hashes?),
+                Err(_) => return Ok(()),
+            }
+        }
+        while at < run.chunks.end {
+            if self.is_zeros(at) {
+                self.recall.arrived(at, 0);
+                at += 1;
+                continue;
+            }
+            let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
+            match self.request(&file, at..end, &mut at).await {
+                Ok(()) => {}
+                Err(Bad::Unwanted) => return Ok(()),
+                Err(Bad::Body(_)) if again != Some(at) => again = Some(at),
+                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a chunk's content is zeros, as its place in the file is: then nothing is to be fetched.
+    fn is_zeros(&self, chunk: usize) -> bool {
+        let Some(hashes) = self.hashes.get() else { return false };
+        let len = self.object.chunk_range(chunk as u64).len;
+        self.recall.keeps()
+            && len == u64::from(self.object.chunk_size)
+            && hashes[chunk] == self.engine.zeros.of(self.object.chunk_size)
+            && !self.spoilt.lock().contains(&chunk)
+    }
+
+    /// One request. `at` moves on with each chunk that is there.
+    async fn request(
+        self: &Arc<Self>,
+        file: &Arc<dyn LowerFile>,
+        chunks: Range<usize>,
+        at: &mut usize,
+    ) -> Result<(), Bad> {
+        let remote = self.engine.target()?.remote.clone();
+        let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
+        let _memory = self.engine.memory_for(u64::from(self.object.chunk_size).min(range.len)).await?;
+        let begun = Instant::now();
+        let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
+        let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
+        let (mut first, mut piece) = (None, Bytes::new());
+        for chunk in chunks.clone() {
+            let place = self.object.chunk_range(chunk as u64);
+            let left = chunk..chunks.end;
+            let mut content = BytesMut::new();
+            while (content.len() as u64) < place.len {
+                if piece.is_empty() {
+                    let next = self.while_wanted(&left, body.next()).await?.map_err(|error| self.bad(error))?;
+                    piece = next.ok_or_else(|| Bad::Body(self.corrupt(place)))?;
+                    first.get_or_insert_with(|| begun.elapsed());
+                }
+                let missing = (place.len - content.len() as u64) as usize;
+                if content.is_empty() && piece.len() < missing {
+                    content.reserve(place.len as usize);
+                }
+                if content.is_empty() && piece.len() >= missing {
+                    // All of it is here: no copy.
+                    content = BytesMut::from(piece.split_to(missing));
+                } else {
+                    content.extend_from_slice(&piece.split_to(missing.min(piece.len())));
+                }
+            }
+            let hashes = self.while_wanted(&left, self.hashes()).await??;
+            self.put(file, chunk, place, content.freeze(), hashes[chunk]).await?;
+            *at = chunk + 1;
+        }
+        let first = first.unwrap_or_default();
+        self.engine.line.note(first, begun.elapsed().saturating_sub(first), range.len);
+        Ok(())
+    }
+
+    /// Waits for the remote as long as somebody wants what it brings.
+    async fn while_wanted<T>(&self, chunks: &Range<usize>, work: impl Future<Output = T>) -> Result<T, Bad> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.recall.unwanted(chunks) => Err(Bad::Unwanted),
+        }
+    }
+
+    fn bad(&self, error: RemoteError) -> Bad {
+        let corrupt = error.kind == RemoteErrorKind::Corrupt;
+        let error = EngineError::remote(self.cell.node.id)(error);
+        if corrupt { Bad::Body(error) } else { Bad::Else(error) }
+    }
+
+    fn corrupt(&self, place: ByteRange) -> EngineError {
+        EngineError::Corrupt {
+            file: self.cell.node.id,
+            object: self.object.key.to_string(),
+            offset: place.offset,
+            len: place.len,
+        }
+    }
+
+    /// Verifies a chunk, and writes it, or holds it in memory. Never given up halfway: a write must not outlive its task.
+    async fn put(
+        &self,
+        file: &Arc<dyn LowerFile>,
+        chunk: usize,
+        place: ByteRange,
+        content: Bytes,
+        hash: ContentHash,
+    ) -> Result<(), Bad> {
+        let keeps = self.recall.keeps();
+        if keeps {
+            self.noted().await?;
+            kill::point("recall.fetched");
+            self.recall.wrote.store(true, Ordering::SeqCst);
+        }
+        let (file, body) = (file.clone(), content.clone());
+        let with_zeros = self.spoilt.lock().contains(&chunk);
+        // Hashing and writing megabytes takes milliseconds: not on an async worker.
+        let put = blocking(move || {
+            if ContentHash::of(&body) != hash {
+                return Ok::<_, LowerError>(false);
+            }
+            if keeps {
+                write(&*file, &body, place.offset, with_zeros)?;
+            }
+            Ok(true)
+        });
+        match put.await? {
+            Ok(true) if keeps => self.recall.arrived(chunk, place.len),
+            Ok(true) => self.recall.hold(chunk, content),
+            Ok(false) => {
+                let object = &self.object.key;
+                tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
+                return Err(Bad::Body(self.corrupt(place)));
+            }
+            Err(error) if matches!(error.errno(), libc::ENOSPC | libc::EDQUOT) => {
+                // Who reads is served all the same.
+                self.spoilt.lock().insert(chunk);
+                self.recall.stop_keeping(&self.no_space(error));
+                self.recall.hold(chunk, content);
+            }
+            Err(error) => return Err(Bad::Else(self.failed()(error))),
+        }
+        Ok(())
+    }
+
+    /// A write that found the disk full is told like a recall that would not fit: filesystems keep some free blocks back.
+    fn no_space(&self, error: LowerError) -> EngineError {
+        match self.engine.lower.space() {
+            Ok(space) if error.errno() == libc::ENOSPC => EngineError::NoSpace {
+                file: self.cell.node.id,
+                len: self.object.len,
+                available: space.blocks_available * space.fragment_size,
+            },
+            _ => self.failed()(error),
+        }
+    }
+}
+
+/// Why a request brought no more.
+enum Bad {
+    /// Its bytes are not what they should be: worth another one.
+    Body(EngineError),
+    Else(EngineError),
+    /// Nobody waits for them any more.
+    Unwanted,
+}
+
+impl From<EngineError> for Bad {
+    fn from(error: EngineError) -> Self {
+        Self::Else(error)
+    }
+}
+
+impl Engine {
     /// Whether what is local of a stub is what an earlier transfer could not free.
     pub(super) fn is_leftover(&self, file: FileId, key: &ObjectKey) -> bool {
         self.leftovers.lock().get(&file).is_some_and(|(left, _)| left == key)
@@ -105,132 +452,39 @@ impl Engine {
         let left = self.leftovers.lock().remove(&cell.node.id);
         self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
+}
 
-    /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
-    async fn fetch_all(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
-        recall: &Arc<Recall>,
-        file: &Arc<dyn LowerFile>,
-        hashes: &Arc<[ContentHash]>,
-        noted: &Noted,
-    ) -> EngineResult<()> {
-        let mut fetches = JoinSet::new();
-        loop {
-            while fetches.len() < self.limits.fetches_per_file {
-                let Some(chunk) = recall.next_chunk() else { break };
-                let (this, cell, object) = (self.clone(), cell.clone(), object.clone());
-                let (recall, file, hash, noted) = (recall.clone(), file.clone(), hashes[chunk], noted.clone());
-                fetches.spawn_on(
-                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hash, noted).await },
-                    &self.runtime,
-                );
-            }
-            let failure = match fetches.join_next().await {
-                None => return Ok(()),
-                Some(Ok(Ok(()))) if !recall.cancelled.load(Ordering::SeqCst) => continue,
-                Some(Ok(Ok(()))) => EngineError::Cancelled,
-                Some(Ok(Err(error))) => error,
-                Some(Err(_)) => EngineError::ShuttingDown,
-            };
-            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and
-            // written anew. Cancelled fetches end at once, writes end by themselves.
-            recall.cancel();
-            while fetches.join_next().await.is_some() {}
-            return Err(failure);
-        }
+/// Writes a chunk. Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse, unless there was something else.
+fn write(file: &dyn LowerFile, body: &[u8], offset: u64, with_zeros: bool) -> LowerResult<()> {
+    if with_zeros {
+        file.write_at(body, offset)?;
+        kill::point("recall.rewritten");
+        return Ok(());
     }
+    for run in runs(body) {
+        file.write_at(&body[run.clone()], offset + run.start as u64)?;
+        kill::point("recall.written");
+    }
+    Ok(())
+}
 
-    #[expect(clippy::too_many_arguments, reason = "the facts of one fetch, used once")]
-    async fn fetch_chunk(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
-        recall: &Arc<Recall>,
-        file: Arc<dyn LowerFile>,
-        chunk: usize,
-        hash: ContentHash,
-        noted: Noted,
-    ) -> EngineResult<()> {
-        let range = object.chunk_range(chunk as u64);
-        let _memory = self.memory_for(range.len).await?;
-        let target = self.target()?;
-        let file_id = cell.node.id;
-        for last in [false, true] {
-            let fetched = tokio::select! {
-                biased;
-                fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
-                () = recall.until_cancelled() => return Err(EngineError::Cancelled),
-            };
-            let body = match fetched {
-                Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
-                body => body.map_err(EngineError::remote(file_id))?,
-            };
-            noted.clone().await?;
-            kill::point("recall.fetched");
-            let file = file.clone();
-            // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
-            let written = blocking(move || {
-                if body.len() as u64 != range.len || ContentHash::of(&body) != hash {
-                    return Ok(false);
-                }
-                // Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse.
-                for run in runs(&body) {
-                    file.write_at(&body[run.clone()], range.offset + run.start as u64)?;
-                    kill::point("recall.written");
-                }
-                Ok(true)
-            })
-            .await?
-            .map_err(EngineError::lower(file_id))?;
-            if written {
-                recall.chunk_is_local(chunk, range.len);
-                return Ok(());
-            }
-            tracing::warn!(file = %file_id, object = %object.key, offset = range.offset, "a chunk does not match its hash");
+/// Where there is data within the first `len` bytes of a file.
+fn data(file: &dyn LowerFile, len: u64) -> LowerResult<Vec<ByteRange>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let offset = match file.seek(at, SeekTo::Data) {
+            Err(error) if error.errno() == libc::ENXIO => break,
+            offset => offset?,
+        };
+        if offset >= len {
+            break;
         }
-        Err(EngineError::Corrupt {
-            file: file_id,
-            object: object.key.to_string(),
-            offset: range.offset,
-            len: range.len,
-        })
+        let end = file.seek(offset, SeekTo::Hole)?.min(len).max(offset + 1);
+        found.push(ByteRange { offset, len: end - offset });
+        at = end;
     }
-
-    /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.
-    pub(super) async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
-        if !object.has_manifest() {
-            return Ok(vec![object.root]);
-        }
-        let key = object.manifest_key();
-        let target = self.target()?;
-        let file = cell.node.id;
-        let corrupt = |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
-        for last in [false, true] {
-            let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
-            let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
-                return Err(corrupt(info.len));
-            }
-            let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
-            match Manifest::decode(&body) {
-                Ok(manifest)
-                    if manifest.root() == object.root
-                        && manifest.len() == object.len
-                        && manifest.chunk_size() == object.chunk_size =>
-                {
-                    return Ok(manifest.chunks().to_vec());
-                }
-                Ok(_) => tracing::warn!(object = %key, "the manifest is not that of the record"),
-                Err(why) => tracing::warn!(object = %key, "the manifest does not decode: {why}"),
-            }
-            if last {
-                return Err(corrupt(info.len));
-            }
-        }
-        unreachable!("the loop returns in its second round")
-    }
+    Ok(found)
 }
 
 /// Runs of blocks that are not all zeros.

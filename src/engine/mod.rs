@@ -9,18 +9,24 @@ mod error;
 mod facts;
 mod failures;
 mod fill;
+mod hashes;
 mod health;
 mod history;
 mod intents;
 mod jobs;
 mod keys;
+mod line;
 mod lost;
 mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod plan;
+mod readers;
 mod recall;
+mod recall_policy;
 mod release;
+mod session;
 mod source;
 mod sync;
 mod trees;
@@ -49,7 +55,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use recall::{CUT_WITHIN, Recall};
+pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -57,7 +63,7 @@ use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey, Timestamp};
+use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -73,6 +79,8 @@ pub struct Target {
     pub chunk_size: u32,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What a read of a stub brings back, unless its directory says otherwise.
+    pub recall: RecallPolicy,
 }
 
 /// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
@@ -82,7 +90,7 @@ pub struct Limits {
     pub transfers: usize,
     /// Content held in memory by all transfers, in units of 1 MiB.
     pub memory_mib: usize,
-    /// Chunks of one file fetched at once.
+    /// Requests for one file at once.
     pub fetches_per_file: usize,
 }
 
@@ -130,6 +138,10 @@ pub struct Engine {
     pub warm: Arc<Warm>,
     limits: Limits,
     memory: Arc<Semaphore>,
+    /// How the remote answers.
+    line: Arc<line::Line>,
+    manifests: Mutex<hashes::Manifests>,
+    zeros: hashes::Zeros,
     pub totals: Totals,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
@@ -146,6 +158,8 @@ pub struct Engine {
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
+    /// Whether any directory says what reads of its files bring back.
+    directory_policies: AtomicBool,
 }
 
 impl Engine {
@@ -163,7 +177,7 @@ impl Engine {
             let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
             Target { remote, ..target }
         });
-        Arc::new(Self {
+        let engine = Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
             lower,
@@ -175,6 +189,9 @@ impl Engine {
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
+            line: Arc::new(line::Line::new(limits.fetches_per_file)),
+            manifests: Mutex::default(),
+            zeros: hashes::Zeros::default(),
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
@@ -186,7 +203,10 @@ impl Engine {
             told: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
-        })
+            directory_policies: AtomicBool::new(false),
+        };
+        engine.find_directory_policies();
+        Arc::new(engine)
     }
 
     /// Sets who is told of attribute changes; once.

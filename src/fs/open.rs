@@ -15,7 +15,6 @@ use super::{Asked, Fs};
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
-use crate::record::Claim;
 use crate::tier::{Event, IoMode};
 use crate::types::{ByteRange, Inode, Timestamp};
 
@@ -150,7 +149,7 @@ impl Fs {
         let len = inner.record.object.as_ref()?.len;
         let all = ByteRange { offset: 0, len };
         let small = inner.machine.mode() == IoMode::Idle
-            && matches!(inner.machine.claim(), Claim::Stub | Claim::Releasing)
+            && inner.machine.claim().is_remote()
             && len <= self.options.recall_at_open_max;
         (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
@@ -376,6 +375,10 @@ impl Fs {
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+            }
+            if let Some(recall) = &inner.recall {
+                // Nobody reads on: it may end.
+                recall.stir();
             }
             drop(inner);
             // Closing reaches into the kernel: not under the lock. A new open registers anew meanwhile.

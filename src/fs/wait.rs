@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, CUT_WITHIN, Cell, EngineError, Inner};
+use crate::engine::{Admission, CUT_WITHIN, Cell, EngineError, Inner, Wish};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -98,30 +98,35 @@ impl Fs {
                             cancelled = true;
                             false
                         }
-                        Activity::Recalling { cancelled: false } => cancelled,
+                        Activity::Recalling { cancelled: false } if !cancelled => {
+                            // It may go on for as long as somebody reads, or a large file is long.
+                            if let Some(recall) = &inner.recall {
+                                recall.pause();
+                            }
+                            false
+                        }
+                        Activity::Recalling { cancelled: false } => true,
                         Activity::Releasing => false,
                         Activity::None | Activity::Archiving { .. } => true,
                     };
                     blocker.cell.wait_until(rests).await;
                     Ok(())
                 }
-                On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
-                    None => Ok(()),
-                    Some(recall) => {
-                        let ended = match range {
-                            Some(range) => recall.available(range).await,
-                            None => recall.finished().await,
-                        };
-                        match ended {
-                            // Somebody cuts the file to nothing: the next attempt finds what is there then.
-                            Err(EngineError::Cancelled) => {
-                                tokio::time::sleep(CUT_WITHIN).await;
-                                Ok(())
+                On::Content(range) => {
+                    match self.engine.start_recall(&blocker.cell, Wish { range, keep: true }).await? {
+                        None => Ok(()),
+                        Some(demand) => {
+                            match demand.met().await {
+                                // Somebody cuts the file to nothing, or has it set aside: the next attempt finds what is there then.
+                                Err(EngineError::Cancelled) => {
+                                    tokio::time::sleep(CUT_WITHIN).await;
+                                    Ok(())
+                                }
+                                ended => ended,
                             }
-                            ended => ended,
                         }
                     }
-                },
+                }
             }
         };
         tokio::pin!(waiting);

@@ -11,9 +11,10 @@ use super::error::{FsError, FsResult};
 use super::{Fs, ROOT};
 use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
-use crate::types::SOCKET_XATTR;
+use crate::types::{Inode, RecallPolicy, SOCKET_XATTR};
 
 const VIRTUAL: &str = "user.tierfs.";
+const RECALL_POLICY: &str = "recall_policy";
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
 
 /// A virtual attribute that was set: what to do.
@@ -44,6 +45,10 @@ impl Fs {
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)) else {
             return Err(FsError::NoAttribute);
         };
+        if name == RECALL_POLICY && self.lower.stat(&node)?.kind == FileKind::Directory {
+            let policy = self.engine.directory_policy(&node)?.ok_or(FsError::NoAttribute)?;
+            return Ok(policy.as_str().into());
+        }
         if !matches!(name, "state" | "pair" | "pin") || self.lower.stat(&node)?.kind != FileKind::Regular {
             return Err(FsError::NoAttribute);
         }
@@ -82,6 +87,10 @@ impl Fs {
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
+        if verb == RECALL_POLICY {
+            self.set_recall_policy(&node, Some(value), who)?;
+            return Ok(None);
+        }
         let kind = match (verb, value) {
             ("migrate", _) => JobKind::Migrate,
             ("release", _) => JobKind::Release,
@@ -98,6 +107,20 @@ impl Fs {
         }
         let path = self.lower.path_of(&node)?.unwrap_or_else(|| PathBuf::from("unnamed"));
         Ok(Some(Command { kind, file: Candidate { node, attr, path } }))
+    }
+
+    /// What reads below a directory bring back: its owner's and root's to say.
+    fn set_recall_policy(&self, node: &Inode, value: Option<&[u8]>, who: &Caller) -> FsResult<()> {
+        let attr = self.lower.stat(node)?;
+        if attr.kind != FileKind::Directory {
+            return Err(FsError::Invalid("only directories say how their files are recalled"));
+        }
+        if who.uid != 0 && who.uid != attr.uid {
+            return Err(FsError::NotPermitted);
+        }
+        let parse = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<RecallPolicy>().ok();
+        let policy = value.map(|word| parse(word).ok_or(FsError::Invalid("no such way to recall"))).transpose()?;
+        Ok(self.engine.set_directory_policy(node, policy)?)
     }
 
     /// Carries out a command and waits for its end.
@@ -124,8 +147,12 @@ impl Fs {
             .collect())
     }
 
-    pub fn remove_xattr(&self, id: u64, name: &OsStr) -> FsResult<()> {
+    pub fn remove_xattr(&self, id: u64, name: &OsStr, who: &Caller) -> FsResult<()> {
         self.check_writable()?;
+        if name.as_bytes().strip_prefix(VIRTUAL.as_bytes()) == Some(RECALL_POLICY.as_bytes()) {
+            self.xattr(id, name, who)?;
+            return self.set_recall_policy(&self.node(id)?, None, who);
+        }
         if is_ours(name) {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }

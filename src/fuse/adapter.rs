@@ -474,9 +474,9 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, self.fs.list_xattrs(id.0, &caller(request, 0)));
     }
 
-    fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.note(Call::Removexattr);
-        finish_empty(reply, self.fs.remove_xattr(id.0, name));
+        finish_empty(reply, self.fs.remove_xattr(id.0, name, &caller(request, 0)));
     }
 
     fn ioctl(

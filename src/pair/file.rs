@@ -15,12 +15,12 @@ use super::{
     CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
     syntax, units,
 };
-use crate::types::PairName;
+use crate::types::{PairName, RecallPolicy};
 
 /// Largest pair file read, bytes. A real one has a few hundred.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "local_cluster",
     "local_share",
     "remote_cluster",
@@ -33,6 +33,7 @@ const KEYS: [&str; 12] = [
     "credentials_profile",
     "chunk_size",
     "retention",
+    "recall",
 ];
 
 /// Parts of key names that mean somebody wrote a secret, or is about to.
@@ -92,6 +93,7 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
             .quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?
             .unwrap_or(CHUNK_SIZE_DEFAULT),
         retention_s: table.quantity("retention", units::parse_duration)?.unwrap_or(RETENTION_DEFAULT_S),
+        recall: table.text("recall", |word| word.parse::<RecallPolicy>())?.unwrap_or_default(),
     })
 }
 
@@ -215,6 +217,10 @@ pub fn format(pair: &Pair) -> PairResult<String> {
     }
     lines.push(format!("chunk_size = {}", quoted(&units::exact_size(pair.chunk_size.into()))));
     lines.push(format!("retention = {}", quoted(&units::exact_duration(pair.retention_s))));
+    // Only where it is not the default: an older tierfs knows no such key.
+    if pair.recall != RecallPolicy::default() {
+        lines.push(format!("recall = {}", quoted(pair.recall.as_str())));
+    }
     Ok(lines.join("\n") + "\n")
 }
 

@@ -14,7 +14,7 @@ pub mod units;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::types::{ClusterId, PairName};
+use crate::types::{ClusterId, PairName, RecallPolicy};
 
 pub use error::{PairError, PairResult};
 pub use store::{ClaimCheck, Store};
@@ -68,6 +68,8 @@ pub struct Pair {
     pub chunk_size: u32,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What a read of a stub brings back.
+    pub recall: RecallPolicy,
 }
 
 impl Pair {

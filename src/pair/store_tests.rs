@@ -21,6 +21,7 @@ fn pair(name: &str) -> Pair {
         credentials_profile: None,
         chunk_size: CHUNK_SIZE_DEFAULT,
         retention_s: RETENTION_DEFAULT_S,
+        recall: Default::default(),
     }
 }
 

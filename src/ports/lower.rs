@@ -246,6 +246,11 @@ pub trait LowerFile: Send + Sync {
     /// `fsync`, or `fdatasync` with `data_only`.
     fn sync(&self, data_only: bool) -> LowerResult<()>;
     fn stat(&self) -> LowerResult<Attr>;
+    /// Changes nothing, but what a transfer that was interrupted has left beside the file of its privileges is put back as after a change
+    /// ([`Keep::OwnAndLeft`]).
+    fn put_back_privileges(&self) -> LowerResult<()> {
+        Ok(())
+    }
     /// An extended attribute; `ENODATA` where it is not set.
     fn xattr(&self, name: &OsStr) -> LowerResult<Vec<u8>>;
     /// Acts with the uid of the file's owner, so that blocks which the filesystem keeps for root stay root's.

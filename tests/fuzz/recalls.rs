@@ -50,7 +50,14 @@ fn what_comes_back_is_the_content_or_an_error() {
         remote_cluster: "west".parse().unwrap(),
         remote_share: "bucket".into(),
     };
-    let target = Target { pair, prefix: String::new(), remote: Arc::new(remote), chunk_size: CHUNK, retention_s: 0 };
+    let target = Target {
+        pair,
+        prefix: String::new(),
+        remote: Arc::new(remote),
+        chunk_size: CHUNK,
+        retention_s: 0,
+        recall: Default::default(),
+    };
     let engine = Engine::new(
         lower.clone(),
         journal,

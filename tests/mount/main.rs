@@ -20,6 +20,7 @@ mod io_rules;
 mod known;
 mod migrate;
 mod namespace;
+mod partial;
 mod policy;
 mod posix;
 mod quota;

@@ -9,7 +9,7 @@ use super::{Global, as_json, capabilities, output, print};
 use crate::pair::{
     CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, syntax,
 };
-use crate::types::{ClusterId, PairName};
+use crate::types::{ClusterId, PairName, RecallPolicy};
 
 /// Bind a share to a remote.
 ///
@@ -54,6 +54,10 @@ pub struct Add {
     /// How long superseded and deleted objects are kept, like 0, 24h or 7d [default: 24h].
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
+    /// pass-through (served, and nothing stays) [default: partial].
+    #[arg(long, value_name = "HOW")]
+    recall: Option<RecallPolicy>,
     /// Store the pair without trying the endpoint.
     #[arg(long)]
     no_probe: bool,
@@ -105,6 +109,7 @@ impl Add {
             credentials_profile: self.credentials_profile.clone(),
             chunk_size: self.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
             retention_s: self.retention.unwrap_or(RETENTION_DEFAULT_S),
+            recall: self.recall.unwrap_or_default(),
         })
     }
 }

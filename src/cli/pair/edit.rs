@@ -7,7 +7,7 @@ use clap::Args;
 use super::exit::{self, CliError, Exit};
 use super::{Global, as_json, capabilities, claims, output, print};
 use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, syntax};
-use crate::types::PairName;
+use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
 ///
@@ -56,6 +56,10 @@ struct Changes {
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
+    /// pass-through (served, and nothing stays).
+    #[arg(long, value_name = "HOW")]
+    recall: Option<RecallPolicy>,
 }
 
 impl Edit {
@@ -122,6 +126,9 @@ impl Changes {
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
+        }
+        if let Some(recall) = self.recall {
+            pair.recall = recall;
         }
         Ok(pair)
     }

@@ -71,6 +71,7 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "credentials_profile": pair.credentials_profile,
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
+        "recall": pair.recall.as_str(),
         "probed": probed,
     })
 }
@@ -91,6 +92,7 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
     row("chunk_size", exact_size(pair.chunk_size.into()));
     row("retention", exact_duration(pair.retention_s));
+    row("recall", pair.recall.as_str().into());
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",

@@ -123,7 +123,9 @@ impl S3 for Protocol {
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         self.counters.count("GetObject");
-        ok(get::get_object(&self.of(&req), req).await?)
+        let answer = get::get_object(&self.of(&req), req).await?;
+        self.counters.count_content(answer.content_length);
+        ok(answer)
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
