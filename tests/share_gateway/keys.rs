@@ -94,6 +94,28 @@ fn strange_names_are_keys_as_they_are() {
     assert_eq!(listed.len(), names.len());
 }
 
+/// The id of an upload is part of a path, and comes from a client.
+#[test]
+fn ids_of_uploads_lead_nowhere_else() {
+    let Some(place) = Place::alone() else { return };
+    let create = place.alice.client.create_multipart_upload().bucket(BUCKET).key("alice/big");
+    let id = place.rig.block_on(create.send()).unwrap().upload_id.unwrap();
+    let foreign = format!("../u{}/upload-{id}", crate::place::ALICE);
+    for bad in [foreign.as_str(), "..", "", "../../../alice", &"0".repeat(32), &id.to_uppercase(), &format!("{id}/")] {
+        let abort = place.bob.client.abort_multipart_upload().bucket(BUCKET).key("alice/big").upload_id(bad);
+        let code = s3::code(place.rig.block_on(abort.send()).unwrap_err());
+        assert!(["NoSuchUpload", "other"].contains(&code.as_str()), "{bad:?}: {code}");
+        let part = place.alice.client.upload_part().bucket(BUCKET).key("alice/other").upload_id(bad).part_number(1);
+        let part = place.rig.block_on(part.body(aws_sdk_s3::primitives::ByteStream::from_static(b"x")).send());
+        let code = s3::code(part.unwrap_err());
+        assert!(["NoSuchUpload", "other"].contains(&code.as_str()), "{bad:?}: {code}");
+    }
+    assert_eq!(place.staged(), 1);
+    // Nor does an id serve another key.
+    let list = place.alice.client.list_parts().bucket(BUCKET).key("alice/other").upload_id(&id);
+    assert_eq!(s3::code(place.rig.block_on(list.send()).unwrap_err()), "NoSuchUpload");
+}
+
 /// What the gateway keeps for itself is no key, and no name of the mount.
 #[test]
 fn its_own_directory_is_hidden() {
