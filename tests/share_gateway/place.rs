@@ -122,6 +122,18 @@ impl Place {
         (self.root, self.alice, self.bob) = (user("root"), user("alice"), user("bob"));
     }
 
+    /// What a gateway says that does not start.
+    pub fn refusal(&self, more: &[&str]) -> String {
+        let mut child = self.gateway_command(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let line = BufReader::new(child.stdout.take().unwrap()).lines().next();
+        // It says where it listens, or ends without a word there.
+        let _ = line.is_some().then(|| child.kill());
+        let output = child.wait_with_output().unwrap();
+        assert!(line.is_none(), "it started with {more:?}");
+        assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+        said(&output)
+    }
+
     pub fn pid(&self) -> u32 {
         self.gateway.as_ref().expect("it runs").id()
     }
