@@ -237,7 +237,7 @@ struct ByIdentity(Arc<Identities>);
 impl S3Auth for ByIdentity {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         let known = self.0.get(access_key);
-        known.map(|identity| SecretKey::from(identity.secret_key())).ok_or_else(|| unknown_key())
+        known.map(|identity| SecretKey::from(identity.secret_key())).ok_or_else(unknown_key)
     }
 }
 

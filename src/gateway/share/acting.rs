@@ -160,8 +160,8 @@ impl Acting {
             engine.announce_name(dir.node().id, name);
         }
         engine.announce_name(way.dir.node().id, name);
-        let dirs = way.made.iter().map(|(dir, _)| dir).chain([&way.dir]);
-        dirs.map(|dir| self.share().sync_node(&dir.node())).collect::<Result<(), _>>().about(key.as_str())
+        let mut dirs = way.made.iter().map(|(dir, _)| dir).chain([&way.dir]);
+        dirs.try_for_each(|dir| self.share().sync_node(&dir.node())).about(key.as_str())
     }
 
     /// Removes directories that only keys had made, from `path` upwards, as far as they are empty.
