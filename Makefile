@@ -3,10 +3,10 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench bench-recall fmt lint
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 deps: ## Install what is missing on Debian 12 or 13
 	@scripts/install-deps.sh test
@@ -70,9 +70,14 @@ soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a
 	@seed=$${SOAK_SEED:-$$(date +%s)}; echo "SOAK_SEED=$$seed"; SOAK_SEED=$$seed \
 	    $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test(soak_$(SOAK))'
 
-bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
+bench: ## Measure against the lower filesystem and rclone, then as bench-recall does (WRITE=1 updates docs, QUICK=1 takes two minutes)
 	@scripts/install-deps.sh bench
 	$(CARGO) bench --locked --bench compare -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
+	$(CARGO) bench --locked --bench recall -- $(if $(WRITE),--write) $(if $(QUICK),--quick)
+
+bench-recall: ## Measure reads of what is remote, against rclone mount, s3fs and bare GETs (WRITE=1 updates docs/recall.md, QUICK=1)
+	@scripts/install-deps.sh bench
+	$(CARGO) bench --locked --bench recall -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 fmt: ## Format the source
 	$(CARGO) fmt

@@ -52,6 +52,7 @@ if [[ $purpose == bench ]]; then
     need rclone rclone
     need mergerfs mergerfs
     need bindfs bindfs
+    need s3fs s3fs
     need fio fio
     need git git
 fi

@@ -16,13 +16,13 @@ use crate::control::names::Names;
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
-use crate::engine::{Engine, Limits, Target};
+use crate::engine::{Engine, Limits, RestorePolicy, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult};
+use crate::pair::{ClaimCheck, Pair, PairResult, WhenArchived};
 use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
@@ -359,7 +359,7 @@ fn remote_config(pair: &Pair) -> RemoteConfig {
         None => CredentialsFrom::Chain { profile },
     };
     // Whole chunks only: a part is hashed chunk by chunk as it is read.
-    config.part_size = config.part_size.max(u64::from(pair.chunk_size));
+    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
     config
 }
 
@@ -380,6 +380,7 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
         recall: pair.recall,
+        restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
     }
 }
 
@@ -438,7 +439,7 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
         let cannot = |error: io::Error| failed(format!("cannot watch for signals: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-        let options = Options { credentials, ..Options::new(args.listen) };
+        let options = Options { credentials, restore_after: args.restore_after, ..Options::new(args.listen) };
         let server = gateway::Server::start(&args.dir, options).await.map_err(failed)?;
         listening(server.addr());
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

@@ -147,7 +147,7 @@ pub struct FileStatus {
     /// Bytes allocated locally.
     pub local: u64,
     pub pinned: bool,
-    /// `archiving`, `releasing` or `recalling` while a transfer runs.
+    /// `archiving`, `releasing` or `recalling` while a transfer runs; `restoring for N s` after its object was found in an archive class.
     pub activity: Option<String>,
     pub pair: Option<String>,
     pub generation: Option<u64>,

@@ -489,6 +489,9 @@ impl Server {
             if let Some(object) = &inner.record.object {
                 status.pair = Some(object.pair.name.to_string());
                 status.object = Some(object.key.to_string());
+                if let Some(seconds) = self.engine.restoring_for_s(&object.key) {
+                    status.activity = Some(format!("restoring for {seconds} s"));
+                }
             }
         }
         status

@@ -43,6 +43,7 @@ impl EngineError {
                 RemoteErrorKind::Conflict | RemoteErrorKind::Archived | RemoteErrorKind::Rejected => Reason::Refused,
             }),
             Self::Corrupt { .. } => Some(Reason::Checksum),
+            Self::Archived { .. } => Some(Reason::Refused),
             Self::BadRecord { .. } | Self::ChangedBelow { .. } | Self::RecordLost { .. } | Self::Unproven { .. } => {
                 Some(Reason::Record)
             }

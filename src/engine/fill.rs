@@ -111,6 +111,27 @@ impl Fill {
         self.hashes.get_or_try_init(read).await.cloned()
     }
 
+    /// After a read failed with `error`: waits until its object is back from an archive class, if that was it.
+    async fn restored(&self, error: EngineError, chunks: &Range<usize>) -> Result<(), Bad> {
+        let (EngineError::Remote { file, source }, wanted) = (error, self.recall.unwanted(chunks)) else {
+            unreachable!("only what the remote says is passed here")
+        };
+        match self.engine.restored(file, &self.object, source, wanted).await {
+            Err(EngineError::Cancelled) => Err(Bad::Unwanted),
+            ended => Ok(ended?),
+        }
+    }
+
+    /// The hashes, for a run that somebody wants.
+    async fn hashes_for(&self, chunks: &Range<usize>) -> Result<Arc<[ContentHash]>, Bad> {
+        loop {
+            match self.while_wanted(chunks, self.hashes()).await? {
+                Err(error) if is_archived(&error) => self.restored(error, chunks).await?,
+                hashes => return Ok(hashes?),
+            }
+        }
+    }
+
     /// The note, if there is or may be one, to be taken away by whoever ends the recall.
     pub async fn end_note(&self) -> Option<OpenNote> {
         if !self.notes.load(Ordering::SeqCst) {
@@ -188,6 +209,7 @@ impl Fill {
     /// All content is in the file: dates it, and makes both durable.
     async fn complete(&self) -> EngineResult<Ending> {
         kill::point("recall.filled");
+        self.engine.restore_is_over(&self.object);
         self.date_back().await?;
         self.engine.barrier.wait(self.cell.node).await?;
         kill::point("recall.synced");
@@ -236,10 +258,10 @@ impl Fill {
 
     /// Looks whether chunks that are in the file are what they should be.
     async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
-        let hashes = tokio::select! {
-            biased;
-            hashes = self.hashes() => hashes?,
-            () = self.recall.unwanted(&run.chunks) => return Ok(()),
+        let hashes = match self.hashes_for(&run.chunks).await {
+            Ok(hashes) => hashes,
+            Err(Bad::Unwanted) => return Ok(()),
+            Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
         };
         for chunk in run.chunks.clone() {
             let range = self.object.chunk_range(chunk as u64);
@@ -256,6 +278,7 @@ impl Fill {
                 return Err(self.changed_below());
             } else {
                 self.spoilt.lock().insert(chunk);
+                self.recall.with_plan(|plan| plan.is_spoilt(chunk));
             }
         }
         Ok(())
@@ -267,9 +290,10 @@ impl Fill {
         let mut again = None;
         if run.chunks.len() > FEW {
             // With the hashes at hand, what is all zeros need not be fetched; who waits for little does not wait for them first.
-            match self.while_wanted(&run.chunks, self.hashes()).await {
-                Ok(hashes) => drop(hashes?),
-                Err(_) => return Ok(()),
+            match self.hashes_for(&run.chunks).await {
+                Ok(_) => {}
+                Err(Bad::Unwanted) => return Ok(()),
+                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
             }
         }
         while at < run.chunks.end {
@@ -279,7 +303,13 @@ impl Fill {
                 continue;
             }
             let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
-            match self.request(&file, at..end, &mut at).await {
+            let mut fetched = self.request(&file, at..end, &mut at).await;
+            if let Err(Bad::Else(error)) = &fetched
+                && is_archived(error)
+            {
+                fetched = self.restored(error.clone(), &(at..run.chunks.end)).await;
+            }
+            match fetched {
                 Ok(()) => {}
                 Err(Bad::Unwanted) => return Ok(()),
                 Err(Bad::Body(_)) if again != Some(at) => again = Some(at),
@@ -334,7 +364,7 @@ impl Fill {
                     content.extend_from_slice(&piece.split_to(missing.min(piece.len())));
                 }
             }
-            let hashes = self.while_wanted(&left, self.hashes()).await??;
+            let hashes = self.hashes_for(&left).await?;
             self.put(file, chunk, place, content.freeze(), hashes[chunk]).await?;
             *at = chunk + 1;
         }
@@ -433,6 +463,10 @@ enum Bad {
     Else(EngineError),
     /// Nobody waits for them any more.
     Unwanted,
+}
+
+fn is_archived(error: &EngineError) -> bool {
+    matches!(error, EngineError::Remote { source, .. } if source.kind == RemoteErrorKind::Archived)
 }
 
 impl From<EngineError> for Bad {

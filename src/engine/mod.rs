@@ -26,6 +26,7 @@ mod readers;
 mod recall;
 mod recall_policy;
 mod release;
+mod restore;
 mod session;
 mod source;
 mod sync;
@@ -56,6 +57,7 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
+pub use restore::RestorePolicy;
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -63,7 +65,7 @@ use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp};
+use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp, usual_chunk_size};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -75,12 +77,21 @@ pub struct Target {
     /// What keys start with; no slashes at its ends; may be empty.
     pub prefix: String,
     pub remote: Arc<dyn Remote>,
-    /// Bytes per chunk; a power of two.
-    pub chunk_size: u32,
+    /// Bytes per chunk, a power of two; `None`: by the length of the content ([`usual_chunk_size`]).
+    pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
     /// What a read of a stub brings back, unless its directory says otherwise.
     pub recall: RecallPolicy,
+    /// What happens to who wants content that lies in an archive class.
+    pub restore: RestorePolicy,
+}
+
+impl Target {
+    /// Bytes per chunk of a content of `len` bytes.
+    pub fn chunk_size(&self, len: u64) -> u32 {
+        self.chunk_size.unwrap_or_else(|| usual_chunk_size(len))
+    }
 }
 
 /// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
@@ -160,6 +171,7 @@ pub struct Engine {
     moves: moves::Moves,
     /// Whether any directory says what reads of its files bring back.
     directory_policies: AtomicBool,
+    restores: restore::Restores,
 }
 
 impl Engine {
@@ -203,6 +215,7 @@ impl Engine {
             told: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
+            restores: restore::Restores::default(),
             directory_policies: AtomicBool::new(false),
         };
         engine.find_directory_policies();

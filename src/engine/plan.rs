@@ -207,14 +207,20 @@ impl Plan {
         self.set(chunk, Chunk::Local);
     }
 
-    /// A run's chunk is not: it failed, was given up, or what is in the file is something else. Whether it was on its way.
-    pub fn came_to_nothing(&mut self, chunk: usize) -> bool {
-        let was = self.chunks[chunk] == Chunk::Underway;
-        if was {
-            self.set(chunk, Chunk::Absent);
-            self.cursor = self.cursor.min(chunk);
+    /// A run's chunk is in the file, but is something else: to be fetched.
+    pub fn is_spoilt(&mut self, chunk: usize) {
+        self.set(chunk, Chunk::Absent);
+        self.cursor = self.cursor.min(chunk);
+    }
+
+    /// A run has ended. What of it is still on its way failed or was given up, and is as it was before.
+    pub fn run_ended(&mut self, run: &Run) -> Vec<usize> {
+        let left: Vec<_> = run.chunks.clone().filter(|chunk| self.chunks[*chunk] == Chunk::Underway).collect();
+        for chunk in &left {
+            self.set(*chunk, if run.work == Work::Compare { Chunk::Perhaps } else { Chunk::Absent });
+            self.cursor = self.cursor.min(*chunk);
         }
-        was
+        left
     }
 
     /// These chunks cannot be had: nothing is fetched any more that nobody waits for, and nobody waits for them. Who did.
@@ -327,7 +333,7 @@ mod tests {
         assert_eq!(plan.next_run(4), None);
         plan.arrived(3);
         assert!(!plan.is_local(3..5));
-        plan.came_to_nothing(4);
+        assert_eq!(plan.run_ended(&Run { work: Work::Fetch, chunks: 3..5, wanted: true }), [4]);
         assert_eq!(plan.next_run(4), run(Work::Fetch, 4..5, true));
         plan.arrived(4);
         assert!(plan.is_local(3..5) && !plan.is_at_rest());
@@ -373,7 +379,9 @@ mod tests {
         assert_eq!(plan.next_run(9), run(Work::Fetch, 1..2, true));
         assert_eq!(plan.next_run(9), run(Work::Compare, 2..4, true));
         plan.arrived(2);
-        plan.came_to_nothing(3);
+        assert_eq!(plan.run_ended(&Run { work: Work::Compare, chunks: 2..4, wanted: true }), [3]);
+        assert_eq!(plan.next_run(9), run(Work::Compare, 3..4, true), "nobody has looked");
+        plan.is_spoilt(3);
         assert_eq!(plan.next_run(9), run(Work::Fetch, 3..5, true));
         assert_eq!(plan.bytes_of(&(9..10)), ByteRange { offset: 90, len: 5 });
     }
@@ -399,8 +407,8 @@ mod tests {
         plan.want_everything();
         assert_eq!(plan.next_run(2), run(Work::Fetch, 0..2, false));
         assert_eq!(plan.next_run(9), run(Work::Fetch, 2..5, false));
-        plan.came_to_nothing(1);
         plan.arrived(0);
+        plan.run_ended(&Run { work: Work::Fetch, chunks: 0..2, wanted: false });
         assert_eq!(plan.next_run(9), run(Work::Fetch, 1..2, false));
         assert!(plan.is_still_wanted(&(4..5)));
         plan.rest();

@@ -374,7 +374,7 @@ impl Recall {
     /// What of a run did not come goes back; with an error, who waits for it is told.
     pub(super) fn run_ended(&self, run: &Run, error: Option<EngineError>) {
         let mut state = self.state.lock();
-        let left: Vec<_> = run.chunks.clone().filter(|chunk| state.plan.came_to_nothing(*chunk)).collect();
+        let left = state.plan.run_ended(run);
         if let (Some(error), Some(first), Some(last)) = (error, left.first(), left.last()) {
             let demands = state.plan.give_up(*first..last + 1);
             state.failed.extend(demands.into_iter().map(|id| (id, error.clone())));

@@ -35,11 +35,11 @@ fn engine_errno(error: &EngineError) -> i32 {
             | RemoteErrorKind::SlowDown
             | RemoteErrorKind::Server => libc::ETIMEDOUT,
             // The pair is at fault, not the file: EACCES would send people to the file's permissions.
-            RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket => libc::EREMOTEIO,
+            // So is what is archived: the content is whole, and not here yet.
+            RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket | RemoteErrorKind::Archived => libc::EREMOTEIO,
             RemoteErrorKind::NotFound
             | RemoteErrorKind::Conflict
             | RemoteErrorKind::Corrupt
-            | RemoteErrorKind::Archived
             | RemoteErrorKind::Source
             | RemoteErrorKind::Rejected => libc::EIO,
         },
@@ -53,7 +53,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         | EngineError::Shared { .. }
         | EngineError::RecordLost { .. } => libc::EIO,
         EngineError::Unproven { .. } => libc::EIO,
-        EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
+        EngineError::ForeignPair { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,

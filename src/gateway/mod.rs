@@ -29,6 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::S3ServiceBuilder;
@@ -47,6 +48,8 @@ pub use tls::{Tls, TlsError};
 
 /// S3's least size of a part that is not the last, bytes.
 const PART_BYTES_MIN: u64 = 5 << 20;
+/// What a restore takes where nothing else is said: S3's hours would keep people waiting who only try it.
+pub const RESTORE_AFTER: Duration = Duration::from_secs(5);
 
 /// Why the endpoint could not start. Each message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ pub struct Options {
     pub make_buckets: bool,
     /// Parts smaller than this, but for the last, are refused. S3's 5 MiB by default; tests may want less.
     pub part_bytes_min: u64,
+    /// How long a restore from an archive class takes; 5 s by default.
+    pub restore_after: Duration,
     /// A test aid; empty by default.
     pub faults: Faults,
 }
@@ -104,6 +109,7 @@ impl Options {
             md5_etags: false,
             make_buckets: true,
             part_bytes_min: PART_BYTES_MIN,
+            restore_after: RESTORE_AFTER,
             faults: Faults::default(),
         }
     }
@@ -146,6 +152,7 @@ impl Server {
             store,
             counters: counters.clone(),
             make_buckets: options.make_buckets,
+            restores: Arc::new(s3::restore::Restores::new(options.restore_after)),
             part_bytes_min: options.part_bytes_min,
             md5_etags: options.md5_etags,
         };

@@ -280,7 +280,7 @@ impl Remote for Memory {
     }
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
         let len = self.objects.lock().get(key).ok_or_else(|| absent(key))?.len() as u64;
-        Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new() })
+        Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new(), restore: Default::default() })
     }
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
         if self.locked.lock().as_ref() == Some(key) {

@@ -51,9 +51,10 @@ fn rig() -> Rig {
         pair,
         prefix: String::new(),
         remote: remote.clone() as Arc<dyn Remote>,
-        chunk_size: CHUNK as u32,
+        chunk_size: Some(CHUNK as u32),
         retention_s: 0,
         recall: Default::default(),
+        restore: Default::default(),
     };
     let (handle, limits) = (runtime.handle().clone(), Limits::default());
     let engine = Engine::new(lower.clone(), journal.clone(), Arc::new(SystemClock), Some(target), handle, limits);

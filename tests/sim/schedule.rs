@@ -211,9 +211,10 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         pair,
         prefix: "p".into(),
         remote,
-        chunk_size: CHUNK as u32,
+        chunk_size: Some(CHUNK as u32),
         retention_s: manner.retention_s,
         recall: Default::default(),
+        restore: Default::default(),
     };
     let limits = Limits { fetches_per_file: manner.fetches_per_file, ..Limits::default() };
     let runtime = tokio::runtime::Handle::current();

@@ -133,6 +133,7 @@ macro_rules! attributes {
             cache_control: $input.cache_control.take(),
             expires: $input.expires.as_ref().map($crate::gateway::s3::convert::seconds),
             user: $crate::gateway::s3::convert::user_metadata($input.metadata.take())?,
+            class: $crate::gateway::s3::restore::class($input.storage_class.as_ref())?,
         }
     };
 }

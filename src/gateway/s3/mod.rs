@@ -7,6 +7,7 @@ pub(super) mod integrity;
 mod list;
 mod multipart;
 mod put;
+pub(super) mod restore;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub struct Protocol {
     pub counters: Arc<Counters>,
     /// A write to a bucket that is missing makes it.
     pub make_buckets: bool,
+    pub restores: Arc<restore::Restores>,
     /// Smallest part but the last, bytes.
     pub part_bytes_min: u64,
     /// ETags are MD5s where S3's are.
@@ -238,6 +240,11 @@ impl S3 for Protocol {
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         self.counters.count("ListMultipartUploads");
         ok(multipart::list_uploads(&self.of(&req), req).await?)
+    }
+
+    async fn restore_object(&self, req: S3Request<RestoreObjectInput>) -> S3Result<S3Response<RestoreObjectOutput>> {
+        self.counters.count("RestoreObject");
+        restore::restore_object(&self.of(&req), req).await
     }
 
     async fn get_object_tagging(

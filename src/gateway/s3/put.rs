@@ -13,7 +13,7 @@ use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, TrailingHeaders, s3_error};
 use super::convert::{self, attributes};
 use super::digest::{Claims, Hasher, Verified};
 use super::{Protocol, RENAME_SOURCE, get};
-use crate::gateway::store::{Algorithm, Content, ObjectInfo, Seal, StoreResult, Target, Upload, UploadId};
+use crate::gateway::store::{Algorithm, Attributes, Content, ObjectInfo, Seal, StoreResult, Target, Upload, UploadId};
 use crate::gateway::unsigned::Unsigned;
 
 /// Bytes gathered before they are hashed and written, off the async threads.
@@ -275,10 +275,15 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
     )?;
     let replaces = |directive: Option<&str>| directive == Some(MetadataDirective::REPLACE);
     let replace_attributes = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str));
-    if !replace_attributes && (from_bucket, from_key) == (input.bucket.as_str(), input.key.as_str()) {
-        return Err(s3_error!(InvalidRequest, "a copy onto itself must replace the metadata"));
+    protocol.restores.check(from_bucket, &info)?;
+    // A copy is in the class that is asked for, whatever its source is in.
+    let class = super::restore::class(input.storage_class.as_ref())?;
+    let itself = (from_bucket, from_key) == (input.bucket.as_str(), input.key.as_str());
+    if itself && !replace_attributes && class == info.attributes.class {
+        return Err(s3_error!(InvalidRequest, "a copy onto itself must replace the metadata or the storage class"));
     }
-    let attributes = if replace_attributes { attributes!(input) } else { info.attributes.clone() };
+    let kept = || Attributes { class, ..info.attributes.clone() };
+    let attributes = if replace_attributes { attributes!(input) } else { kept() };
     let tags = if replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str)) {
         convert::tags_of_header(input.tagging.as_deref())?
     } else {
@@ -300,9 +305,9 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
         tracing::error!(bucket = from_bucket, key = from_key, "the stored bytes do not match their checksum");
         return Err(s3_error!(InternalError, "the source is damaged"));
     }
-    // Same bytes, same MD5.
-    let computed = info.etag.contains('-') || verified.md5.is_some();
-    let etag = if computed { unique_etag(&verified) } else { info.etag.clone() };
+    // Same bytes, same MD5. And what only changes its class is the same object, as after the transition by a rule that this stands for.
+    let anew = info.etag.contains('-') && (replace_attributes || !itself);
+    let etag = if anew || verified.md5.is_some() { unique_etag(&verified) } else { info.etag.clone() };
     let seal = Seal { etag, checksum: verified.checksum, attributes, tags, condition: Default::default() };
     let info = upload.publish(seal).await.map_err(convert::error)?;
     let sums = get::checksums(&info.checksum);
@@ -333,6 +338,7 @@ pub async fn upload_part_copy(
         input.copy_source_if_modified_since.as_ref(),
         input.copy_source_if_unmodified_since.as_ref(),
     )?;
+    protocol.restores.check(from_bucket, &info)?;
     let range = match input.copy_source_range.as_deref() {
         None => 0..info.size,
         Some(text) => {

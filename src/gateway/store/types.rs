@@ -118,6 +118,9 @@ pub struct Attributes {
     pub expires: Option<i64>,
     /// `x-amz-meta-*`: names without the prefix, in order.
     pub user: Vec<(String, String)>,
+    /// Storage class, none for `STANDARD`. Kept beside the record's other fields, which had none at first.
+    #[serde(skip)]
+    pub class: Option<String>,
 }
 
 /// An object as a client sees it.
