@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench bench-recall fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild storm soak bench bench-recall fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ known: ## Memory and descriptors of the daemon for a million known inodes (KNOWN
 rebuild: ## A share is lost and made again from the bucket, every attribute and byte compared (FILES=100000); prints rates
 	@scripts/install-deps.sh test
 	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
+
+storm: ## Another user's recalls while `grep -r` goes over stubs, against an idle mount; prints p50 and p99 (STORM_STUBS=10000 STORM_JOBS=1 STORM_OPTIONS=recall_scan=off)
+	@scripts/install-deps.sh test
+	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test mount -- --ignored --exact --nocapture storms::measured
 
 quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
 	@scripts/install-deps.sh test

@@ -2,7 +2,10 @@
 //!
 //! Nothing here does I/O or knows another module of the crate.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -323,6 +326,9 @@ pub const STAGING_NAME: &str = ".tierfs-gateway";
 /// Name of the virtual xattr on the mount's root that tells root where the control socket is.
 pub const SOCKET_XATTR: &str = "user.tierfs.socket";
 
+/// Name of the virtual xattr on the mount's root that tells which recalls run, one a line.
+pub const RECALLS_XATTR: &str = "user.tierfs.recalls";
+
 /// The state of one file as people see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -354,5 +360,48 @@ impl FileState {
 impl fmt::Display for FileState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+/// A path relative to the mount's root, as commands and the daemon tell each other. Text where it is UTF-8, bytes where it isn't, so that nothing
+/// is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum WirePath {
+    Text(String),
+    Bytes { bytes: Vec<u8> },
+}
+
+impl WirePath {
+    /// The wire form of `path`. The mount's root is the empty text.
+    pub fn from_path(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes { bytes: path.as_os_str().as_bytes().to_vec() },
+        }
+    }
+
+    /// The path meant, exactly.
+    pub fn to_path(&self) -> PathBuf {
+        match self {
+            Self::Text(text) => PathBuf::from(text),
+            Self::Bytes { bytes } => PathBuf::from(OsStr::from_bytes(bytes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_survives_the_wire() {
+        for bytes in [&b"a/b"[..], b"", b"\xff\xfe/x", "ü".as_bytes(), b"new\nline \"quoted\""] {
+            let path = Path::new(OsStr::from_bytes(bytes));
+            let wire = serde_json::to_string(&WirePath::from_path(path)).unwrap();
+            assert!(!wire.contains('\n'));
+            let back: WirePath = serde_json::from_str(&wire).unwrap();
+            assert_eq!(back.to_path(), path);
+        }
     }
 }

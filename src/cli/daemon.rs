@@ -12,11 +12,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
+use crate::admission::Rules;
 use crate::control::names::Names;
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
-use crate::engine::{Engine, Limits, RestorePolicy, Target};
+use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
@@ -62,6 +63,8 @@ pub(super) struct Served<'a> {
     pub pair: Option<&'a Pair>,
     pub read_only: bool,
     pub delay: &'a Delay,
+    pub rules: &'a Rules,
+    pub recalls: SlotLimits,
     pub state_dir: &'a Path,
     /// What serves it, for those who come second.
     pub by: String,
@@ -98,7 +101,8 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     };
     let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
     let handle = runtime.handle().clone();
-    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, Limits::default());
+    let limits = Limits { recalls: served.recalls, ..Limits::default() };
+    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
@@ -111,6 +115,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
         delay: served.delay.clone(),
+        rules: served.rules.clone(),
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
@@ -141,6 +146,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         pair: args.pair.as_ref(),
         read_only: args.read_only,
         delay: &args.delay,
+        rules: &args.rules,
+        recalls: args.recalls,
         state_dir: &args.state_dir,
         by: format!("mounted at {}", args.mountpoint.display()),
     };

@@ -11,7 +11,9 @@ use super::daemon::{self, Parts, Served, failed};
 use super::exit::{self, CliError, Exit};
 use super::mount::{directory, pair_for};
 use super::{Global, output};
+use crate::admission::Rules;
 use crate::control::client::mount_of_share;
+use crate::engine::SlotLimits;
 use crate::fs::Delay;
 use crate::gateway::{Identities, Options, Server, ShareOptions, ShareStore, Tls};
 use crate::pair::{Pair, Store};
@@ -152,6 +154,8 @@ impl GatewayCommand {
             pair,
             read_only: self.read_only,
             delay: &Delay::default(),
+            rules: &Rules::default(),
+            recalls: SlotLimits::default(),
             state_dir,
             by: format!("served as S3 at {}", gateway.listen),
         };

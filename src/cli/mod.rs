@@ -23,6 +23,8 @@ mod pin;
 mod ready;
 mod rebuild;
 mod recall;
+mod recall_rules;
+mod recalls;
 mod release;
 mod report;
 mod save_names;
@@ -87,6 +89,7 @@ enum Command {
     Pair(pair::PairCommand),
     Migrate(migrate::Migrate),
     Recall(recall::Recall),
+    Recalls(recalls::Recalls),
     Release(release::Release),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
@@ -130,6 +133,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Pair(command) => command.run(global),
         Command::Migrate(command) => command.run(global),
         Command::Recall(command) => command.run(global),
+        Command::Recalls(command) => command.run(global),
         Command::Release(command) => command.run(global),
         Command::Pin(command) => command.run(global),
         Command::Unpin(command) => command.run(global),

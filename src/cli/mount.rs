@@ -22,8 +22,10 @@ use super::exit::{self, CliError, Exit};
 use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
 use super::{GatewayArgs, Global, daemon, output};
+use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::{ControlError, mountinfo};
+use crate::engine::SlotLimits;
 use crate::fs::Delay;
 use crate::pair::units::{parse_duration, parse_percent};
 use crate::pair::{Pair, Store};
@@ -41,9 +43,10 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
 /// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
 /// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
-/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; gateway=127.0.0.1:9000, which
-/// serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME, tls_cert=FILE and
-/// tls_key=FILE.
+/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
+/// recall_memory, who may have content brought back and how much (docs/recalls.md);
+/// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
+/// tls_cert=FILE and tls_key=FILE.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -104,6 +107,10 @@ pub struct MountArgs {
     pub read_only: bool,
     pub flags: MountFlags,
     pub delay: Delay,
+    /// Who may have content brought back.
+    pub rules: Rules,
+    /// What recalls may use at once.
+    pub recalls: SlotLimits,
     /// How often the names of the whole share are stored; `None`: never, nor after migrations.
     pub save_names: Option<Duration>,
     /// The share is served as S3 as well.
@@ -256,7 +263,7 @@ impl MountCommand {
                 share.display()
             )));
         }
-        let usual = Delay::default();
+        let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
         let gateway = options.gateway.checked(&share, &config_dir)?;
         Ok(MountArgs {
             gateway,
@@ -270,6 +277,12 @@ impl MountCommand {
                 after: options.delay_after.unwrap_or(usual.after),
                 programs: options.delay_for.unwrap_or(usual.programs),
             },
+            rules: Rules {
+                no_recall: options.no_recall.unwrap_or(rules.no_recall),
+                budgets: options.recall_budget.unwrap_or(rules.budgets),
+                scan_files: options.recall_scan.unwrap_or(rules.scan_files),
+            },
+            recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             config_dir,
             state_dir,

@@ -6,8 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::gateway::GatewayOptions;
+use super::recall_rules;
+use crate::admission::{Budget, Subject};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
+
+/// Least memory for recalls, bytes.
+const MEMORY_MIN: u64 = 1 << 20;
 
 /// Options that mean nothing to us or are so anyway, and are there for mount(8), systemd and other tools.
 const HARMLESS: [&str; 18] = [
@@ -61,6 +66,13 @@ pub struct Options {
     /// How often the names of the whole share are stored; `Some(None)`: never.
     pub save_names: Option<Option<Duration>>,
     pub gateway: GatewayOptions,
+    /// Who gets no content that is not local.
+    pub no_recall: Option<Vec<Subject>>,
+    pub recall_budget: Option<Vec<Budget>>,
+    /// Files after which a reader is taken for one that reads everything; `Some(None)`: never.
+    pub recall_scan: Option<Option<usize>>,
+    /// Bytes of content in memory for all recalls.
+    pub recall_memory: Option<u64>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -103,6 +115,11 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "bucket" => options.gateway.bucket = Some(needed()?.to_owned()),
         "tls_cert" => options.gateway.tls_cert = Some(dir()?),
         "tls_key" => options.gateway.tls_key = Some(dir()?),
+        // With hyphens, too: so do other filesystems' options of several words, and a rule that is overlooked costs much.
+        "no_recall" | "no-recall" => options.no_recall = Some(recall_rules::no_recall(needed()?)?),
+        "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
+        "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
+        "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
@@ -110,8 +127,8 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
-                        config_dir, state_dir, delay_after, delay_for, save_names, gateway, identities, bucket, tls_cert, \
-                        tls_key, ro, and the usual ones of mount(8)"
+                        config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -128,6 +145,14 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("a rate of 0 reads nothing: leave the option out".into()),
         rate => Ok(rate),
+    }
+}
+
+/// Memory for recalls.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0..MEMORY_MIN => Err("recalls need at least 1MiB".into()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -208,8 +233,23 @@ mod tests {
     }
 
     #[test]
+    fn who_may_recall_what() {
+        let options =
+            one("no-recall=uid:7+prog:updatedb,recall_budget=uid:*:files=2,recall_scan=off,recall-memory=64MiB")
+                .unwrap();
+        assert_eq!(options.no_recall.unwrap().len(), 2);
+        assert_eq!(options.recall_budget.unwrap().len(), 1);
+        assert_eq!((options.recall_scan, options.recall_memory), (Some(None), Some(64 << 20)));
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
+            ("no_recall", "no_recall=VALUE"),
+            ("no-recall=root", "names nobody"),
+            ("recall_budget=uid:1", "no limit"),
+            ("recall_scan=1", "from 4"),
+            ("recall_memory=4", "at least"),
             ("r0", "no such option"),
             ("archive_after", "archive_after=VALUE"),
             ("archive_after=", "archive_after=VALUE"),

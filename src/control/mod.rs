@@ -14,9 +14,9 @@ pub mod mountinfo;
 pub mod names;
 pub mod policy;
 pub mod protocol;
+mod recalls;
 pub mod scrub;
 pub mod server;
-mod wire;
 
 use std::path::PathBuf;
 

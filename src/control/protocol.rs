@@ -4,15 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::types::{FileState, SOCKET_XATTR};
-
-/// A path relative to the mount's root. Text where it is UTF-8, bytes where it isn't, so that nothing is lost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum WirePath {
-    Text(String),
-    Bytes { bytes: Vec<u8> },
-}
+pub use crate::engine::RecallStatus;
+pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, WirePath};
 
 /// What an administrator asks of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +20,13 @@ pub enum Request {
     Recall {
         paths: Vec<WirePath>,
         recursive: bool,
+    },
+    /// Recalls that run now, of the files named (with `recursive` also below) or with these inode numbers; with `cancel` they are ended.
+    Recalls {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        inodes: Vec<u64>,
+        cancel: bool,
     },
     Release {
         paths: Vec<WirePath>,
@@ -119,6 +119,7 @@ pub enum Reply {
     Version(FileVersion),
     Restored { path: WirePath, generation: u64, object: String },
     DeadLetter(FailedFile),
+    Recall(RecallStatus),
     Orphan(OrphanObject),
     Mount(MountInfo),
     Done(Summary),

@@ -302,9 +302,7 @@ impl Engine {
     /// Memory for `bytes` of content in flight; waits for others to give theirs back. More than there is at all counts as all.
     pub(super) async fn memory_for(&self, bytes: u64) -> EngineResult<OwnedSemaphorePermit> {
         let mib = bytes.div_ceil(1 << 20).min(self.limits.memory_mib as u64) as u32;
-        let permit = self.memory.clone().acquire_many_owned(mib).await.map_err(|_| EngineError::ShuttingDown);
-        self.line.set_memory_is_short(self.memory.available_permits() * 4 < self.limits.memory_mib);
-        permit
+        self.memory.clone().acquire_many_owned(mib).await.map_err(|_| EngineError::ShuttingDown)
     }
 
     /// Takes a note away once everything done to the file so far is durable.

@@ -69,6 +69,8 @@ pub enum EngineError {
     Defect,
     #[error("the transfer was cancelled")]
     Cancelled,
+    #[error("somebody ended this recall (`tierfs recalls --cancel`): read the file again to start another one")]
+    Stopped,
 }
 
 /// Why a file is not for tiering.

@@ -52,7 +52,7 @@ impl EngineError {
             Self::ForeignPair { .. } => Some(Reason::Configuration),
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,
-            Self::NoPair | Self::ReadOnly | Self::ShuttingDown | Self::Cancelled => None,
+            Self::NoPair | Self::ReadOnly | Self::ShuttingDown | Self::Cancelled | Self::Stopped => None,
         }
     }
 }
@@ -279,6 +279,7 @@ mod tests {
             (refused(Refusal::Pinned), None),
             (EngineError::Unfit { file, why: Unfit::Sealed }, None),
             (EngineError::Cancelled, None),
+            (EngineError::Stopped, None),
             (EngineError::ShuttingDown, None),
             // The remote: may pass.
             (remote(Kind::Unreachable, "put"), Some(Reason::Remote)),

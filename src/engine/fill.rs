@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -17,27 +16,21 @@ use tokio::time::{Duration, Instant};
 use super::archive::OpenNote;
 use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
+use super::fetch::{Bad, is_archived};
 use super::plan::{Run, Work};
 use super::recall::Recall;
 use super::session::date;
+use super::slots::Permit;
 use super::{Engine, blocking, moving};
 use crate::kill;
-use crate::ports::{
-    Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, RemoteError, RemoteErrorKind,
-    SeekTo,
-};
+use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
 use crate::record::{Claim, ObjectRef};
 use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
 pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
-/// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
-const BLOCK: usize = 4096;
 /// How long a recall waits for the next read of an open file, with its hashes at hand, before it ends.
 const LINGER: Duration = Duration::from_secs(10);
-
-/// Chunks that are asked for before it is known whether they are zeros.
-const FEW: usize = 2;
 
 /// How a recall ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +45,7 @@ pub(super) enum Ending {
 
 /// One recall at work.
 pub(super) struct Fill {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     pub cell: Arc<Cell>,
     pub object: ObjectRef,
     claim: Claim,
@@ -63,9 +56,9 @@ pub(super) struct Fill {
     /// Whether there is a note, or is to be one.
     notes: AtomicBool,
     noted: OnceCell<IntentId>,
-    hashes: OnceCell<Arc<[ContentHash]>>,
+    pub(super) hashes: OnceCell<Arc<[ContentHash]>>,
     /// Chunks whose place in the file has other bytes: to be written with their zeros.
-    spoilt: Mutex<HashSet<usize>>,
+    pub(super) spoilt: Mutex<HashSet<usize>>,
 }
 
 impl Fill {
@@ -84,12 +77,12 @@ impl Fill {
         Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, spoilt })
     }
 
-    fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
+    pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
         EngineError::lower(self.cell.node.id)
     }
 
     /// The recall's note, durable.
-    async fn noted(&self) -> EngineResult<IntentId> {
+    pub(super) async fn noted(&self) -> EngineResult<IntentId> {
         self.notes.store(true, Ordering::SeqCst);
         let note = || async {
             let noted = self.engine.journal.add(Intent {
@@ -112,7 +105,7 @@ impl Fill {
     }
 
     /// After a read failed with `error`: waits until its object is back from an archive class, if that was it.
-    async fn restored(&self, error: EngineError, chunks: &Range<usize>) -> Result<(), Bad> {
+    pub(super) async fn restored(&self, error: EngineError, chunks: &Range<usize>) -> Result<(), Bad> {
         let (EngineError::Remote { file, source }, wanted) = (error, self.recall.unwanted(chunks)) else {
             unreachable!("only what the remote says is passed here")
         };
@@ -122,8 +115,13 @@ impl Fill {
         }
     }
 
+    /// A slot among all recalls, and memory for `bytes`.
+    pub(super) async fn slot(&self, wanted: bool, bytes: u64) -> EngineResult<Permit> {
+        self.engine.slot_for(self.cell.node.id, !wanted, bytes).await
+    }
+
     /// The hashes, for a run that somebody wants.
-    async fn hashes_for(&self, chunks: &Range<usize>) -> Result<Arc<[ContentHash]>, Bad> {
+    pub(super) async fn hashes_for(&self, chunks: &Range<usize>) -> Result<Arc<[ContentHash]>, Bad> {
         loop {
             match self.while_wanted(chunks, self.hashes()).await? {
                 Err(error) if is_archived(&error) => self.restored(error, chunks).await?,
@@ -265,7 +263,10 @@ impl Fill {
         };
         for chunk in run.chunks.clone() {
             let range = self.object.chunk_range(chunk as u64);
-            let _memory = self.engine.memory_for(range.len).await?;
+            let _slot = match self.while_wanted(&run.chunks, self.slot(run.wanted, range.len)).await {
+                Ok(slot) => slot?,
+                Err(_) => return Ok(()),
+            };
             let (this, file, hash) = (self.clone(), file.clone(), hashes[chunk]);
             let right = blocking(move || {
                 let mut body = vec![0; range.len as usize];
@@ -273,7 +274,7 @@ impl Fill {
                 Ok::<_, EngineError>(got == body.len() && ContentHash::of(&body) == hash)
             });
             if right.await?? {
-                self.recall.arrived(chunk, 0);
+                self.recall.arrived(chunk);
             } else if self.dated_below {
                 return Err(self.changed_below());
             } else {
@@ -282,196 +283,6 @@ impl Fill {
             }
         }
         Ok(())
-    }
-
-    /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
-    async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
-        let mut at = run.chunks.start;
-        let mut again = None;
-        if run.chunks.len() > FEW {
-            // With the hashes at hand, what is all zeros need not be fetched; who waits for little does not wait for them first.
-            match self.hashes_for(&run.chunks).await {
-                Ok(_) => {}
-                Err(Bad::Unwanted) => return Ok(()),
-                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
-            }
-        }
-        while at < run.chunks.end {
-            if self.is_zeros(at) {
-                self.recall.arrived(at, 0);
-                at += 1;
-                continue;
-            }
-            let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
-            let mut fetched = self.request(&file, at..end, &mut at).await;
-            if let Err(Bad::Else(error)) = &fetched
-                && is_archived(error)
-            {
-                fetched = self.restored(error.clone(), &(at..run.chunks.end)).await;
-            }
-            match fetched {
-                Ok(()) => {}
-                Err(Bad::Unwanted) => return Ok(()),
-                Err(Bad::Body(_)) if again != Some(at) => again = Some(at),
-                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a chunk's content is zeros, as its place in the file is: then nothing is to be fetched.
-    fn is_zeros(&self, chunk: usize) -> bool {
-        let Some(hashes) = self.hashes.get() else { return false };
-        let len = self.object.chunk_range(chunk as u64).len;
-        self.recall.keeps()
-            && len == u64::from(self.object.chunk_size)
-            && hashes[chunk] == self.engine.zeros.of(self.object.chunk_size)
-            && !self.spoilt.lock().contains(&chunk)
-    }
-
-    /// One request. `at` moves on with each chunk that is there.
-    async fn request(
-        self: &Arc<Self>,
-        file: &Arc<dyn LowerFile>,
-        chunks: Range<usize>,
-        at: &mut usize,
-    ) -> Result<(), Bad> {
-        let remote = self.engine.target()?.remote.clone();
-        let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
-        let _memory = self.engine.memory_for(u64::from(self.object.chunk_size).min(range.len)).await?;
-        let begun = Instant::now();
-        let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
-        let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
-        let (mut first, mut piece) = (None, Bytes::new());
-        for chunk in chunks.clone() {
-            let place = self.object.chunk_range(chunk as u64);
-            let left = chunk..chunks.end;
-            let mut content = BytesMut::new();
-            while (content.len() as u64) < place.len {
-                if piece.is_empty() {
-                    let next = self.while_wanted(&left, body.next()).await?.map_err(|error| self.bad(error))?;
-                    piece = next.ok_or_else(|| Bad::Body(self.corrupt(place)))?;
-                    first.get_or_insert_with(|| begun.elapsed());
-                }
-                let missing = (place.len - content.len() as u64) as usize;
-                if content.is_empty() && piece.len() < missing {
-                    content.reserve(place.len as usize);
-                }
-                if content.is_empty() && piece.len() >= missing {
-                    // All of it is here: no copy.
-                    content = BytesMut::from(piece.split_to(missing));
-                } else {
-                    content.extend_from_slice(&piece.split_to(missing.min(piece.len())));
-                }
-            }
-            let hashes = self.hashes_for(&left).await?;
-            self.put(file, chunk, place, content.freeze(), hashes[chunk]).await?;
-            *at = chunk + 1;
-        }
-        let first = first.unwrap_or_default();
-        self.engine.line.note(first, begun.elapsed().saturating_sub(first), range.len);
-        Ok(())
-    }
-
-    /// Waits for the remote as long as somebody wants what it brings.
-    async fn while_wanted<T>(&self, chunks: &Range<usize>, work: impl Future<Output = T>) -> Result<T, Bad> {
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            () = self.recall.unwanted(chunks) => Err(Bad::Unwanted),
-        }
-    }
-
-    fn bad(&self, error: RemoteError) -> Bad {
-        let corrupt = error.kind == RemoteErrorKind::Corrupt;
-        let error = EngineError::remote(self.cell.node.id)(error);
-        if corrupt { Bad::Body(error) } else { Bad::Else(error) }
-    }
-
-    fn corrupt(&self, place: ByteRange) -> EngineError {
-        EngineError::Corrupt {
-            file: self.cell.node.id,
-            object: self.object.key.to_string(),
-            offset: place.offset,
-            len: place.len,
-        }
-    }
-
-    /// Verifies a chunk, and writes it, or holds it in memory. Never given up halfway: a write must not outlive its task.
-    async fn put(
-        &self,
-        file: &Arc<dyn LowerFile>,
-        chunk: usize,
-        place: ByteRange,
-        content: Bytes,
-        hash: ContentHash,
-    ) -> Result<(), Bad> {
-        let keeps = self.recall.keeps();
-        if keeps {
-            self.noted().await?;
-            kill::point("recall.fetched");
-            self.recall.wrote.store(true, Ordering::SeqCst);
-        }
-        let (file, body) = (file.clone(), content.clone());
-        let with_zeros = self.spoilt.lock().contains(&chunk);
-        // Hashing and writing megabytes takes milliseconds: not on an async worker.
-        let put = blocking(move || {
-            if ContentHash::of(&body) != hash {
-                return Ok::<_, LowerError>(false);
-            }
-            if keeps {
-                write(&*file, &body, place.offset, with_zeros)?;
-            }
-            Ok(true)
-        });
-        match put.await? {
-            Ok(true) if keeps => self.recall.arrived(chunk, place.len),
-            Ok(true) => self.recall.hold(chunk, content),
-            Ok(false) => {
-                let object = &self.object.key;
-                tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
-                return Err(Bad::Body(self.corrupt(place)));
-            }
-            Err(error) if matches!(error.errno(), libc::ENOSPC | libc::EDQUOT) => {
-                // Who reads is served all the same.
-                self.spoilt.lock().insert(chunk);
-                self.recall.stop_keeping(&self.no_space(error));
-                self.recall.hold(chunk, content);
-            }
-            Err(error) => return Err(Bad::Else(self.failed()(error))),
-        }
-        Ok(())
-    }
-
-    /// A write that found the disk full is told like a recall that would not fit: filesystems keep some free blocks back.
-    fn no_space(&self, error: LowerError) -> EngineError {
-        match self.engine.lower.space() {
-            Ok(space) if error.errno() == libc::ENOSPC => EngineError::NoSpace {
-                file: self.cell.node.id,
-                len: self.object.len,
-                available: space.blocks_available * space.fragment_size,
-            },
-            _ => self.failed()(error),
-        }
-    }
-}
-
-/// Why a request brought no more.
-enum Bad {
-    /// Its bytes are not what they should be: worth another one.
-    Body(EngineError),
-    Else(EngineError),
-    /// Nobody waits for them any more.
-    Unwanted,
-}
-
-fn is_archived(error: &EngineError) -> bool {
-    matches!(error, EngineError::Remote { source, .. } if source.kind == RemoteErrorKind::Archived)
-}
-
-impl From<EngineError> for Bad {
-    fn from(error: EngineError) -> Self {
-        Self::Else(error)
     }
 }
 
@@ -486,20 +297,6 @@ impl Engine {
         let left = self.leftovers.lock().remove(&cell.node.id);
         self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
-}
-
-/// Writes a chunk. Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse, unless there was something else.
-fn write(file: &dyn LowerFile, body: &[u8], offset: u64, with_zeros: bool) -> LowerResult<()> {
-    if with_zeros {
-        file.write_at(body, offset)?;
-        kill::point("recall.rewritten");
-        return Ok(());
-    }
-    for run in runs(body) {
-        file.write_at(&body[run.clone()], offset + run.start as u64)?;
-        kill::point("recall.written");
-    }
-    Ok(())
 }
 
 /// Where there is data within the first `len` bytes of a file.
@@ -519,41 +316,4 @@ fn data(file: &dyn LowerFile, len: u64) -> LowerResult<Vec<ByteRange>> {
         at = end;
     }
     Ok(found)
-}
-
-/// Runs of blocks that are not all zeros.
-fn runs(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
-    let is_zero = |at: usize| body[at..body.len().min(at + BLOCK)].iter().all(|byte| *byte == 0);
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < body.len() && is_zero(at) {
-            at += BLOCK;
-        }
-        let start = at;
-        while at < body.len() && !is_zero(at) {
-            at += BLOCK;
-        }
-        (start < body.len()).then(|| start..at.min(body.len()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{BLOCK, runs};
-
-    #[test]
-    fn zeros_are_left_out_by_blocks() {
-        let check = |set: &[usize], len: usize, want: &[(usize, usize)]| {
-            let mut body = vec![0; len];
-            set.iter().for_each(|at| body[*at] = 1);
-            let found: Vec<_> = runs(&body).map(|run| (run.start, run.end)).collect();
-            assert_eq!(found, want, "{set:?} of {len}");
-        };
-        check(&[], 0, &[]);
-        check(&[], 3 * BLOCK + 1, &[]);
-        check(&[0], 1, &[(0, 1)]);
-        check(&[BLOCK - 1], 3 * BLOCK, &[(0, BLOCK)]);
-        check(&[BLOCK, 2 * BLOCK], 4 * BLOCK, &[(BLOCK, 3 * BLOCK)]);
-        check(&[0, 2 * BLOCK + 5], 2 * BLOCK + 6, &[(0, BLOCK), (2 * BLOCK, 2 * BLOCK + 6)]);
-    }
 }

@@ -5,9 +5,11 @@
 
 mod archive;
 mod cell;
+mod content;
 mod error;
 mod facts;
 mod failures;
+mod fetch;
 mod fill;
 mod hashes;
 mod health;
@@ -27,7 +29,9 @@ mod recall;
 mod recall_policy;
 mod release;
 mod restore;
+mod running;
 mod session;
+mod slots;
 mod source;
 mod sync;
 mod trees;
@@ -58,6 +62,8 @@ pub use owner::made_for;
 pub use pace::Pace;
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
+pub use running::{RecallStatus, RequesterStatus};
+pub use slots::{Permit, SlotLimits, Slots};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -94,20 +100,22 @@ impl Target {
     }
 }
 
-/// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
+/// Limits of one engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Files transferred at once by background jobs.
     pub transfers: usize,
-    /// Content held in memory by all transfers, in units of 1 MiB.
+    /// Content held in memory by all transfers but recalls, in units of 1 MiB.
     pub memory_mib: usize,
     /// Requests for one file at once.
     pub fetches_per_file: usize,
+    /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
+    pub recalls: SlotLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8 }
+        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8, recalls: SlotLimits::default() }
     }
 }
 
@@ -149,6 +157,9 @@ pub struct Engine {
     pub warm: Arc<Warm>,
     limits: Limits,
     memory: Arc<Semaphore>,
+    /// What recalls fetch at once.
+    pub slots: Arc<Slots>,
+    running: running::Running,
     /// How the remote answers.
     line: Arc<line::Line>,
     manifests: Mutex<hashes::Manifests>,
@@ -201,6 +212,8 @@ impl Engine {
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
+            slots: Slots::new(limits.recalls),
+            running: running::Running::default(),
             line: Arc::new(line::Line::new(limits.fetches_per_file)),
             manifests: Mutex::default(),
             zeros: hashes::Zeros::default(),

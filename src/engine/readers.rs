@@ -9,6 +9,8 @@ const READERS_MAX: usize = 8;
 /// How far from where it is expected a read of a sequential reader may be, in bytes: the kernel reads ahead in several requests at once,
 /// which come in any order.
 const SLACK: u64 = 2 << 20;
+/// Who has read so many bytes in sequence will probably go on: one large `read` may come in many requests.
+const SEQUENCE_MIN: u64 = (1 << 20) + (64 << 10);
 /// The first window, in bytes.
 const WINDOW_FIRST: u64 = 2 << 20;
 /// Strides followed into the future.
@@ -17,7 +19,8 @@ const STRIDES_AHEAD: u64 = 4;
 /// Somebody who reads on where he was.
 #[derive(Clone, Copy, Debug)]
 struct Reader {
-    /// The furthest end of its reads.
+    /// Where it began, and the furthest end of its reads.
+    start: u64,
     next: u64,
     /// Whether a second read has followed the first.
     confirmed: bool,
@@ -54,7 +57,13 @@ impl Readers {
             let oldest = self.readers.iter().map(|reader| reader.used).min();
             self.readers.retain(|reader| Some(reader.used) != oldest);
         }
-        self.readers.push(Reader { next: read.end(), confirmed: false, window: 0, used: self.clock });
+        self.readers.push(Reader {
+            start: read.offset,
+            next: read.end(),
+            confirmed: false,
+            window: 0,
+            used: self.clock,
+        });
         self.jump(read, window_max)
     }
 
@@ -87,6 +96,9 @@ impl Reader {
     fn go_on(&mut self, read: ByteRange, stalled: bool, window_max: u64) -> Vec<ByteRange> {
         self.confirmed = true;
         self.next = self.next.max(read.end());
+        if self.next - self.start < SEQUENCE_MIN {
+            return Vec::new();
+        }
         // Who stalls reads faster than bytes come: twice as far ahead, up to what the line can hold.
         self.window = match self.window {
             0 => WINDOW_FIRST.max(2 * read.len),
@@ -129,6 +141,15 @@ mod tests {
         assert_eq!(readers.note(at(5 * MIB, MIB), true, 8 * MIB), [at(6 * MIB, 8 * MIB)]);
         // Memory is short.
         assert_eq!(readers.note(at(6 * MIB, MIB), false, MIB), [at(7 * MIB, MIB)]);
+    }
+
+    #[test]
+    fn one_large_read_in_many_requests_is_no_sequence() {
+        let mut readers = Readers::default();
+        for n in 0..8 {
+            assert_eq!(readers.note(at(5000 + n * MIB / 8, MIB / 8), true, 64 * MIB), Vec::new());
+        }
+        assert_eq!(readers.note(at(5000 + MIB, MIB / 8), true, 64 * MIB), [at(5000 + 9 * MIB / 8, 2 * MIB)]);
     }
 
     #[test]

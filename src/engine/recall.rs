@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::content::Content;
 use super::error::{EngineError, EngineResult};
 use super::line::Line;
 use super::plan::{Plan, Run};
@@ -76,13 +76,22 @@ pub struct Recall {
 struct State {
     plan: Plan,
     readers: Readers,
-    /// Chunks that are verified and only in memory, the oldest first.
-    held: VecDeque<(usize, Bytes)>,
+    /// Chunks that are verified and in memory, the oldest first.
+    held: VecDeque<Held>,
     /// What became of demands that cannot be met.
     failed: HashMap<u64, EngineError>,
     /// Nobody can join any more.
     closed: bool,
     outcome: Option<EngineResult<()>>,
+}
+
+/// A chunk in memory.
+#[derive(Clone)]
+struct Held {
+    chunk: usize,
+    content: Content,
+    /// It is being written, and then goes.
+    stays: bool,
 }
 
 /// What somebody waits for; dropping it takes the wish back.
@@ -197,7 +206,7 @@ impl Recall {
             }
             for chunk in state.plan.chunks_of(range) {
                 if !state.plan.is_local(chunk..chunk + 1) {
-                    held.extend(state.held.iter().find(|(other, _)| *other == chunk).cloned());
+                    held.extend(state.held.iter().find(|held| held.chunk == chunk).cloned());
                 }
             }
         }
@@ -212,8 +221,8 @@ impl Recall {
             let (start, end) =
                 (chunk as u64 * self.chunk_size, ((chunk as u64 + 1) * self.chunk_size).min(range.end()));
             let into = &mut buffer[(at - range.offset) as usize..(end - range.offset) as usize];
-            match held.iter().find(|(other, _)| *other == chunk) {
-                Some((_, bytes)) => into.copy_from_slice(&bytes[(at - start) as usize..(end - start) as usize]),
+            match held.iter().find(|held| held.chunk == chunk) {
+                Some(held) => held.content.copy_to((at - start) as usize, into),
                 None => {
                     let got = file.read_at(into, at)?;
                     if got != into.len() || !self.is_available(ByteRange { offset: at, len: end - at }) {
@@ -254,8 +263,8 @@ impl Recall {
         let range = wish.range.filter(|_| passes || self.policy != RecallPolicy::Full);
         // Where there was no room before, there may be some now.
         if (range.is_none() || !passes) && !self.keeps.swap(true, Ordering::SeqCst) {
-            for (chunk, _) in std::mem::take(&mut state.held) {
-                state.plan.dropped(chunk);
+            for held in std::mem::take(&mut state.held) {
+                state.plan.dropped(held.chunk);
             }
         }
         let chunks = range.map(|range| state.plan.chunks_of(range));
@@ -288,6 +297,7 @@ impl Recall {
     pub(super) fn stop_keeping(&self, why: &EngineError) {
         self.keeps.store(false, Ordering::SeqCst);
         let mut state = self.state.lock();
+        Self::let_go(&mut state);
         let gone = state.plan.give_up_the_whole();
         state.failed.extend(gone.into_iter().map(|id| (id, why.clone())));
         drop(state);
@@ -320,6 +330,11 @@ impl Recall {
         self.moved.notify_waiters();
     }
 
+    /// Waits until it has ended.
+    pub(super) async fn finished(&self) {
+        self.wait(|state| state.outcome.is_some().then_some(())).await;
+    }
+
     async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let moved = self.moved.notified();
@@ -348,33 +363,49 @@ impl Recall {
     }
 
     /// A chunk is verified, and in the lower file.
-    pub(super) fn arrived(&self, chunk: usize, bytes: u64) {
-        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        self.with_plan(|plan| plan.arrived(chunk));
+    pub(super) fn arrived(&self, chunk: usize) {
+        let mut state = self.state.lock();
+        state.plan.arrived(chunk);
+        state.held.retain(|held| held.chunk != chunk);
+        drop(state);
         self.moved.notify_waiters();
     }
 
-    /// A chunk is verified, and only in memory.
-    pub(super) fn hold(&self, chunk: usize, bytes: Bytes) {
-        self.bytes_done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    /// A chunk is verified, and in memory; `stays`: until it is written, too.
+    pub(super) fn hold(&self, chunk: usize, content: Content, stays: bool) {
+        self.bytes_done.fetch_add(content.len() as u64, Ordering::Relaxed);
         let most = ((HELD_BYTES / self.chunk_size) as usize).max(HELD_CHUNKS_MIN);
         let mut state = self.state.lock();
         state.plan.is_held(chunk);
-        state.held.push_back((chunk, bytes));
+        state.held.retain(|held| held.chunk != chunk);
+        state.held.push_back(Held { chunk, content, stays });
         // Nobody waits for the oldest any more, or he asks again.
         if state.held.len() > most
-            && let Some((oldest, _)) = state.held.pop_front()
+            && let Some(oldest) = state.held.iter().position(|held| !held.stays)
+            && let Some(oldest) = state.held.remove(oldest)
         {
-            state.plan.dropped(oldest);
+            state.plan.dropped(oldest.chunk);
         }
         drop(state);
         self.moved.notify_waiters();
+    }
+
+    /// Chunks that were to be written were not: they are held like others.
+    fn let_go(state: &mut State) {
+        state.held.iter_mut().for_each(|held| held.stays = false);
     }
 
     /// What of a run did not come goes back; with an error, who waits for it is told.
     pub(super) fn run_ended(&self, run: &Run, error: Option<EngineError>) {
         let mut state = self.state.lock();
         let left = state.plan.run_ended(run);
+        if self.keeps() {
+            // What could not be written after all.
+            let unwritten = |held: &Held| run.chunks.contains(&held.chunk);
+            let gone: Vec<_> = state.held.iter().filter(|held| unwritten(held)).map(|held| held.chunk).collect();
+            state.held.retain(|held| !unwritten(held));
+            gone.into_iter().for_each(|chunk| state.plan.dropped(chunk));
+        }
         if let (Some(error), Some(first), Some(last)) = (error, left.first(), left.last()) {
             let demands = state.plan.give_up(*first..last + 1);
             state.failed.extend(demands.into_iter().map(|id| (id, error.clone())));

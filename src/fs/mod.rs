@@ -9,12 +9,14 @@ mod content;
 mod delay;
 mod directories;
 mod error;
+mod gate;
 mod handles;
 mod held;
 mod inside;
 mod namespace;
 mod nodes;
 mod open;
+mod requester;
 mod wait;
 mod xattrs;
 
@@ -27,13 +29,16 @@ pub use error::{FsError, FsResult};
 pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
+pub use requester::look_up as requester;
 pub use wait::{Blocker, Try, Waiter};
 
+use crate::admission::Rules;
 use crate::engine::Engine;
 use crate::ports::{Attr, Lower};
 use crate::types::Inode;
 use delay::Delays;
 use directories::Listings;
+use gate::Gate;
 use handles::Handles;
 use held::Held;
 use nodes::Nodes;
@@ -51,11 +56,20 @@ pub struct FsOptions {
     pub socket: Option<PathBuf>,
     /// Who does not wait long for a transfer.
     pub delay: Delay,
+    /// Who may have content brought back.
+    pub rules: Rules,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default() }
+        Self {
+            read_only: false,
+            passthrough: true,
+            recall_at_open_max: 1 << 20,
+            socket: None,
+            delay: Delay::default(),
+            rules: Rules::default(),
+        }
     }
 }
 
@@ -70,6 +84,7 @@ pub struct Fs {
     listings: Listings,
     held: Held,
     delays: Delays,
+    gate: Arc<Gate>,
     options: FsOptions,
 }
 
@@ -98,6 +113,7 @@ impl Fs {
             listings: Listings::default(),
             held: Held::default(),
             delays: Delays::new(options.delay.clone()),
+            gate: Gate::new(options.rules.clone()),
             options,
         })
     }

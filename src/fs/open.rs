@@ -112,10 +112,16 @@ impl Fs {
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
         // Once: who was let through without the content is served as it comes.
-        let recalls = patience == Patience::None && !flags.write && !flags.truncate;
-        if let Some(range) = self.recalls_at_open(&inner).filter(|_| recalls) {
-            drop(inner);
-            return Ok(Try::Blocked(Blocker::open(&cell, range)));
+        if patience == Patience::None && !flags.write && !flags.truncate {
+            let away = inner.machine.claim().is_remote();
+            let first = match self.recalls_at_open(&inner) {
+                Some(range) => Some(Blocker::open(&cell, range)),
+                // A backup that were refused only when it reads would store zeros, as tar does after a failed read.
+                None => (away && self.gate.refuses_some()).then(|| Blocker::leave(&cell)),
+            };
+            if let Some(blocker) = first {
+                return Ok(Try::Blocked(blocker));
+            }
         }
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => Ok(Try::Done(Ok(opened))),

@@ -7,20 +7,32 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use tokio::time::Instant;
+
 use super::error::{FsError, FsResult};
+use super::wait::Waiter;
 use super::{Fs, ROOT};
 use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
-use crate::types::{Inode, RecallPolicy, SOCKET_XATTR};
+use crate::types::{Inode, RECALLS_XATTR, RecallPolicy, SOCKET_XATTR};
 
 const VIRTUAL: &str = "user.tierfs.";
 const RECALL_POLICY: &str = "recall_policy";
+/// Longest value that the kernel takes.
+const XATTR_MAX: usize = 64 << 10;
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
 
 /// A virtual attribute that was set: what to do.
 pub struct Command {
-    kind: JobKind,
+    what: What,
     file: Candidate,
+    who: Waiter,
+}
+
+enum What {
+    Job(JobKind),
+    /// End the recall that runs.
+    Cancel,
 }
 
 fn is_ours(name: &OsStr) -> bool {
@@ -41,6 +53,9 @@ impl Fs {
         if id == ROOT && name == SOCKET_XATTR && who.uid == 0 {
             let socket = self.options.socket.as_ref().ok_or(FsError::NoAttribute)?;
             return Ok(socket.as_os_str().as_bytes().to_vec());
+        }
+        if id == ROOT && name == RECALLS_XATTR {
+            return Ok(self.recalls_of(who.uid));
         }
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)) else {
             return Err(FsError::NoAttribute);
@@ -91,12 +106,13 @@ impl Fs {
             self.set_recall_policy(&node, Some(value), who)?;
             return Ok(None);
         }
-        let kind = match (verb, value) {
-            ("migrate", _) => JobKind::Migrate,
-            ("release", _) => JobKind::Release,
-            ("recall", _) => JobKind::Recall,
-            ("pin", b"0") => JobKind::Unpin,
-            ("pin", b"1" | b"") => JobKind::Pin,
+        let what = match (verb, value) {
+            ("migrate", _) => What::Job(JobKind::Migrate),
+            ("release", _) => What::Job(JobKind::Release),
+            ("recall", b"cancel") => What::Cancel,
+            ("recall", _) => What::Job(JobKind::Recall),
+            ("pin", b"0") => What::Job(JobKind::Unpin),
+            ("pin", b"1" | b"") => What::Job(JobKind::Pin),
             ("pin", _) => return Err(FsError::Invalid("pin is 0 or 1")),
             _ => return Err(FsError::NotPermitted),
         };
@@ -106,7 +122,25 @@ impl Fs {
             return Err(FsError::NotPermitted);
         }
         let path = self.lower.path_of(&node)?.unwrap_or_else(|| PathBuf::from("unnamed"));
-        Ok(Some(Command { kind, file: Candidate { node, attr, path } }))
+        let who = Waiter { pid: who.pid, uid: who.uid, since: Instant::now() };
+        Ok(Some(Command { what, file: Candidate { node, attr, path }, who }))
+    }
+
+    /// The recalls that run as JSON, one a line: for root all, for others those that they asked for or whose file is theirs. As many as an
+    /// attribute can hold.
+    fn recalls_of(&self, uid: u32) -> Vec<u8> {
+        let own = |node: &Inode| self.lower.stat(node).is_ok_and(|attr| attr.uid == uid);
+        let recalls =
+            self.engine.running_recalls(|node, by| uid == 0 || by.iter().any(|who| who.uid == uid) || own(node));
+        let mut lines = Vec::new();
+        for (_, recall) in recalls {
+            let Ok(line) = serde_json::to_vec(&recall) else { continue };
+            if lines.len() + line.len() < XATTR_MAX {
+                lines.extend(line);
+                lines.push(b'\n');
+            }
+        }
+        lines
     }
 
     /// What reads below a directory bring back: its owner's and root's to say.
@@ -125,12 +159,18 @@ impl Fs {
 
     /// Carries out a command and waits for its end.
     pub async fn run_command(&self, command: Command) -> FsResult<()> {
-        let ended = self.engine.run_locked(command.kind, &command.file).await;
+        let kind = match command.what {
+            What::Job(kind) => kind,
+            What::Cancel if self.engine.stop_recall(command.file.node.id).await => return Ok(()),
+            What::Cancel => return Err(FsError::Invalid("no recall of it runs")),
+        };
+        let who = self.gate.requesters.of(command.who);
+        let ended = self.engine.run_locked(kind, &command.file, &who).await;
         if let Err(error) = &ended
             && !error.is_skip()
         {
             // Who asks by an attribute is answered by a number only.
-            tracing::warn!(path = %command.file.path.display(), "{:?} failed: {error}", command.kind);
+            tracing::warn!(path = %command.file.path.display(), "{kind:?} failed: {error}");
         }
         ended?;
         Ok(())

@@ -21,6 +21,8 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Interrupted => libc::EINTR,
         // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
         FsError::TryLater => libc::EAGAIN,
+        // Not EREMOTEIO, which says that something is wrong: "Object is remote" is all there is to say.
+        FsError::Withheld => libc::EREMOTE,
         FsError::ReadOnly => libc::EROFS,
     })
 }
@@ -68,6 +70,6 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::NoSpace { .. } => libc::ENOSPC,
         EngineError::ReadOnly => libc::EROFS,
         EngineError::ShuttingDown => libc::ESHUTDOWN,
-        EngineError::Cancelled => libc::ECANCELED,
+        EngineError::Cancelled | EngineError::Stopped => libc::ECANCELED,
     }
 }

@@ -30,6 +30,7 @@ mod recall;
 mod rounds;
 mod scrub;
 mod startup;
+mod storms;
 mod stubs;
 mod tamper;
 mod undelete;

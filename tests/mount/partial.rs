@@ -1,11 +1,17 @@
 //! Stubs of which some chunks are local: what a read moves, what stays, what a restart knows of it.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tierfs::gateway::faults::{Effect, Rule};
+use tierfs::remote::manifest::Manifest;
+use tierfs::types::{ContentHash, Timestamp, usual_chunk_size};
 
 use crate::rig::*;
 
@@ -269,4 +275,111 @@ fn a_part_changed_below_the_mount_is_not_served() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     // Other parts are as they were.
     assert_same(&direct(&rig, "a", 8 * CHUNK, 100), &content[8 * CHUNK..][..100], "another part");
+}
+
+/// A store of one large object, all of whose chunks are alike, and its manifest: counts the bytes that it sends of either.
+struct Huge {
+    url: String,
+    content: Arc<AtomicU64>,
+}
+
+impl Huge {
+    fn start(chunk: Vec<u8>, manifest: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let content = Arc::new(AtomicU64::new(0));
+        let (counted, store) = (content.clone(), Arc::new((chunk, manifest)));
+        // Both end with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (counted, store) = (counted.clone(), store.clone());
+                std::thread::spawn(move || Self::answer(stream, &store.0, &store.1, &counted));
+            }
+        });
+        Self { url, content }
+    }
+
+    fn answer(mut stream: TcpStream, chunk: &[u8], manifest: &[u8], content: &AtomicU64) {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            if stream.read(&mut byte).unwrap_or(0) == 0 {
+                return;
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let first = head.lines().next().unwrap_or_default();
+        let range =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+        let refused = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let ok = |range: &str, len: u64| {
+            let status = if range.is_empty() { "200 OK" } else { "206 Partial Content" };
+            format!("HTTP/1.1 {status}\r\netag: \"huge\"\r\n{range}content-length: {len}\r\nconnection: close\r\n\r\n")
+        };
+        if !first.starts_with("GET ") || !first.contains("huge") {
+            let _ = stream.write_all(refused.as_bytes());
+        } else if first.contains(".manifest") {
+            let _ = stream.write_all(ok("", manifest.len() as u64).as_bytes());
+            let _ = stream.write_all(manifest);
+        } else {
+            let range = range.expect("content is asked for by range");
+            let (from, to) = range.trim().split_once('-').unwrap();
+            let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
+            let told = format!("content-range: bytes {from}-{to}/{TIB}\r\n");
+            let _ = stream.write_all(ok(&told, to - from + 1).as_bytes());
+            let mut at = from;
+            while at <= to {
+                let within = (at % chunk.len() as u64) as usize;
+                let some = ((to + 1 - at) as usize).min(chunk.len() - within);
+                if stream.write_all(&chunk[within..within + some]).is_err() {
+                    return;
+                }
+                content.fetch_add(some as u64, Ordering::Relaxed);
+                at += some as u64;
+            }
+        }
+    }
+}
+
+const TIB: u64 = 1 << 40;
+
+/// The record is made by hand, for nobody has a tebibyte to archive; all else is as ever.
+#[test]
+fn a_mebibyte_anywhere_in_a_tebibyte_moves_two_chunks_at_most() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.write("huge", 2 * CHUNK);
+    rig.migrate("huge");
+    let mut record = rig.record("huge").unwrap();
+    rig.umount();
+    let chunk_size = usual_chunk_size(TIB);
+    let chunk = noise("huge", chunk_size as usize);
+    let hashes = vec![ContentHash::of(&chunk); (TIB / u64::from(chunk_size)) as usize];
+    let manifest = Manifest::new(TIB, chunk_size, hashes).unwrap();
+    OpenOptions::new().write(true).open(rig.low("huge")).unwrap().set_len(TIB).unwrap();
+    let modified = fs::metadata(rig.low("huge")).unwrap();
+    let object = record.object.as_mut().unwrap();
+    (object.len, object.chunk_size, object.root, object.etag) = (TIB, chunk_size, manifest.root(), "huge".into());
+    object.mtime = Timestamp { secs: modified.mtime(), nanos: modified.mtime_nsec() as u32 };
+    set_xattr(&rig.low("huge"), RECORD, &record.encode()).unwrap();
+    let store = Huge::start(chunk.clone(), manifest.encode());
+    let edited = rig.tierfs(&["pair", "edit", "cold", "--endpoint", &store.url, "--no-probe"]);
+    assert!(edited.status.success(), "{}", said(&edited));
+    rig.mount();
+    let file = File::open(rig.mnt("huge")).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut found = vec![0; 1 << 20];
+    let mut moved = 0;
+    // Within a chunk, over the seam of two, the last one; each far from the others and at no stride.
+    for at in [5 * TIB / 7 + 1234, 11 * u64::from(chunk_size) - 4321, TIB - (1 << 20), TIB / 3] {
+        file.read_exact_at(&mut found, at).unwrap();
+        let right = (0..found.len()).all(|n| found[n] == chunk[((at + n as u64) % u64::from(chunk_size)) as usize]);
+        assert!(right, "other bytes at {at}");
+        let now = store.content.load(Ordering::Relaxed);
+        assert!(now - moved <= 2 * u64::from(chunk_size), "{} bytes for the read at {at}", now - moved);
+        moved = now;
+    }
+    assert_eq!(fs::metadata(rig.mnt("huge")).unwrap().len(), TIB);
+    drop(file);
+    rests(&rig, "huge", "partial");
 }

@@ -160,18 +160,14 @@ async fn what_replaces_an_object_midway_is_not_mixed_with_it() {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_is_given_up_and_a_slow_reader_is_not() {
+async fn a_stalled_stream_is_given_up() {
     let rig = Rig::new().await;
     let mut config = rig.config();
     config.part_size = 8 * MIB;
     config.timeouts.stall = Duration::from_millis(500);
     config.timeouts.connect = Duration::from_millis(500);
-    // Slowly enough that only the stall can end it, and fast enough that a second is too long for all of it.
+    // So slowly that only the stall can end it.
     config.timeouts.rate_min = 1 << 10;
-    let impatient = tierfs::remote::RemoteConfig {
-        timeouts: tierfs::remote::Timeouts { rate_min: 1 << 30, ..config.timeouts },
-        ..config.clone()
-    };
     rig.remote().await;
     let remote = S3Remote::connect(config).await.unwrap();
     let data = noise(4 * MIB);
@@ -189,14 +185,6 @@ async fn a_stalled_stream_is_given_up_and_a_slow_reader_is_not() {
     fails(stream(&remote, "k", 0, 1).await.map(drop), Kind::TimedOut, &["no answer"]);
     fails(remote.get_all(&key("k"), 4 * MIB).await, Kind::TimedOut, &["no answer"]);
     rig.faults.clear();
-    // Longer than stall and the whole request may take: but the reader's time, not the store's.
-    let remote = S3Remote::connect(impatient).await.unwrap();
-    let mut body = stream(&remote, "k", 0, 4 * MIB).await.unwrap();
-    let first = body.next().await.unwrap().unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let (more, end) = rest(&mut *body).await;
-    end.unwrap();
-    assert!([&first[..], &more].concat() == data);
 }
 
 #[tokio::test]

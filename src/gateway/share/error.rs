@@ -45,7 +45,7 @@ fn of(error: FsError, key: &str) -> StoreError {
         FsError::Lower(error) => lower(error, key),
         FsError::Stale => StoreError::Gone,
         FsError::ReadOnly => StoreError::ReadOnly,
-        FsError::NotPermitted => StoreError::Denied(key.to_owned()),
+        FsError::NotPermitted | FsError::Withheld => StoreError::Denied(key.to_owned()),
         FsError::TryLater | FsError::Interrupted => StoreError::Unavailable(format!("{key}: {error}")),
         FsError::Engine(error) => match &error {
             EngineError::Lower { source, .. } => {

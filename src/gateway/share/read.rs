@@ -19,9 +19,10 @@ use crate::types::{Inode, Timestamp};
 /// it: then the future is dropped.
 async fn drive<T: Send + 'static>(
     fs: &Arc<Fs>,
+    uid: u32,
     attempt: impl Fn(&Fs, Patience) -> Try<T> + Clone + Send + 'static,
 ) -> FsResult<T> {
-    let waiter = Waiter { pid: 0, since: Instant::now() };
+    let waiter = Waiter { pid: 0, uid, since: Instant::now() };
     // The first as for the mount's users: a small stub is recalled when it is opened.
     let mut patience = Patience::None;
     loop {
@@ -52,6 +53,7 @@ impl Drop for Handle {
 struct ShareContent {
     handle: Handle,
     key: String,
+    uid: u32,
     node: Inode,
     /// What was found: size and mtime.
     found: (u64, Timestamp),
@@ -80,12 +82,12 @@ impl Acting {
             return Ok((info, Arc::new(Nothing)));
         }
         let fs = self.shared.fs.clone();
-        let owned = fs.clone();
+        let (owned, uid) = (fs.clone(), self.user().uid);
         let open =
             move |fs: &Fs, patience| fs.try_open_inside(&node, patience).map(|fh| Handle { fs: owned.clone(), fh });
-        let handle = drive(&fs, open).await.about(key.as_str())?;
+        let handle = drive(&fs, uid, open).await.about(key.as_str())?;
         let found = (info.size, info.modified);
-        Ok((info, Arc::new(ShareContent { handle, key: key.as_str().to_owned(), node, found })))
+        Ok((info, Arc::new(ShareContent { handle, key: key.as_str().to_owned(), uid, node, found })))
     }
 }
 
@@ -97,7 +99,7 @@ impl Content for ShareContent {
             Try::Done(read) => Try::Done(read.and_then(|read| Ok((read, fs.attr_of(&node)?)))),
             Try::Blocked(blocker) => Try::Blocked(blocker),
         };
-        let (read, now) = drive(&self.handle.fs, read).await.about(&self.key)?;
+        let (read, now) = drive(&self.handle.fs, self.uid, read).await.about(&self.key)?;
         // Writers of the mount write in place. What was read of a file that has changed is of no version, and must not look whole.
         if read.is_empty() || (now.size, now.mtime) != self.found {
             return Err(StoreError::Gone);
