@@ -62,10 +62,12 @@ storm: ## Another user's recalls while `grep -r` goes over stubs, against an idl
 
 quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
 	@scripts/install-deps.sh test
-	$(CARGO) test --locked --no-run --test mount
-	@binary=$$($(CARGO) test --locked --no-run --test mount --message-format=json 2>/dev/null | \
-	    sed -n 's/.*"name":"mount".*"executable":"\([^"]*\)".*/\1/p'); \
-	TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota:: --nocapture --test-threads=1
+	$(CARGO) test --locked --no-run --test mount --test share_gateway
+	@for name in mount share_gateway; do \
+	    binary=$$($(CARGO) test --locked --no-run --test $$name --message-format=json 2>/dev/null | \
+	        sed -n "s/.*\"name\":\"$$name\".*\"executable\":\"\([^\"]*\)\".*/\1/p"); \
+	    TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota --nocapture --test-threads=1 || exit; \
+	done
 
 soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng, SOAK_PROFILES=mapped,large of fsx)
 	@scripts/install-deps.sh soak

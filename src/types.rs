@@ -319,6 +319,10 @@ checked_name_type!(
     "cluster id"
 );
 
+/// Directory in the share's root in which the S3 gateway keeps what is not whole yet. Neither the mount nor S3 shows it, and no walk
+/// enters it.
+pub const STAGING_NAME: &str = ".tierfs-gateway";
+
 /// Name of the virtual xattr on the mount's root that tells root where the control socket is.
 pub const SOCKET_XATTR: &str = "user.tierfs.socket";
 

@@ -9,6 +9,7 @@ mod dev_s3;
 pub mod exit;
 mod failed;
 mod files;
+pub mod gateway;
 mod gc;
 mod history;
 mod holders;
@@ -41,6 +42,7 @@ use crate::control::protocol::Reply;
 
 pub use dev_s3::DevS3Args;
 pub use exit::{CliError, Exit};
+pub use gateway::GatewayArgs;
 pub use mount::{MountArgs, MountFlags, Policy};
 pub use ready::Ready;
 
@@ -101,6 +103,7 @@ enum Command {
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
     Rebuild(rebuild::Rebuild),
+    Gateway(gateway::GatewayCommand),
     DevS3(dev_s3::DevS3),
 }
 
@@ -144,6 +147,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),
         Command::Rebuild(command) => command.run(global),
+        Command::Gateway(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

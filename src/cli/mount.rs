@@ -21,7 +21,7 @@ pub use super::mount_options::MountFlags;
 use super::exit::{self, CliError, Exit};
 use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
-use super::{Global, daemon, output};
+use super::{GatewayArgs, Global, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::{ControlError, mountinfo};
@@ -44,7 +44,9 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
 /// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
 /// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
-/// recall_memory, who may have content brought back and how much (docs/recalls.md).
+/// recall_memory, who may have content brought back and how much (docs/recalls.md);
+/// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
+/// tls_cert=FILE and tls_key=FILE.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -111,6 +113,8 @@ pub struct MountArgs {
     pub recalls: SlotLimits,
     /// How often the names of the whole share are stored; `None`: never, nor after migrations.
     pub save_names: Option<Duration>,
+    /// The share is served as S3 as well.
+    pub gateway: Option<GatewayArgs>,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
@@ -260,7 +264,9 @@ impl MountCommand {
             )));
         }
         let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
+        let gateway = options.gateway.checked(&share, &config_dir)?;
         Ok(MountArgs {
+            gateway,
             share,
             mountpoint,
             pair,
@@ -311,7 +317,7 @@ impl MountCommand {
     }
 }
 
-fn directory(what: &str, path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn directory(what: &str, path: &Path) -> Result<PathBuf, CliError> {
     let fail = |reason: String| CliError::Failed(format!("{what} {}: {reason}", path.display()));
     let canonical = std::fs::canonicalize(path).map_err(|error| match error.raw_os_error() {
         Some(code) if code == Errno::NOTCONN.raw_os_error() => {
@@ -356,7 +362,7 @@ fn places(share: &Path, mountpoint: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-fn pair_for(store: &Store, share: &Path, name: Option<&PairName>) -> Result<Option<Pair>, CliError> {
+pub(super) fn pair_for(store: &Store, share: &Path, name: Option<&PairName>) -> Result<Option<Pair>, CliError> {
     let Some(name) = name else { return Ok(store.for_share(share)?) };
     let pair = store.load(name)?;
     let its_share = std::fs::canonicalize(&pair.local_share).unwrap_or_else(|_| pair.local_share.clone());

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::gateway::GatewayOptions;
 use super::recall_rules;
 use crate::admission::{Budget, Subject};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
@@ -64,6 +65,7 @@ pub struct Options {
     pub delay_for: Option<Vec<String>>,
     /// How often the names of the whole share are stored; `Some(None)`: never.
     pub save_names: Option<Option<Duration>>,
+    pub gateway: GatewayOptions,
     /// Who gets no content that is not local.
     pub no_recall: Option<Vec<Subject>>,
     pub recall_budget: Option<Vec<Budget>>,
@@ -108,6 +110,11 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
                 text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
             });
         }
+        "gateway" => options.gateway.listen = Some(address(needed()?)?),
+        "identities" => options.gateway.identities = Some(dir()?),
+        "bucket" => options.gateway.bucket = Some(needed()?.to_owned()),
+        "tls_cert" => options.gateway.tls_cert = Some(dir()?),
+        "tls_key" => options.gateway.tls_key = Some(dir()?),
         // With hyphens, too: so do other filesystems' options of several words, and a rule that is overlooked costs much.
         "no_recall" | "no-recall" => options.no_recall = Some(recall_rules::no_recall(needed()?)?),
         "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
@@ -121,12 +128,16 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
     }
     Ok(())
+}
+
+fn address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse().map_err(|_| "write an address and a port, like 127.0.0.1:9000 or [::]:9000".to_owned())
 }
 
 /// Bytes a second from text like `10MiB` or `10MiB/s`.
@@ -252,6 +263,8 @@ mod tests {
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
+            ("gateway=9000", "address and a port"),
+            ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

@@ -43,10 +43,11 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
@@ -136,6 +137,12 @@ pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 /// Told when a directory has got a name that the kernel did not ask for.
 pub type NameHook = Box<dyn Fn(FileId, &OsStr) + Send + Sync>;
 
+/// Answers when the kernel has been told of everything that was announced before.
+pub type ToldHook = Box<dyn Fn(oneshot::Sender<()>) + Send + Sync>;
+
+/// How long an announcement is waited for. It may wait in the kernel for a request that waits for a transfer.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Everything that moves content of one share.
 pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
@@ -169,6 +176,7 @@ pub struct Engine {
     noting: tokio::sync::RwLock<()>,
     changed: std::sync::OnceLock<ChangeHook>,
     named: std::sync::OnceLock<NameHook>,
+    told: std::sync::OnceLock<ToldHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
@@ -217,6 +225,7 @@ impl Engine {
             noting: tokio::sync::RwLock::default(),
             changed: std::sync::OnceLock::new(),
             named: std::sync::OnceLock::new(),
+            told: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
             restores: restore::Restores::default(),
@@ -249,6 +258,20 @@ impl Engine {
         if let Some(hook) = self.named.get() {
             hook(directory, name);
         }
+    }
+
+    /// Sets who tells that announcements have arrived; once.
+    pub fn on_told(&self, hook: ToldHook) {
+        let _ = self.told.set(hook);
+    }
+
+    /// Waits until the kernel knows of what was announced so far, but not for long: then its time-out does the work.
+    pub async fn announced(&self) {
+        let Some(hook) = self.told.get() else { return };
+        let (told, heard) = oneshot::channel();
+        hook(told);
+        // A sender that is dropped means that nobody can be told.
+        let _ = tokio::time::timeout(TOLD_WITHIN, heard).await;
     }
 
     /// The time by the engine's clock.

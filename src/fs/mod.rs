@@ -12,6 +12,7 @@ mod error;
 mod gate;
 mod handles;
 mod held;
+mod inside;
 mod namespace;
 mod nodes;
 mod open;

@@ -26,6 +26,11 @@ pub type Backing = Arc<dyn Any + Send + Sync>;
 
 /// Hands a lower file to the kernel for passthrough.
 pub trait Register {
+    /// Whether there is a kernel to hand it to: else the daemon serves the handle.
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
     fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing>;
 }
 
@@ -173,7 +178,8 @@ impl Fs {
             _ => Event::OpenRead { passthrough },
         };
         let write = access.write || access.truncate;
-        match self.engine.admit(cell, inner, event(self.options.passthrough), patience)? {
+        let passthrough = self.options.passthrough && register.has_kernel();
+        match self.engine.admit(cell, inner, event(passthrough), patience)? {
             Admission::Go => {}
             other => return Ok(Err(other)),
         }
@@ -300,6 +306,7 @@ impl Fs {
         register: &dyn Register,
     ) -> FsResult<Try<(Entry, Opened)>> {
         self.check_writable()?;
+        Self::check_free(parent, name)?;
         let dir = self.node(parent)?;
         // Exclusive below, always: an existing file may be a stub, and must be opened as one.
         let below = OpenFlags {

@@ -115,6 +115,17 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// A user who comes in by another way than the kernel, so that nobody has checked yet what they may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Mode bits that what they make does not get, where no default ACL says otherwise.
+    pub umask: u32,
+}
+
 /// What tiering leaves alone of the privileges of a file (setuid, setgid, file capabilities), which every change of content costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {

@@ -46,6 +46,27 @@ pub enum StoreError {
     Closed,
     #[error("{0}")]
     Corrupt(String),
+    /// Who asks may not do this.
+    #[error("{0}: permission denied")]
+    Denied(String),
+    #[error("{key:?} cannot be a key here: {why}")]
+    BadKey { key: String, why: &'static str },
+    #[error("the key, or a name in it, is too long")]
+    KeyTooLong,
+    /// Something is in the way that is no object.
+    #[error("{key:?}: {why}")]
+    InTheWay { key: String, why: &'static str },
+    #[error("the metadata and tags are too long to be kept with the file")]
+    MetadataTooLong,
+    #[error("the share is read-only")]
+    ReadOnly,
+    /// It may work later.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    NotSupported(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
