@@ -14,6 +14,7 @@ use tierfs::lower::Share;
 use tierfs::ports::{Lower, SystemClock};
 use tierfs::record::{Claim, PairRef, Record};
 use tierfs::remote::S3Remote;
+use tierfs::tier::Activity;
 
 use crate::fuzz;
 use crate::rig::*;
