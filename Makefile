@@ -3,10 +3,10 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench bench-index fmt lint
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 deps: ## Install what is missing on Debian 12 or 13
 	@scripts/install-deps.sh test
@@ -71,6 +71,10 @@ soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a
 bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
 	@scripts/install-deps.sh bench
 	$(CARGO) bench --locked --bench compare -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-index: ## The index: scans against find(1), events, policies, bytes a row (FILES=1000000)
+	@scripts/install-deps.sh test
+	$(CARGO) bench --locked --bench index -- $(if $(FILES),--files $(FILES))
 
 fmt: ## Format the source
 	$(CARGO) fmt

@@ -21,11 +21,13 @@ mod path;
 mod probe;
 mod setattr;
 mod share;
+mod survey;
 mod xattr;
 
 pub use creds::drop_privileges;
 pub use lease::ignore_sigio;
 pub use share::{DESCRIPTORS_MAX_DEFAULT, Share};
+pub use survey::{Seen, Survey};
 
 use crate::ports::{LowerError, LowerResult};
 
