@@ -12,7 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
+use crate::catalog::index::Index;
 use crate::control::names::Names;
+use crate::control::policies::{Manager, Policies};
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
@@ -59,7 +61,8 @@ fn runtime() -> Result<Runtime, CliError> {
 pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let share = open_share(args)?;
     let read_only = args.read_only || share.features().read_only;
-    let lower: Arc<dyn Lower> = Arc::new(share);
+    let share = Arc::new(share);
+    let lower: Arc<dyn Lower> = share.clone();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Only now may threads start: they inherit what was dropped.
     let runtime = runtime()?;
@@ -79,7 +82,13 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
             tracing::info!(settled, "interrupted transfers were settled");
         }
     }
+    let index = open_index(share, &state.index);
+    if let Some(index) = &index {
+        let recorder = index.recorder().clone();
+        engine.on_state(Box::new(move |file| recorder.changed_id(file)));
+    }
     let options = FsOptions {
+        recorder: index.as_ref().map(|index| index.recorder().clone()).unwrap_or_default(),
         read_only,
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
         passthrough: kernel_can_pass_through() && lower.features().leases,
@@ -102,7 +111,13 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         Names::start(lower.clone(), engine.clone(), every)
     };
     let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
+    let policies = index.clone().map(|index| {
+        let (path, rules) = args.policies.clone().unzip();
+        let rules = rules.unwrap_or_else(Policies::none);
+        Manager::new(lower.clone(), engine.clone(), index, path, rules)
+    });
     let server = Arc::new(Server {
+        policies: policies.clone(),
         names,
         lower: lower.clone(),
         engine: engine.clone(),
@@ -111,6 +126,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         mountpoint: args.mountpoint.clone(),
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
+        index: index.clone(),
     });
     runtime.spawn(server.clone().serve(socket));
     if let Some(remote) = remote {
@@ -121,6 +137,9 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     }
     if !read_only {
         engine.start_deletions();
+        if let Some(policies) = policies {
+            runtime.spawn(policies.run());
+        }
         let policy = Policy {
             archive_after: args.policy.archive_after,
             release_above_pct: args.policy.release.map(|(above, _)| above),
@@ -155,8 +174,22 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
             tracing::warn!("transfers still run; the next mount settles them");
         }
     });
+    if let Some(index) = index {
+        index.close();
+    }
     runtime.shutdown_timeout(Duration::from_secs(5));
     served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
+}
+
+/// A mount works without its index.
+fn open_index(share: Arc<Share>, path: &Path) -> Option<Arc<Index>> {
+    match Index::open(share, path) {
+        Ok(index) => Some(index),
+        Err(error) => {
+            tracing::error!("no index of the share, and no policies or reports by it: {error}");
+            None
+        }
+    }
 }
 
 fn open_share(args: &MountArgs) -> Result<Share, CliError> {
@@ -188,6 +221,8 @@ struct ShareState {
     /// Tells which filesystem the journal is about.
     identity: PathBuf,
     journal: PathBuf,
+    /// Can be made again at any time.
+    index: PathBuf,
     socket: PathBuf,
 }
 
@@ -204,6 +239,7 @@ impl ShareState {
         Ok(Self {
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
+            index: dir.join("index.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }

@@ -182,6 +182,34 @@ pub fn ask_mounts(
     outcome.map(|()| exit).map_err(CliError::from)
 }
 
+/// Asks each mount by its socket, for root, and hands on every reply; the sum of the ends.
+pub fn each_reply(
+    groups: Vec<Group>,
+    request: &dyn Fn(Vec<WirePath>) -> Request,
+    each: &mut dyn FnMut(Reply),
+) -> Result<Summary, CliError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::Failed("this needs root: it is about everybody's files".into()));
+    }
+    let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+    let mut total = Summary::default();
+    for group in &groups {
+        let mut connection = Connection::open(&socket_of(&mounts, &group.mount)?, None)?;
+        let paths = group.files.iter().map(|file| WirePath::from_path(&file.inside)).collect();
+        let ended = connection.ask(&request(paths), &mut |reply| {
+            each(seen_from_here(reply, &group.mount));
+            Ok(())
+        })?;
+        total.files += ended.files;
+        total.bytes += ended.bytes;
+        total.failed += ended.failed;
+        total.skipped += ended.skipped;
+        total.unchanged += ended.unchanged;
+        total.seconds += ended.seconds;
+    }
+    Ok(total)
+}
+
 fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &mut Reporter) {
     let paths = files.into_iter().map(|file| file.path).collect();
     let mut each = |reply| reporter.reply(reply);
@@ -221,6 +249,14 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
         Reply::DeadLetter(mut failed) => {
             failed.path = here(failed.path);
             Reply::DeadLetter(failed)
+        }
+        Reply::Candidate(mut file) => {
+            file.path = here(file.path);
+            Reply::Candidate(file)
+        }
+        Reply::Why(mut why) => {
+            why.path = here(why.path);
+            Reply::Why(why)
         }
         other => other,
     }

@@ -11,6 +11,7 @@ mod failed;
 mod files;
 mod gc;
 mod history;
+mod index;
 mod holders;
 mod info;
 mod migrate;
@@ -19,16 +20,19 @@ mod mount_options;
 mod output;
 mod pair;
 mod pin;
+mod policy;
 mod ready;
 mod rebuild;
 mod recall;
 mod release;
 mod report;
 mod save_names;
+mod sql;
 mod status;
 mod umount;
 mod undelete;
 mod verify;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,6 +98,10 @@ enum Command {
     Check(verify::Check),
     Failed(failed::FailedCommand),
     Gc(gc::Gc),
+    Index(index::IndexCommand),
+    Sql(sql::Sql),
+    Policy(policy::PolicyCommand),
+    Why(why::Why),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -136,6 +144,10 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(command) => command.run(global),
         Command::Failed(command) => command.run(global),
         Command::Gc(command) => command.run(global),
+        Command::Index(command) => command.run(global),
+        Command::Sql(command) => command.run(global),
+        Command::Policy(command) => command.run(global),
+        Command::Why(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),

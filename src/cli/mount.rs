@@ -23,6 +23,7 @@ use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
 use super::{Global, daemon, output};
 use crate::control::client::mount_of_share;
+use crate::control::policies::{self, Policies};
 use crate::control::{ControlError, mountinfo};
 use crate::fs::Delay;
 use crate::pair::units::{parse_duration, parse_percent};
@@ -41,7 +42,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
 /// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
 /// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
-/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`.
+/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; policies=FILE, rules that choose
+/// files to archive, release or recall (`tierfs policy`, docs/policies.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -104,6 +106,8 @@ pub struct MountArgs {
     pub delay: Delay,
     /// How often the names of the whole share are stored; `None`: never, nor after migrations.
     pub save_names: Option<Duration>,
+    /// The file of policies, and what is in it.
+    pub policies: Option<(PathBuf, Policies)>,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
@@ -252,6 +256,13 @@ impl MountCommand {
                 share.display()
             )));
         }
+        let read = match options.policies {
+            Some(path) => {
+                let read = policies::load(&path).map_err(|error| CliError::Failed(error.to_string()))?;
+                Some((path, read))
+            }
+            None => None,
+        };
         let usual = Delay::default();
         Ok(MountArgs {
             share,
@@ -265,6 +276,7 @@ impl MountCommand {
                 programs: options.delay_for.unwrap_or(usual.programs),
             },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
+            policies: read,
             config_dir,
             state_dir,
         })

@@ -59,6 +59,8 @@ pub struct Options {
     pub delay_for: Option<Vec<String>>,
     /// How often the names of the whole share are stored; `Some(None)`: never.
     pub save_names: Option<Option<Duration>>,
+    /// The file of policies.
+    pub policies: Option<PathBuf>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -77,7 +79,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         return none(value);
     }
     let needed = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("write {name}=VALUE"));
-    let dir = || {
+    let place = || {
         let path = PathBuf::from(needed()?);
         if path.is_absolute() { Ok(path) } else { Err("name an absolute path".to_owned()) }
     };
@@ -87,8 +89,8 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "release_below" => options.release_below_pct = Some(parse_percent(needed()?)?),
         "scrub" => options.scrub = Some(parse_rate(needed()?)?),
         "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
-        "config_dir" => options.config_dir = Some(dir()?),
-        "state_dir" => options.state_dir = Some(dir()?),
+        "config_dir" => options.config_dir = Some(place()?),
+        "state_dir" => options.state_dir = Some(place()?),
         "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
         "save_names" => {
             options.save_names = Some(match needed()? {
@@ -96,6 +98,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
                 text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
             });
         }
+        "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
@@ -103,7 +106,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
-                        config_dir, state_dir, delay_after, delay_for, save_names, ro, and the usual ones of mount(8)"
+                        config_dir, state_dir, delay_after, delay_for, save_names, policies, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -207,6 +210,7 @@ mod tests {
             ("scrub=0", "reads nothing"),
             ("scrub=fast", "not a size"),
             ("config_dir=etc", "absolute"),
+            ("policies=policies.toml", "absolute"),
             ("delay_for=a::b", "names of programs"),
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),

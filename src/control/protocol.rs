@@ -92,10 +92,59 @@ pub enum Request {
         /// Identities of shares whose objects count as this one's, or `unmarked`.
         adopt: Vec<String>,
     },
+    /// The index of the share.
+    Index {
+        action: IndexAction,
+    },
+    /// One statement that reads the index.
+    Sql {
+        query: String,
+    },
+    /// The mount's policies.
+    Policy {
+        action: PolicyAction,
+    },
+    /// What decides about files.
+    Why {
+        paths: Vec<WirePath>,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
+}
+
+/// What to do with the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexAction {
+    Status,
+    /// Fill it, or compare it with the share; goes on where a scan was stopped.
+    Scan {
+        /// Inodes a second at most; 0: no bound.
+        rate: u64,
+        /// Threads; 0: two a core.
+        threads: usize,
+    },
+    /// End the scan that runs, to be gone on with later.
+    Stop,
+    /// Throw it away, counts of opens too, and fill it again.
+    Rebuild {
+        rate: u64,
+        threads: usize,
+    },
+}
+
+/// What to do with policies. Without names: with all that are switched on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyAction {
+    List,
+    /// Read the file again.
+    Reload,
+    Run { names: Vec<String>, dry_run: bool },
+    /// Also what it asks the index, and how many files that is now.
+    Explain { names: Vec<String> },
 }
 
 /// What to do with entries of the dead-letter list.
@@ -120,6 +169,14 @@ pub enum Reply {
     Restored { path: WirePath, generation: u64, object: String },
     DeadLetter(FailedFile),
     Orphan(OrphanObject),
+    Index(IndexInfo),
+    Policy(PolicyInfo),
+    Candidate(PolicyCandidate),
+    Why(WhyFile),
+    /// Names of an answer's columns, before its rows.
+    Columns { columns: Vec<String> },
+    /// A row of an answer. Bytes that are no text are `{"bytes": [...]}`.
+    Row { cells: Vec<serde_json::Value> },
     Mount(MountInfo),
     Done(Summary),
     Error { message: String },
@@ -256,6 +313,106 @@ pub struct ScrubPass {
     pub bytes: u64,
     /// Files whose object is damaged, missing or cannot be read; they are on the dead-letter list.
     pub damaged: u64,
+}
+
+/// The index of the share. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IndexInfo {
+    /// `empty`, `scanning`, `stopped` (in a scan) or `complete`.
+    pub state: String,
+    /// Something may be missing since the last scan: hints were lost, or the daemon died.
+    pub stale: bool,
+    /// Rows: one an inode.
+    pub inodes: u64,
+    pub directories: u64,
+    /// Bytes of the database.
+    pub bytes: u64,
+    /// Hints of the mount that wait to be looked into; that came since the mount; that were lost since the last scan.
+    pub pending: u64,
+    pub recorded: u64,
+    pub lost: u64,
+    pub scan_began: Option<i64>,
+    pub scan_ended: Option<i64>,
+    /// Inodes that the scan under way has met.
+    pub scanning: Option<u64>,
+    /// Regular files by state.
+    pub files: BTreeMap<String, StateTotal>,
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    pub name: String,
+    pub action: String,
+    pub enabled: bool,
+    /// In words.
+    pub conditions: Vec<String>,
+    pub schedule: String,
+    pub trigger: Option<String>,
+    /// For `explain`: what is asked of the index, and how many files and bytes that is.
+    pub filter: Option<String>,
+    pub matches: Option<(u64, u64)>,
+    pub last: Option<PolicyRun>,
+}
+
+/// One run of a policy. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRun {
+    pub began: i64,
+    pub ended: Option<i64>,
+    /// Files that the index proposed and the limits let through.
+    pub matched: u64,
+    /// Files that were changed (in a dry run: would be tried), and their bytes.
+    pub files: u64,
+    pub bytes: u64,
+    /// In use, or not as they were.
+    pub skipped: u64,
+    pub failed: u64,
+    /// Why it ended early.
+    pub problem: Option<String>,
+}
+
+/// A file that a policy would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCandidate {
+    pub policy: String,
+    pub path: WirePath,
+    pub size: u64,
+    /// Bytes allocated.
+    pub local: u64,
+}
+
+/// What decides about a file. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyFile {
+    pub path: WirePath,
+    pub state: FileState,
+    /// Whether the index knows it.
+    pub indexed: bool,
+    /// Opens through the mount, and what is left of them as heat.
+    pub accesses: u64,
+    pub heat: f64,
+    pub accessed: Option<i64>,
+    pub recalled: Option<i64>,
+    /// A user and process, a command or a policy.
+    pub recalled_by: Option<String>,
+    /// What keeps every policy off it.
+    pub against: Vec<String>,
+    pub rules: Vec<WhyRule>,
+}
+
+/// What a policy says of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyRule {
+    pub name: String,
+    pub action: String,
+    /// The next run would take it, as far as its limits go.
+    pub applies: bool,
+    /// What of the file itself speaks against it.
+    pub against: Option<String>,
+    /// Each condition, and whether it holds.
+    pub conditions: Vec<(String, bool)>,
+    pub last_run: Option<i64>,
 }
 
 /// Files and bytes in one state.

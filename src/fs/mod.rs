@@ -28,6 +28,7 @@ pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use wait::{Blocker, Try, Waiter};
 
+use crate::catalog::index::{Recorder, Who};
 use crate::engine::Engine;
 use crate::ports::{Attr, Lower};
 use crate::types::Inode;
@@ -50,11 +51,13 @@ pub struct FsOptions {
     pub socket: Option<PathBuf>,
     /// Who does not wait long for a transfer.
     pub delay: Delay,
+    /// Where the index of the share is told what happens.
+    pub recorder: Arc<Recorder>,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default() }
+        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default(), recorder: Arc::default() }
     }
 }
 
@@ -77,11 +80,17 @@ pub struct Fs {
 pub struct Asked {
     id: u64,
     node: Option<Inode>,
+    who: Option<Who>,
 }
 
 impl Asked {
     pub fn new(id: u64) -> Self {
-        Self { id, node: None }
+        Self { id, node: None, who: None }
+    }
+
+    /// Who asks, for the report on who had what recalled.
+    pub fn by(self, uid: u32, pid: u32) -> Self {
+        Self { who: Some(Who::User { uid, pid }), ..self }
     }
 }
 
@@ -127,6 +136,11 @@ impl Fs {
     /// The node id under which the kernel knows a lower inode number.
     pub fn node_id(&self, ino: u64) -> u64 {
         if ino == self.lower.root().id.ino { ROOT } else { ino }
+    }
+
+    /// Where the index is told what happens.
+    pub fn recorder(&self) -> &Recorder {
+        &self.options.recorder
     }
 
     fn check_writable(&self) -> FsResult<()> {

@@ -15,6 +15,7 @@ mod bad_remote;
 mod crash;
 mod failed;
 mod gc;
+mod index;
 mod io_modes;
 mod io_rules;
 mod known;

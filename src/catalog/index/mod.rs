@@ -354,8 +354,15 @@ impl Inner {
         let mut gone = Vec::new();
         let mut files = Vec::new();
         for shard in shards {
-            for ((_, name), dir) in shard.names {
-                self.name(store, &dir, name, &mut gone)?;
+            for ((id, name), dir) in shard.names {
+                let dir = match dir {
+                    Some(dir) => Ok(dir),
+                    None => self.share.by_number(id.ino).map(|(dir, _)| dir),
+                };
+                match dir {
+                    Ok(dir) if dir.id == id => self.name(store, &dir, name, &mut gone)?,
+                    _ => gone.push((id, name)),
+                }
             }
             files.extend(shard.files);
         }

@@ -54,7 +54,7 @@ pub(super) struct Touched {
 pub(super) struct Shard {
     pub files: HashMap<FileId, Touched>,
     /// Names that came, went or changed what they mean.
-    pub names: HashMap<(FileId, OsString), Inode>,
+    pub names: HashMap<(FileId, OsString), Option<Inode>>,
 }
 
 /// Takes hints from anywhere. Does nothing until it is switched on.
@@ -66,6 +66,12 @@ pub struct Recorder {
     recorded: AtomicU64,
     lost: AtomicU64,
     taker: OnceLock<Thread>,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder").field("on", &self.is_on()).field("pending", &self.pending()).finish_non_exhaustive()
+    }
 }
 
 impl Recorder {
@@ -167,15 +173,24 @@ impl Recorder {
 
     /// A name came, went, or is another inode's now.
     pub fn named(&self, dir: &Inode, name: &OsStr) {
+        self.name(dir.id, name, Some(*dir));
+    }
+
+    /// As [`Recorder::named`], where no more than this is known of the directory.
+    pub fn named_id(&self, dir: FileId, name: &OsStr) {
+        self.name(dir, name, None);
+    }
+
+    fn name(&self, dir: FileId, name: &OsStr, node: Option<Inode>) {
         if !self.is_on() {
             return;
         }
         self.recorded.fetch_add(1, Ordering::Relaxed);
-        let mut shard = self.shard(dir.id).lock();
-        if let Entry::Vacant(room) = shard.names.entry((dir.id, name.to_owned()))
+        let mut shard = self.shard(dir).lock();
+        if let Entry::Vacant(room) = shard.names.entry((dir, name.to_owned()))
             && self.make_room()
         {
-            room.insert(*dir);
+            room.insert(node);
         }
     }
 

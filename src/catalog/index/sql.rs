@@ -108,7 +108,7 @@ fn plain(index: &Path) -> IndexResult<Connection> {
     Ok(db)
 }
 
-/// A connection that reads, and has the functions `path(ino)`, `state_name(number)` and `heat_now(heat)`.
+/// A connection that reads, and has the functions `path(ino)`, `inode(path)`, `state_name(number)` and `heat_now(heat)`.
 pub fn reader(index: &Path) -> IndexResult<Connection> {
     let db = plain(index)?;
     add_functions(&db, index)?;
@@ -119,11 +119,11 @@ fn failed(error: impl std::fmt::Display) -> rusqlite::Error {
     rusqlite::Error::UserFunctionError(error.to_string().into())
 }
 
-pub(super) fn add_functions(db: &Connection, index: &Path) -> IndexResult<()> {
+pub(super) fn add_functions(db: &Connection, index_of: &Path) -> IndexResult<()> {
     let flags = FunctionFlags::SQLITE_UTF8;
     // Made when first asked: most statements want no path.
     let paths = AssertUnwindSafe(Arc::new(Mutex::new(None::<Paths>)));
-    let index = index.to_owned();
+    let index = index_of.to_owned();
     db.create_scalar_function("path", 1, flags, move |call| {
         let mut paths = paths.lock();
         if paths.is_none() {
@@ -137,6 +137,12 @@ pub(super) fn add_functions(db: &Connection, index: &Path) -> IndexResult<()> {
                 None => Value::Blob(path.as_os_str().as_bytes().to_vec()),
             },
         })
+    })?;
+    let index = index_of.to_owned();
+    db.create_scalar_function("inode", 1, flags, move |call| {
+        let text = name_of(call.get_raw(0));
+        let found = Paths::new(&index).and_then(|paths| paths.find(Path::new(OsStr::from_bytes(text))));
+        found.map_err(failed)
     })?;
     db.create_scalar_function("state_name", 1, flags | FunctionFlags::SQLITE_DETERMINISTIC, |call| {
         Ok(state_of(call.get(0)?).as_str())
