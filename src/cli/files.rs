@@ -52,6 +52,12 @@ pub struct Group {
     files: Vec<Located>,
 }
 
+impl Group {
+    pub fn mount(&self) -> &MountEntry {
+        &self.mount
+    }
+}
+
 /// Asks every mount concerned and reports. Paths that lie on no mount are failures of their own; if none lies on one,
 /// nothing could be done.
 pub fn run(global: &Global, paths: &Paths, ask: Ask<'_>) -> Result<Exit, CliError> {

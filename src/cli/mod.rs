@@ -14,6 +14,7 @@ mod history;
 mod index;
 mod holders;
 mod info;
+mod listing;
 mod migrate;
 pub mod mount;
 mod mount_options;
@@ -100,6 +101,9 @@ enum Command {
     Gc(gc::Gc),
     Index(index::IndexCommand),
     Sql(sql::Sql),
+    Du(listing::Du),
+    Ls(listing::Ls),
+    Find(listing::Find),
     Policy(policy::PolicyCommand),
     Why(why::Why),
     History(history::History),
@@ -146,6 +150,9 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Gc(command) => command.run(global),
         Command::Index(command) => command.run(global),
         Command::Sql(command) => command.run(global),
+        Command::Du(command) => command.run(global),
+        Command::Ls(command) => command.run(global),
+        Command::Find(command) => command.run(global),
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
         Command::History(command) => command.run(global),

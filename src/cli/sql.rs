@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::exit::{self, CliError, Exit};
-use super::files::{Group, each_reply, on_mounts};
+use super::files::{each_reply, on_mounts};
 use super::{Global, output};
 use crate::control::protocol::{Reply, Request};
 
@@ -69,21 +69,10 @@ fn print(header: &[String], rows: &[Vec<String>]) {
 }
 
 /// A cell for people.
-pub(super) fn shown(cell: &Value) -> String {
+fn shown(cell: &Value) -> String {
     match cell {
         Value::Null => "-".into(),
         Value::String(text) => output::plain(text),
         other => output::plain(&other.to_string()),
     }
-}
-
-/// Asks one mount a statement and gives all rows: for short answers.
-pub(super) fn rows(groups: Vec<Group>, query: String) -> Result<Vec<Vec<Value>>, CliError> {
-    let mut rows = Vec::new();
-    each_reply(groups, &|_| Request::Sql { query: query.clone() }, &mut |reply| {
-        if let Reply::Row { cells } = reply {
-            rows.push(cells);
-        }
-    })?;
-    Ok(rows)
 }

@@ -142,6 +142,11 @@ fn what_happens_through_the_mount_is_followed() {
     fs::remove_file(at("second")).unwrap();
     follows(&rig, "the removal of one of two names");
 
+    fs::hard_link(at("d/e/third"), at("d/fourth")).unwrap();
+    rig.write("d/over", 12);
+    fs::rename(at("d/over"), at("d/fourth")).unwrap();
+    follows(&rig, "a renaming over one of two names");
+
     fs::rename(at("d/e"), at("moved")).unwrap();
     follows(&rig, "the renaming of a directory");
     fs::rename(at("moved/deep"), at("before")).unwrap();

@@ -21,6 +21,7 @@ mod io_rules;
 mod known;
 mod migrate;
 mod namespace;
+mod policies;
 mod policy;
 mod posix;
 mod quota;

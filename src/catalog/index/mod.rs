@@ -351,8 +351,7 @@ impl Index {
 impl Inner {
     /// Looks where hints say.
     fn apply(&self, store: &mut Store, shards: Vec<Shard>) -> IndexResult<()> {
-        let mut gone = Vec::new();
-        let mut files = Vec::new();
+        let (mut gone, mut replaced, mut files) = (Vec::new(), Vec::new(), Vec::new());
         for shard in shards {
             for ((id, name), dir) in shard.names {
                 let dir = match dir {
@@ -360,7 +359,7 @@ impl Inner {
                     None => self.share.by_number(id.ino).map(|(dir, _)| dir),
                 };
                 match dir {
-                    Ok(dir) if dir.id == id => self.name(store, &dir, name, &mut gone)?,
+                    Ok(dir) if dir.id == id => self.name(store, &dir, name, &mut gone, &mut replaced)?,
                     _ => gone.push((id, name)),
                 }
             }
@@ -368,9 +367,12 @@ impl Inner {
         }
         // After what was found: an inode that has another name by now is not without one in between.
         for (dir, name) in gone {
-            if let Some(ino) = store.lose(dir.ino as i64, name.as_bytes())?
-                && let Ok((node, attr)) = self.share.by_number(ino)
-                && attr.kind == FileKind::Regular
+            replaced.extend(store.lose(dir.ino as i64, name.as_bytes())?);
+        }
+        // What has lost a name may have others, and fewer than before.
+        for ino in replaced {
+            if let Ok((node, attr)) = self.share.by_number(ino)
+                && attr.kind != FileKind::Directory
                 && attr.nlink > 0
             {
                 self.look(store, &node, attr)?;
@@ -386,7 +388,14 @@ impl Inner {
         Ok(())
     }
 
-    fn name(&self, store: &mut Store, dir: &Inode, name: OsString, gone: &mut Vec<(FileId, OsString)>) -> IndexResult<()> {
+    fn name(
+        &self,
+        store: &mut Store,
+        dir: &Inode,
+        name: OsString,
+        gone: &mut Vec<(FileId, OsString)>,
+        replaced: &mut Vec<u64>,
+    ) -> IndexResult<()> {
         if !store.saw_name(dir.id.ino, name.as_bytes()) {
             self.recorder.lose();
         }
@@ -399,7 +408,7 @@ impl Inner {
                 let tier = self.tier(&node, &attr);
                 self.saw(store, node.id);
                 let facts = Facts::new(node.id, &attr, project, tier);
-                store.put(dir.id.ino as i64, name.as_bytes(), &facts)?;
+                replaced.extend(store.put(dir.id.ino as i64, name.as_bytes(), &facts)?);
             }
             Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE | libc::ENOTDIR) => {
                 gone.push((dir.id, name));

@@ -45,7 +45,10 @@ CREATE VIEW files AS SELECT path(ino) AS path, name, kind, size, blocks * 512 AS
     FROM f WHERE parent <> 0;
 ";
 
-const BY_NAME: &str = "CREATE INDEX IF NOT EXISTS f_name ON f (parent, name)";
+const BY_NAME: &str = "
+CREATE INDEX IF NOT EXISTS f_name ON f (parent, name);
+CREATE INDEX IF NOT EXISTS f_dirs ON f (parent) WHERE kind = 'd';
+";
 
 /// What was looked at again while a scan runs.
 #[derive(Default)]
@@ -158,7 +161,7 @@ impl Store {
     }
 
     pub fn begin_filling(&self) -> IndexResult<()> {
-        self.db.execute_batch("DROP INDEX IF EXISTS f_name")?;
+        self.db.execute_batch("DROP INDEX IF EXISTS f_name; DROP INDEX IF EXISTS f_dirs;")?;
         self.set("filling", 1)
     }
 
@@ -196,15 +199,23 @@ impl Store {
         Ok(())
     }
 
-    /// `name` in `parent` is this inode.
-    pub fn put(&mut self, parent: i64, name: &[u8], facts: &Facts) -> IndexResult<()> {
+    /// `name` in `parent` is this inode; the one that it was before, if it was another's.
+    pub fn put(&mut self, parent: i64, name: &[u8], facts: &Facts) -> IndexResult<Option<u64>> {
         let ino = facts.id.ino as i64;
         let other = {
             let mut other = self.db.prepare_cached("SELECT ino FROM f WHERE parent = ?1 AND name = ?2")?;
             other.query_row(params![parent, Name(name)], |row| row.get::<_, i64>(0)).optional()?
         };
-        if other.is_some_and(|other| other != ino) {
-            self.lose(parent, name)?;
+        let before = match other {
+            Some(other) if other != ino => self.lose(parent, name)?,
+            _ => None,
+        };
+        if facts.has_links() {
+            // The one name that it had so far is not its only one any more.
+            let mut first = self.db.prepare_cached(
+                "INSERT OR IGNORE INTO links SELECT parent, name, ino FROM f WHERE ino = ?1 AND birth = ?2 AND parent > 0",
+            )?;
+            first.execute([ino, facts.id.birth as i64])?;
         }
         let sql = format!(
             "INSERT INTO f ({FACTS}, parent, name) \
@@ -230,7 +241,7 @@ impl Store {
             let mut none = self.db.prepare_cached("DELETE FROM links WHERE ino = ?1")?;
             none.execute([ino])?;
         }
-        Ok(())
+        Ok(before)
     }
 
     /// `name` in `parent` is nothing any more, or not what it was; the inode that it was.

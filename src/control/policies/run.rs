@@ -278,7 +278,6 @@ impl Manager {
         if self.index.is_empty() {
             return Err(IndexError::Empty);
         }
-        self.index.take();
         let Some(Triggered { local, users }) = self.triggered(rule)? else { return Ok((Vec::new(), false, tried)) };
         let mut budget = Budget { files, bytes, local, users };
         let now = now_s();
@@ -310,6 +309,7 @@ impl Manager {
 
     /// Every file that the index says matches, in the rule's order, until `each` says `false`.
     pub(super) fn each_match(&self, rule: &Rule, now: i64, each: &mut dyn FnMut(Picked, u32) -> bool) -> IndexResult<()> {
+        self.index.take();
         let db = reader(self.index.path())?;
         let mut paths = Paths::new(self.index.path())?;
         let sql = format!(
