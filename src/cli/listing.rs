@@ -256,8 +256,7 @@ impl Find {
         all.extend(self.larger_than.map(|size| format!("f.size > {size}")));
         all.extend(self.smaller_than.map(|size| format!("f.size < {size}")));
         all.extend(
-            self.unused_for
-                .map(|age| format!("max(f.atime, f.mtime, coalesce(f.accessed, 0)) <= unixepoch() - {age}")),
+            self.unused_for.map(|age| format!("max(f.atime, f.mtime, coalesce(f.accessed, 0)) <= unixepoch() - {age}")),
         );
         all.extend(self.unmodified_for.map(|age| format!("f.mtime <= unixepoch() - {age}")));
         all.extend(self.user.map(|uid| format!("f.uid = {uid}")));

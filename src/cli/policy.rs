@@ -81,7 +81,9 @@ impl PolicyCommand {
         let (place, action) = match &self.action {
             Action::List(place) => (place, PolicyAction::List),
             Action::Reload(place) => (place, PolicyAction::Reload),
-            Action::Run(Run { named }) => (&named.place, PolicyAction::Run { names: named.names.clone(), dry_run: false }),
+            Action::Run(Run { named }) => {
+                (&named.place, PolicyAction::Run { names: named.names.clone(), dry_run: false })
+            }
             Action::DryRun(DryRun { named }) => {
                 (&named.place, PolicyAction::Run { names: named.names.clone(), dry_run: true })
             }

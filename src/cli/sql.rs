@@ -38,17 +38,18 @@ impl Sql {
         let mut table = Vec::new();
         let mut header = Vec::new();
         let json = global.json;
-        let summary = each_reply(groups, &|_| Request::Sql { query: self.statement.clone() }, &mut |reply| match reply {
-            reply if json => output::json(&reply),
-            Reply::Columns { columns } => header = columns,
-            Reply::Row { cells } => {
-                table.push(cells.iter().map(shown).collect::<Vec<_>>());
-                if table.len() >= TABLE_ROWS_MAX {
-                    print(&header, &std::mem::take(&mut table));
+        let summary =
+            each_reply(groups, &|_| Request::Sql { query: self.statement.clone() }, &mut |reply| match reply {
+                reply if json => output::json(&reply),
+                Reply::Columns { columns } => header = columns,
+                Reply::Row { cells } => {
+                    table.push(cells.iter().map(shown).collect::<Vec<_>>());
+                    if table.len() >= TABLE_ROWS_MAX {
+                        print(&header, &std::mem::take(&mut table));
+                    }
                 }
-            }
-            _ => {}
-        })?;
+                _ => {}
+            })?;
         if json {
             output::json(&Reply::Done(summary));
         } else {

@@ -142,9 +142,14 @@ pub enum PolicyAction {
     List,
     /// Read the file again.
     Reload,
-    Run { names: Vec<String>, dry_run: bool },
+    Run {
+        names: Vec<String>,
+        dry_run: bool,
+    },
     /// Also what it asks the index, and how many files that is now.
-    Explain { names: Vec<String> },
+    Explain {
+        names: Vec<String>,
+    },
 }
 
 /// What to do with entries of the dead-letter list.
@@ -164,9 +169,15 @@ pub enum Reply {
     File(FileStatus),
     Failure(Failure),
     Digest(FileDigest),
-    Repaired { path: WirePath },
+    Repaired {
+        path: WirePath,
+    },
     Version(FileVersion),
-    Restored { path: WirePath, generation: u64, object: String },
+    Restored {
+        path: WirePath,
+        generation: u64,
+        object: String,
+    },
     DeadLetter(FailedFile),
     Orphan(OrphanObject),
     Index(IndexInfo),
@@ -174,12 +185,18 @@ pub enum Reply {
     Candidate(PolicyCandidate),
     Why(WhyFile),
     /// Names of an answer's columns, before its rows.
-    Columns { columns: Vec<String> },
+    Columns {
+        columns: Vec<String>,
+    },
     /// A row of an answer. Bytes that are no text are `{"bytes": [...]}`.
-    Row { cells: Vec<serde_json::Value> },
+    Row {
+        cells: Vec<serde_json::Value>,
+    },
     Mount(MountInfo),
     Done(Summary),
-    Error { message: String },
+    Error {
+        message: String,
+    },
 }
 
 /// How far a request is. Sent a few times a second at most.

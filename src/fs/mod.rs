@@ -57,7 +57,14 @@ pub struct FsOptions {
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { read_only: false, passthrough: true, recall_at_open_max: 1 << 20, socket: None, delay: Delay::default(), recorder: Arc::default() }
+        Self {
+            read_only: false,
+            passthrough: true,
+            recall_at_open_max: 1 << 20,
+            socket: None,
+            delay: Delay::default(),
+            recorder: Arc::default(),
+        }
     }
 }
 

@@ -48,9 +48,7 @@ fn below(dir: &Path) -> BTreeMap<u64, (Facts, Vec<PathBuf>)> {
         // Reading moves the access time, and directories' sizes and times are nobody's business.
         let facts = match kind {
             "d" => (kind.into(), 0, 0, meta.mode() & 0o7777, meta.uid(), meta.gid(), 0),
-            _ => {
-                (kind.into(), meta.size(), meta.mtime(), meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.nlink())
-            }
+            _ => (kind.into(), meta.size(), meta.mtime(), meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.nlink()),
         };
         let name = path.strip_prefix(dir).unwrap().to_owned();
         all.entry(meta.ino()).or_insert_with(|| (facts, Vec::new())).1.push(name);
@@ -214,7 +212,8 @@ fn opens_are_counted_whoever_serves_them() {
     }
     let counts = || sql(&rig, "SELECT accesses FROM files WHERE kind = 'f' ORDER BY name");
     wait_for("the counts", || counts() == [[json!(5)], [json!(3)]]);
-    let heat = sql(&rig, "SELECT heat > 4.9 AND heat <= 5.001, accessed > unixepoch() - 100 FROM files WHERE name = 'f'");
+    let heat =
+        sql(&rig, "SELECT heat > 4.9 AND heat <= 5.001, accessed > unixepoch() - 100 FROM files WHERE name = 'f'");
     assert_eq!(heat, [[json!(1), json!(1)]]);
     // Neither a new name nor a scan changes them, and a new file of the name begins anew.
     fs::rename(rig.mnt("f"), rig.mnt("g")).unwrap();
@@ -227,9 +226,7 @@ fn opens_are_counted_whoever_serves_them() {
     assert_eq!(sql(&rig, "SELECT path, accesses FROM files WHERE name = 'h'"), [[json!("dir/h"), json!(5)]]);
     fs::remove_file(rig.mnt("dir/h")).unwrap();
     rig.write("dir/h", 10);
-    wait_for("the new file", || {
-        sql(&rig, "SELECT accesses FROM files WHERE name = 'h' AND size = 10") == [[json!(1)]]
-    });
+    wait_for("the new file", || sql(&rig, "SELECT accesses FROM files WHERE name = 'h' AND size = 10") == [[json!(1)]]);
 }
 
 #[test]
@@ -273,8 +270,11 @@ fn a_scan_that_was_stopped_goes_on() {
     let mountpoint = rig.mountpoint();
     let mountpoint = mountpoint.to_str().unwrap();
     // One thread, or all directories would be in hand at once.
-    let mut slow =
-        rig.command(&["--json", "index", "scan", "--rate", "100", "--threads", "1", mountpoint]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut slow = rig
+        .command(&["--json", "index", "scan", "--rate", "100", "--threads", "1", mountpoint])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for("the scan to be under way", || status(&rig)["scanning"].as_u64().is_some_and(|met| met > 50));
     code(&rig.tierfs(&["index", "scan", mountpoint]), 3);
     code(&rig.tierfs(&["index", "scan", "--stop", mountpoint]), 0);
@@ -288,6 +288,37 @@ fn a_scan_that_was_stopped_goes_on() {
     assert!(met <= 441 - 50, "it began anew: {met} inodes met after {known} were known");
     assert_eq!(status(&rig)["inodes"], 441);
     follows(&rig, "both halves");
+}
+
+#[test]
+fn a_scan_beside_work_overwrites_nothing() {
+    let Some(rig) = Rig::new() else { return };
+    for n in 0..30 {
+        let dir = rig.low(format!("dir{n:02}"));
+        fs::create_dir(&dir).unwrap();
+        (0..10).for_each(|n| fs::write(dir.join(format!("n{n}")), b"x").unwrap());
+    }
+    scan(&rig);
+    let mountpoint = rig.mountpoint();
+    let slow = ["--json", "index", "scan", "--rate", "150", "--threads", "1", mountpoint.to_str().unwrap()];
+    let mut slow = rig.command(&slow).stdout(std::process::Stdio::null()).spawn().unwrap();
+    wait_for("the scan to begin", || status(&rig)["scanning"].as_u64().is_some_and(|met| met > 30));
+    let mut rounds = 0;
+    while slow.try_wait().unwrap().is_none() {
+        // Files go to where the scan was and come from where it was not, and the other way round.
+        for (from, to) in [(rounds % 30, (rounds + 13) % 30), (29 - rounds % 30, (rounds + 5) % 30)] {
+            let (old, new) = (format!("dir{from:02}/n{}", rounds % 10), format!("dir{to:02}/m{rounds}"));
+            if from != to && rig.mnt(&old).exists() {
+                fs::rename(rig.mnt(old), rig.mnt(new)).unwrap();
+            }
+        }
+        rig.write(&format!("dir{:02}/new{rounds}", rounds * 7 % 30), 10 + rounds);
+        rounds += 1;
+    }
+    assert_eq!(slow.wait().unwrap().code(), Some(0));
+    assert!(rounds > 5, "{rounds} rounds beside the scan");
+    follows(&rig, "the scan and the work beside it");
+    assert_eq!(status(&rig)["stale"], false);
 }
 
 #[test]

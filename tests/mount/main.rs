@@ -19,6 +19,7 @@ mod index;
 mod io_modes;
 mod io_rules;
 mod known;
+mod listing;
 mod migrate;
 mod namespace;
 mod policies;

@@ -95,7 +95,9 @@ fn a_policy_takes_what_matches_in_its_order() {
     for name in ["films/small.exr", "films/big.EXR"] {
         assert_eq!(rig.state(name), "stub", "{name}");
     }
-    for name in ["films/keep/kept.exr", "films/tiny.exr", "films/new.exr", "films/other.tif", "films/hers.exr", "other/a.exr"] {
+    for name in
+        ["films/keep/kept.exr", "films/tiny.exr", "films/new.exr", "films/other.tif", "films/hers.exr", "other/a.exr"]
+    {
         assert_eq!(rig.state(name), "resident", "{name}");
     }
     assert_eq!(policy_run(&rig, "films")["files"], 0);
@@ -144,7 +146,11 @@ fn a_policy_runs_by_itself_and_recalls_too() {
     assert_eq!(rig.state("elsewhere"), "resident");
     let list = rig.json(&["policy", "list"], 0);
     let never = list.iter().find(|line| line["name"] == "never").unwrap();
-    assert_eq!((&never["last"]["files"], &never["last"]["matched"]), (&json!(0), &json!(0)), "its trigger does not apply");
+    assert_eq!(
+        (&never["last"]["files"], &never["last"]["matched"]),
+        (&json!(0), &json!(0)),
+        "its trigger does not apply"
+    );
     rig.same("wanted", &noise("soon", 2 * CHUNK));
 }
 
@@ -192,7 +198,10 @@ fn failures_of_one_kind_end_a_run() {
     assert!((3..=5).contains(&failed), "{list}");
     assert!(names.iter().all(|name| rig.state(name) == "dual"));
     // What failed is on the list, and is left for a while.
-    assert_eq!(rig.json(&["failed", "list"], 0).iter().filter(|line| line["reply"] == "dead_letter").count() as u64, failed);
+    assert_eq!(
+        rig.json(&["failed", "list"], 0).iter().filter(|line| line["reply"] == "dead_letter").count() as u64,
+        failed
+    );
 }
 
 #[test]

@@ -72,7 +72,8 @@ impl Tier {
     pub fn of(attr: &Attr, stored: Option<&[u8]>) -> Self {
         let Some(stored) = stored else { return Self::none() };
         let Ok(record) = Record::decode(stored) else { return Self { state: FileState::Damaged, ..Self::none() } };
-        let changed = record.object.as_ref().is_some_and(|object| (object.len, object.mtime) != (attr.size, attr.mtime));
+        let changed =
+            record.object.as_ref().is_some_and(|object| (object.len, object.mtime) != (attr.size, attr.mtime));
         let state = match record.claim {
             Claim::Resident => FileState::Resident,
             // As the engine judges it when it next meets the file.

@@ -228,7 +228,9 @@ impl Reader<'_> {
         let ctime = ctime_ns(&attr);
         let tier = match before {
             // Storing a record moves the change time.
-            Some((_, facts)) if facts.ctime_ns == ctime && facts.size == attr.size && ctime < self.began_ns - YOUNG_NS => {
+            Some((_, facts))
+                if facts.ctime_ns == ctime && facts.size == attr.size && ctime < self.began_ns - YOUNG_NS =>
+            {
                 facts.tier.clone()
             }
             // An empty file has its content whatever its record says.
@@ -363,6 +365,9 @@ fn begin(inner: &Inner) -> IndexResult<(Vec<Inode>, bool)> {
         store.begin_filling()?;
     }
     let filling = store.is_filling();
+    if filling && !empty {
+        store.begin_filling()?;
+    }
     store.set("state", "scanning")?;
     store.watch(!filling);
     if !left.is_empty() {
@@ -382,7 +387,12 @@ fn begin(inner: &Inner) -> IndexResult<(Vec<Inode>, bool)> {
 }
 
 /// Goes through the whole share, or on where an earlier scan was stopped. Blocks.
-pub(super) fn run(inner: &Inner, options: ScanOptions, progress: &Progress, wanted: &dyn Fn(&std::sync::Arc<Running>)) -> IndexResult<Scanned> {
+pub(super) fn run(
+    inner: &Inner,
+    options: ScanOptions,
+    progress: &Progress,
+    wanted: &dyn Fn(&std::sync::Arc<Running>),
+) -> IndexResult<Scanned> {
     let begun = Instant::now();
     let (dirs, filling) = begin(inner)?;
     let running = std::sync::Arc::new(Running {
@@ -463,16 +473,18 @@ fn read_all(
     let began_ns = sql::now_s().saturating_mul(1_000_000_000);
     let mut reader = Reader { share, survey: Survey::new(share), db, progress, began_ns };
     while let Some(dir) = queue.next() {
-        let found = reader.read(dir);
-        if let Ok(found) = &found {
-            queue.add(&found.below);
-        }
+        let told = reader.read(dir).map(|found| {
+            let below = found.below.clone();
+            // Told before those below can be: they are taken off the list when they are told, and must be on it by then.
+            let told = tell.send(found).is_ok();
+            queue.add(&below);
+            told
+        });
         queue.done();
-        let found = found?;
-        rate.wait(reader.survey.len() + 1, &queue.stop);
-        if tell.send(found).is_err() {
+        if !told? {
             break;
         }
+        rate.wait(reader.survey.len() + 1, &queue.stop);
     }
     Ok(())
 }

@@ -169,7 +169,9 @@ pub(super) fn query(
     db.authorizer(Some(|context: AuthContext<'_>| match context.action {
         AuthAction::Select | AuthAction::Recursive | AuthAction::Read { .. } => Authorization::Allow,
         // Reads files of the daemon's choice, or has it run code.
-        AuthAction::Function { function_name } if function_name.eq_ignore_ascii_case("load_extension") => Authorization::Deny,
+        AuthAction::Function { function_name } if function_name.eq_ignore_ascii_case("load_extension") => {
+            Authorization::Deny
+        }
         AuthAction::Function { .. } => Authorization::Allow,
         AuthAction::Pragma { pragma_name, pragma_value: None } if pragma_name == "table_info" => Authorization::Allow,
         _ => Authorization::Deny,

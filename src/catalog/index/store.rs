@@ -1,7 +1,7 @@
 //! The index's SQLite file: its tables, and what is written to them.
 //!
-//! It holds nothing that cannot be had again, so nothing is synced, and a file that is damaged, of another version or of another share is
-//! thrown away.
+//! It holds nothing that cannot be had again but counts of opens, so a commit is not synced, only what a checkpoint of the log needs (and while it
+//! is filled for the first time, nothing). A file that is damaged, of another version or of another share is thrown away.
 //!
 //! Invariants: `f` has one row an inode, with one of its names; a file with several has all of them in `links`. `parent` 0: no name is known
 //! at present; such a row keeps its counts until it is swept, in case the name turns up elsewhere.
@@ -72,7 +72,9 @@ impl Store {
             match Self::open_file(path) {
                 Ok(store) if store.fits(identity) => return Ok(store),
                 Ok(_) => tracing::info!(path = %path.display(), "the index is of another version or share: made anew"),
-                Err(error) => tracing::warn!(path = %path.display(), "the index cannot be used and is made anew: {error}"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), "the index cannot be used and is made anew: {error}")
+                }
             }
         }
         Self::create(path, identity)
@@ -104,7 +106,7 @@ impl Store {
     fn open_file(path: &Path) -> IndexResult<Self> {
         let db = Connection::open(path)?;
         db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-        db.pragma_update(None, "synchronous", "OFF")?;
+        db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "cache_size", -CACHE_KIB)?;
         db.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         db.busy_timeout(sql::BUSY_WAIT)?;
@@ -115,7 +117,9 @@ impl Store {
 
     fn fits(&self, identity: &str) -> bool {
         let is = |name, wanted: &str| self.get(name).is_ok_and(|value| value.as_deref() == Some(wanted));
-        is("version", VERSION) && is("identity", identity)
+        // Nothing of a first filling was synced: after the machine went down, nobody knows what is in the file.
+        let sound = !self.is_filling() || is("boot", &boot());
+        is("version", VERSION) && is("identity", identity) && sound
     }
 
     pub fn path(&self) -> &Path {
@@ -162,11 +166,15 @@ impl Store {
 
     pub fn begin_filling(&self) -> IndexResult<()> {
         self.db.execute_batch("DROP INDEX IF EXISTS f_name; DROP INDEX IF EXISTS f_dirs;")?;
+        self.db.pragma_update(None, "synchronous", "OFF")?;
+        self.set("boot", boot())?;
         self.set("filling", 1)
     }
 
     pub fn end_filling(&self) -> IndexResult<()> {
         self.db.execute_batch(BY_NAME)?;
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         self.set("filling", 0)
     }
 
@@ -194,7 +202,8 @@ impl Store {
     // Names.
 
     fn add_link(&self, parent: u64, name: &[u8], ino: u64) -> IndexResult<()> {
-        let mut link = self.db.prepare_cached("INSERT OR REPLACE INTO links (parent, name, ino) VALUES (?1, ?2, ?3)")?;
+        let mut link =
+            self.db.prepare_cached("INSERT OR REPLACE INTO links (parent, name, ino) VALUES (?1, ?2, ?3)")?;
         link.execute(params![parent as i64, Name(name), ino as i64])?;
         Ok(())
     }
@@ -247,7 +256,8 @@ impl Store {
     /// `name` in `parent` is nothing any more, or not what it was; the inode that it was.
     pub fn lose(&mut self, parent: i64, name: &[u8]) -> IndexResult<Option<u64>> {
         let linked: Option<i64> = {
-            let mut unlink = self.db.prepare_cached("DELETE FROM links WHERE parent = ?1 AND name = ?2 RETURNING ino")?;
+            let mut unlink =
+                self.db.prepare_cached("DELETE FROM links WHERE parent = ?1 AND name = ?2 RETURNING ino")?;
             let mut rows = unlink.query(params![parent, Name(name)])?;
             rows.next()?.map(|row| row.get(0)).transpose()?
         };
@@ -285,10 +295,9 @@ impl Store {
     pub fn sweep_all(&mut self) -> IndexResult<u64> {
         let mut all = self.db.execute("DELETE FROM f WHERE parent = 0", [])?;
         loop {
-            let gone = self.db.execute(
-                "DELETE FROM f WHERE parent > 0 AND parent NOT IN (SELECT ino FROM f WHERE kind = 'd')",
-                [],
-            )?;
+            let gone = self
+                .db
+                .execute("DELETE FROM f WHERE parent > 0 AND parent NOT IN (SELECT ino FROM f WHERE kind = 'd')", [])?;
             all += gone;
             if gone == 0 {
                 break;
@@ -401,6 +410,11 @@ impl Store {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
+
+/// Differs from one start of the machine to the next.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// Rows of a directory as they are known, by inode; and its names of files with several.

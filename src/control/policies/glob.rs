@@ -22,7 +22,10 @@ enum Piece {
     /// `*`
     Many,
     /// Ranges of bytes, or all but them.
-    Of { ranges: Vec<(u8, u8)>, not: bool },
+    Of {
+        ranges: Vec<(u8, u8)>,
+        not: bool,
+    },
 }
 
 impl Glob {

@@ -6,8 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
 use toml::Spanned;
 
 use super::glob::Glob;
@@ -240,19 +240,15 @@ pub fn load(path: &Path) -> Result<Policies, PolicyError> {
 /// The rules of a text, or the line and reason of what is wrong.
 pub fn parse(text: &str) -> Result<Policies, (usize, String)> {
     let line = |at: usize| text[..at.min(text.len())].bytes().filter(|byte| *byte == b'\n').count() + 1;
-    let file: File =
-        toml::from_str(text).map_err(|error| (line(error.span().map_or(0, |span| span.start)), error.message().to_owned()))?;
+    let file: File = toml::from_str(text)
+        .map_err(|error| (line(error.span().map_or(0, |span| span.start)), error.message().to_owned()))?;
     let mut rules = Vec::new();
     for (name, table) in file.policy {
         let at = line(name.span().start);
         rules.push(rule(name.into_inner(), table.into_inner(), at, &line)?);
     }
     let rescan = file.index.rescan.map_or(Some(RESCAN_EVERY), |age| Some(Duration::from_secs(age.0)));
-    Ok(Policies {
-        rules,
-        rescan: rescan.filter(|every| !every.is_zero()),
-        scan_rate: file.index.rate.unwrap_or(0),
-    })
+    Ok(Policies { rules, rescan: rescan.filter(|every| !every.is_zero()), scan_rate: file.index.rate.unwrap_or(0) })
 }
 
 fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) -> Result<Rule, (usize, String)> {
@@ -298,7 +294,8 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
     add(some(matching.not_paths, Condition::NotPaths, |pattern| pattern.0));
     conditions.extend(matching.xattrs.into_iter().map(|(name, pattern)| Condition::Xattr(name, pattern)));
     let triggered = trigger != Trigger::default();
-    let every = table.schedule.every.map_or(if triggered { EVERY_TRIGGERED } else { EVERY }, |age| Duration::from_secs(age.0));
+    let every =
+        table.schedule.every.map_or(if triggered { EVERY_TRIGGERED } else { EVERY }, |age| Duration::from_secs(age.0));
     Ok(Rule {
         name,
         action: table.action,
@@ -354,7 +351,10 @@ when = { space_above = "80%", space_below = 70 }
         let policies = parse(WHOLE).unwrap();
         assert_eq!((policies.rescan, policies.scan_rate), (Some(Duration::from_secs(43_200)), 20_000));
         let [full, old] = &policies.rules[..] else { panic!("{policies:?}") };
-        assert_eq!((full.action, full.trigger.space_above, full.trigger.space_below), (Action::Release, Some(80), Some(70)));
+        assert_eq!(
+            (full.action, full.trigger.space_above, full.trigger.space_below),
+            (Action::Release, Some(80), Some(70))
+        );
         assert_eq!(full.schedule.every, EVERY_TRIGGERED);
         assert_eq!((old.action, old.order, old.conditions.len()), (Action::Migrate, Order::Largest, 8));
         assert!(old.conditions.contains(&Condition::Users(vec![0, 1234])));
@@ -365,6 +365,7 @@ when = { space_above = "80%", space_below = 70 }
         assert!(parse("").unwrap().rules.is_empty());
     }
 
+    /// Of a list, where the list begins.
     #[test]
     fn what_is_wrong_is_told_with_its_line() {
         for (text, line, piece) in [
@@ -372,12 +373,16 @@ when = { space_above = "80%", space_below = 70 }
             ("[policy.a]\nmatch.larger_than = \"1MiB\"", 1, "missing field `action`"),
             ("[policy.a]\naction = \"archive\"\nmatch.unused_for = \"soon\"", 3, "not a duration"),
             ("[policy.a]\naction = \"archive\"\n\nmatch.older_than = \"3d\"", 4, "unknown field `older_than`"),
-            ("[policy.a]\naction = \"archive\"\nmatch.users = [\"root\",\n  \"nobody-of-this-name\"]", 4, "no user"),
+            ("[policy.a]\naction = \"archive\"\nmatch.users = [\"root\",\n  \"nobody-of-this-name\"]", 3, "no user"),
             ("[policy.a]\naction = \"archive\"\nmatch.paths = [\"a[\"]", 3, "without"),
             ("[policy.a]\naction = \"archive\"\nmatch.extensions = [\"*.x\"]", 3, "not an extension"),
             ("[policy.a]\naction = \"archive\"\nschedule.window = \"22-6\"", 3, "not a window"),
             ("[policy.a]\naction = \"archive\"\nschedule.days = [\"someday\"]", 3, "no day"),
-            ("[policy.a]\naction = \"release\"\nwhen = { space_above = \"70%\", space_below = \"80%\" }", 3, "lower than"),
+            (
+                "[policy.a]\naction = \"release\"\nwhen = { space_above = \"70%\", space_below = \"80%\" }",
+                3,
+                "lower than",
+            ),
             ("[policy.a]\naction = \"release\"\nwhen.space_below = \"80%\"", 3, "needs space_above"),
             ("[policy.a]\naction = \"release\"\nwhen.space_above = \"180%\"", 3, "percentage"),
             ("\n[policy.\"a b\"]\naction = \"pin\"", 2, "no name for a policy"),
@@ -398,7 +403,9 @@ when = { space_above = "80%", space_below = 70 }
         assert!(schedule(None, &[]).is_open(at(0, 5)));
         assert!(schedule(None, &[3]).is_open(at(0, 5)) && !schedule(None, &[4]).is_open(at(0, 5)));
         let night = schedule(Some((1320, 360)), &[5]);
-        for (day, hour, open) in [(2, 21, false), (2, 22, true), (3, 5, true), (3, 6, false), (3, 23, false), (2, 5, false)] {
+        for (day, hour, open) in
+            [(2, 21, false), (2, 22, true), (3, 5, true), (3, 6, false), (3, 23, false), (2, 5, false)]
+        {
             assert_eq!(night.is_open(at(day, hour)), open, "day {day}, {hour} o'clock");
         }
         assert!(schedule(Some((480, 1080)), &[]).is_open(at(9, 12)));

@@ -127,7 +127,9 @@ impl Condition {
             Self::UnmodifiedFor(age) => format!("mtime <= {}", before(age)),
             Self::UnusedFor(age) => format!("max(atime, mtime, coalesce(accessed, 0)) <= {}", before(age)),
             Self::UnopenedFor(age) => format!("coalesce(accessed, btime) <= {}", before(age)),
-            Self::UnchangedFor(age) => format!("ctime_ns <= {}", before(age).saturating_add(1).saturating_mul(1_000_000_000)),
+            Self::UnchangedFor(age) => {
+                format!("ctime_ns <= {}", before(age).saturating_add(1).saturating_mul(1_000_000_000))
+            }
             Self::LargerThan(size) => format!("size > {size}"),
             Self::SmallerThan(size) => format!("size < {size}"),
             Self::Users(users) => format!("uid IN ({})", numbers(users)),

@@ -259,7 +259,9 @@ impl Manager {
             let mut over = db.prepare(
                 "SELECT uid, sum(blocks) * 512 AS used FROM f WHERE parent <> 0 GROUP BY uid HAVING used > ?1",
             )?;
-            let over = over.query_map([above as i64], |row| Ok((row.get::<_, i64>(0)? as u32, row.get::<_, i64>(1)? as u64 - above)))?;
+            let over = over.query_map([above as i64], |row| {
+                Ok((row.get::<_, i64>(0)? as u32, row.get::<_, i64>(1)? as u64 - above))
+            })?;
             let over: HashMap<u32, u64> = over.collect::<Result<_, _>>()?;
             any |= !over.is_empty();
             users = Some(over);
@@ -308,7 +310,12 @@ impl Manager {
     }
 
     /// Every file that the index says matches, in the rule's order, until `each` says `false`.
-    pub(super) fn each_match(&self, rule: &Rule, now: i64, each: &mut dyn FnMut(Picked, u32) -> bool) -> IndexResult<()> {
+    pub(super) fn each_match(
+        &self,
+        rule: &Rule,
+        now: i64,
+        each: &mut dyn FnMut(Picked, u32) -> bool,
+    ) -> IndexResult<()> {
         self.index.take();
         let db = reader(self.index.path())?;
         let mut paths = Paths::new(self.index.path())?;
@@ -393,7 +400,13 @@ impl Manager {
         Some((state, pinned))
     }
 
-    async fn act(self: &Arc<Self>, rule: &Rule, lot: Vec<Picked>, tell: &Tell, run: &mut PolicyRun) -> Result<(), String> {
+    async fn act(
+        self: &Arc<Self>,
+        rule: &Rule,
+        lot: Vec<Picked>,
+        tell: &Tell,
+        run: &mut PolicyRun,
+    ) -> Result<(), String> {
         let (candidates, taken) = mpsc::channel(16);
         let (events, mut ended) = mpsc::channel(256);
         let (engine, kind) = (self.engine.clone(), rule.action.job());

@@ -80,16 +80,18 @@ impl Manager {
                     let mut info = self.info(rule);
                     info.filter = Some(rule.filter(now_s()));
                     let (this, counted) = (self.clone(), rule.clone());
-                    info.matches = Some(on_thread(move || {
-                        let (mut files, mut bytes) = (0, 0);
-                        this.each_match(&counted, now_s(), &mut |file, _| {
-                            files += 1;
-                            bytes += file.size;
-                            true
-                        })?;
-                        Ok((files, bytes))
-                    })
-                    .await?);
+                    info.matches = Some(
+                        on_thread(move || {
+                            let (mut files, mut bytes) = (0, 0);
+                            this.each_match(&counted, now_s(), &mut |file, _| {
+                                files += 1;
+                                bytes += file.size;
+                                true
+                            })?;
+                            Ok((files, bytes))
+                        })
+                        .await?,
+                    );
                     tell(replies, Reply::Policy(info)).await?;
                 }
                 Ok(Summary { files: rules.len() as u64, ..Summary::default() })

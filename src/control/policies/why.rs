@@ -59,7 +59,14 @@ impl Manager {
         }
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
         let last = self.last_run(&rule.name).and_then(|run| run.ended);
-        WhyRule { name: rule.name.clone(), action: rule.action.to_string(), applies, against, conditions, last_run: last }
+        WhyRule {
+            name: rule.name.clone(),
+            action: rule.action.to_string(),
+            applies,
+            against,
+            conditions,
+            last_run: last,
+        }
     }
 
     /// What keeps every rule off the file.
