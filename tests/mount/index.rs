@@ -314,6 +314,8 @@ fn a_scan_beside_work_overwrites_nothing() {
         }
         rig.write(&format!("dir{:02}/new{rounds}", rounds * 7 % 30), 10 + rounds);
         rounds += 1;
+        // Slower than the scan, which would otherwise never end.
+        std::thread::sleep(Duration::from_millis(30));
     }
     assert_eq!(slow.wait().unwrap().code(), Some(0));
     assert!(rounds > 5, "{rounds} rounds beside the scan");
