@@ -42,7 +42,7 @@ fn main() {
     }
     let files = options.files;
     // An inode for every 16 KiB, as mkfs makes them, and some more.
-    let fs = common::LoopFs::new("ext4", (files as u64 * 20 << 10).max(1 << 30));
+    let fs = common::LoopFs::new("ext4", (files as u64 * (20 << 10)).max(1 << 30));
     let share_path = fs.path().join("share");
     let begun = Instant::now();
     generate(&share_path, files);

@@ -86,14 +86,13 @@ impl IndexCommand {
         };
         let groups = on_mounts(std::slice::from_ref(path))?;
         let json = global.json;
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let summary = each_reply(groups, &|_| Request::Index { action }, &mut |reply| match reply {
             Reply::Index(info) if json => output::json(&Reply::Index(info)),
             Reply::Index(info) => show(&info),
             Reply::Progress(progress) if json => output::json(&Reply::Progress(progress)),
-            Reply::Progress(Progress { files_done, .. }) => {
-                if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-                    output::note(&format!("scanning: {files_done} inodes"));
-                }
+            Reply::Progress(Progress { files_done, .. }) if terminal => {
+                output::note(&format!("scanning: {files_done} inodes"));
             }
             _ => {}
         })?;

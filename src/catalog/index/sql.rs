@@ -173,7 +173,6 @@ pub(super) fn query(
             Authorization::Deny
         }
         AuthAction::Function { .. } => Authorization::Allow,
-        AuthAction::Pragma { pragma_name, pragma_value: None } if pragma_name == "table_info" => Authorization::Allow,
         _ => Authorization::Deny,
     }));
     db.progress_handler(STEPS, Some(move || !wanted()));

@@ -446,3 +446,102 @@ pub fn state_filter(states: &[FileState]) -> String {
     let numbers: Vec<String> = states.iter().map(|state| state_number(*state).to_string()).collect();
     format!("state IN ({})", numbers.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::index::row::Tier;
+    use crate::ports::FileKind;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("index"), "1-2").unwrap();
+        store.end_filling().unwrap();
+        (dir, store)
+    }
+
+    fn facts(ino: u64, kind: FileKind, nlink: u32) -> Facts {
+        Facts {
+            id: FileId { ino, birth: 9 },
+            kind,
+            mode: 0o644,
+            nlink,
+            uid: 0,
+            gid: 0,
+            project: 0,
+            size: ino,
+            blocks: 8,
+            atime: 1,
+            mtime: 2,
+            ctime_ns: 3,
+            btime: 4,
+            sealed: false,
+            tier: Tier::none(),
+        }
+    }
+
+    fn names(store: &Store) -> Vec<(i64, String, i64)> {
+        let mut names = store.db.prepare("SELECT parent, name, ino FROM f WHERE parent <> 0 ORDER BY 1, 2").unwrap();
+        let names = names.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        names.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn what_was_looked_at_meanwhile_overtakes_a_scan() {
+        let (_dir, mut store) = store();
+        assert!(store.saw_name(1, b"a") && !store.overtaken(1, b"a", Some(5)), "no scan runs");
+        store.watch(true);
+        assert!(store.saw_name(1, b"a") && store.saw_inode(5));
+        assert!(store.overtaken(1, b"a", None) && store.overtaken(1, b"a", Some(7)));
+        assert!(store.overtaken(2, b"b", Some(5)));
+        assert!(!store.overtaken(1, b"b", Some(7)) && !store.overtaken(2, b"a", None));
+        store.watch(false);
+        assert!(!store.overtaken(1, b"a", Some(5)));
+    }
+
+    #[test]
+    fn names_come_and_go_and_counts_stay_with_their_inode() {
+        let (_dir, mut store) = store();
+        store.put(NO_PARENT, b"", &facts(1, FileKind::Directory, 2)).unwrap();
+        store.put(1, b"a", &facts(10, FileKind::Regular, 1)).unwrap();
+        store.put(1, b"b", &facts(11, FileKind::Regular, 1)).unwrap();
+        store.opened(FileId { ino: 10, birth: 9 }, 3, 100).unwrap();
+        // Renamed over the other, told in either order.
+        assert_eq!(store.put(1, b"b", &facts(10, FileKind::Regular, 1)).unwrap(), Some(11));
+        assert_eq!(store.lose(1, b"a").unwrap(), None);
+        store.sweep().unwrap();
+        assert_eq!(names(&store), [(-1, "".into(), 1), (1, "b".into(), 10)]);
+        assert_eq!(store.lose(1, b"b").unwrap(), Some(10));
+        store.put(1, b"c", &facts(10, FileKind::Regular, 1)).unwrap();
+        store.sweep().unwrap();
+        let opens: i64 = store.db.query_row("SELECT accesses FROM f WHERE ino = 10", [], |row| row.get(0)).unwrap();
+        assert_eq!(opens, 3);
+        // A number used again is another file.
+        let mut other = facts(10, FileKind::Regular, 1);
+        other.id.birth = 8;
+        store.put(1, b"c", &other).unwrap();
+        let opens: i64 = store.db.query_row("SELECT accesses FROM f WHERE ino = 10", [], |row| row.get(0)).unwrap();
+        assert_eq!(opens, 0);
+    }
+
+    #[test]
+    fn of_several_names_the_last_that_is_left_counts() {
+        let (_dir, mut store) = store();
+        store.put(NO_PARENT, b"", &facts(1, FileKind::Directory, 2)).unwrap();
+        store.put(1, b"a", &facts(10, FileKind::Regular, 1)).unwrap();
+        store.put(1, b"b", &facts(10, FileKind::Regular, 2)).unwrap();
+        store.put(1, b"c", &facts(10, FileKind::Regular, 3)).unwrap();
+        for name in [b"c", b"a"] {
+            assert_eq!(store.lose(1, name).unwrap(), Some(10));
+            store.sweep().unwrap();
+        }
+        assert_eq!(names(&store)[1..], [(1, "b".into(), 10)]);
+        // What is below a directory that is gone goes with it.
+        store.put(1, b"d", &facts(20, FileKind::Directory, 2)).unwrap();
+        store.put(20, b"e", &facts(21, FileKind::Directory, 2)).unwrap();
+        store.put(21, b"f", &facts(22, FileKind::Regular, 1)).unwrap();
+        store.lose(1, b"d").unwrap();
+        assert_eq!(store.sweep_all().unwrap(), 3);
+        assert_eq!(names(&store).len(), 2);
+    }
+}
