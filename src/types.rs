@@ -278,3 +278,13 @@ impl fmt::Display for FileState {
         f.pad(self.as_str())
     }
 }
+
+/// Files and bytes in one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateTotal {
+    pub files: u64,
+    /// Sum of sizes in bytes.
+    pub bytes: u64,
+    /// Sum of local allocation in bytes.
+    pub local: u64,
+}

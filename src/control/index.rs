@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::protocol::{IndexAction, IndexInfo, Progress, Reply, StateTotal, Summary};
+use super::protocol::{IndexAction, Progress, Reply, Summary};
 use super::server::{Replies, Server};
 use crate::catalog::index::{Index, IndexError, ScanOptions, Scanned};
 
@@ -125,24 +125,7 @@ async fn ask(index: Arc<Index>, query: String, replies: &Replies) -> Result<u64,
 }
 
 async fn tell_status(index: Arc<Index>, replies: &Replies) -> Result<Summary, String> {
-    let status = on_thread(move || index.status()).await?;
-    let files = status.files.into_iter();
-    let info = IndexInfo {
-        state: status.state,
-        stale: status.stale,
-        inodes: status.inodes,
-        directories: status.directories,
-        bytes: status.bytes,
-        pending: status.pending,
-        recorded: status.recorded,
-        lost: status.lost,
-        scan_began: status.scan_began,
-        scan_ended: status.scan_ended,
-        scanning: status.scanning,
-        files: files
-            .map(|(state, files, bytes, local)| (state.to_string(), StateTotal { files, bytes, local }))
-            .collect(),
-    };
+    let info = on_thread(move || index.status()).await?;
     // A client that is gone needs no answer.
     let _ = replies.send(Reply::Index(info)).await;
     Ok(Summary::default())

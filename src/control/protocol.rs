@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::types::{FileState, SOCKET_XATTR};
+pub use crate::catalog::index::Status as IndexInfo;
+pub use crate::types::{FileState, SOCKET_XATTR, StateTotal};
 
 /// A path relative to the mount's root. Text where it is UTF-8, bytes where it isn't, so that nothing is lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,30 +333,6 @@ pub struct ScrubPass {
     pub damaged: u64,
 }
 
-/// The index of the share. Times are seconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct IndexInfo {
-    /// `empty`, `scanning`, `stopped` (in a scan) or `complete`.
-    pub state: String,
-    /// Something may be missing since the last scan: hints were lost, or the daemon died.
-    pub stale: bool,
-    /// Rows: one an inode.
-    pub inodes: u64,
-    pub directories: u64,
-    /// Bytes of the database.
-    pub bytes: u64,
-    /// Hints of the mount that wait to be looked into; that came since the mount; that were lost since the last scan.
-    pub pending: u64,
-    pub recorded: u64,
-    pub lost: u64,
-    pub scan_began: Option<i64>,
-    pub scan_ended: Option<i64>,
-    /// Inodes that the scan under way has met.
-    pub scanning: Option<u64>,
-    /// Regular files by state.
-    pub files: BTreeMap<String, StateTotal>,
-}
-
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyInfo {
@@ -430,16 +407,6 @@ pub struct WhyRule {
     /// Each condition, and whether it holds.
     pub conditions: Vec<(String, bool)>,
     pub last_run: Option<i64>,
-}
-
-/// Files and bytes in one state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StateTotal {
-    pub files: u64,
-    /// Sum of sizes in bytes.
-    pub bytes: u64,
-    /// Sum of local allocation in bytes.
-    pub local: u64,
 }
 
 /// The end of a request.

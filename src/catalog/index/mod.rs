@@ -10,6 +10,7 @@ mod scan;
 mod sql;
 mod store;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
 
 pub use recorder::{Recorder, Who};
 pub use row::{HEAT_HALF_LIFE_S, name_of};
@@ -27,7 +29,7 @@ pub use store::state_filter;
 
 use crate::lower::Share;
 use crate::ports::{Attr, FileKind, Lower, LowerError};
-use crate::types::{FileId, FileState, Inode};
+use crate::types::{FileId, FileState, Inode, StateTotal};
 use recorder::{Shard, Touched};
 use row::{Facts, Tier};
 use scan::Running;
@@ -55,13 +57,14 @@ pub enum IndexError {
 
 pub type IndexResult<T> = Result<T, IndexError>;
 
-/// How the index does.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// How the index does, as it is told too. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// `empty`, `scanning`, `stopped` (within a scan) or `complete`.
     pub state: String,
-    /// Something was lost, or the daemon did not end in order, since the last scan.
+    /// Something may be missing since the last scan: hints were lost, or the daemon did not end in order.
     pub stale: bool,
+    /// Rows: one an inode.
     pub inodes: u64,
     pub directories: u64,
     /// Bytes of the database.
@@ -70,12 +73,13 @@ pub struct Status {
     pub pending: u64,
     pub recorded: u64,
     pub lost: u64,
-    /// Seconds since 1970: when the last whole scan began and ended.
+    /// When the last whole scan began and ended.
     pub scan_began: Option<i64>,
     pub scan_ended: Option<i64>,
     /// Inodes the scan that runs has met.
     pub scanning: Option<u64>,
-    pub files: Vec<(FileState, u64, u64, u64)>,
+    /// Regular files by state.
+    pub files: BTreeMap<String, StateTotal>,
 }
 
 struct Inner {

@@ -6,14 +6,14 @@
 //! Invariants: `f` has one row an inode, with one of its names; a file with several has all of them in `links`. `parent` 0: no name is known
 //! at present; such a row keeps its counts until it is swept, in case the name turns up elsewhere.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::row::{FACTS, Facts, Name, heated, name_of, state_number, state_of};
 use super::{IndexError, IndexResult, sql};
-use crate::types::{FileId, FileState};
+use crate::types::{FileId, FileState, StateTotal};
 
 /// Raised whenever the tables change: older files are made anew.
 const VERSION: &str = "1";
@@ -398,15 +398,16 @@ impl Store {
         })
     }
 
-    /// Files and bytes, local and remote, by state; of inodes, each once.
-    pub fn totals(db: &Connection) -> IndexResult<Vec<(FileState, u64, u64, u64)>> {
+    /// Regular files by state; of inodes, each once.
+    pub fn totals(db: &Connection) -> IndexResult<BTreeMap<String, StateTotal>> {
         let mut totals = db.prepare(
             "SELECT state, count(*), coalesce(sum(size), 0), coalesce(sum(blocks), 0) * 512 FROM f \
              WHERE kind = 'f' AND parent <> 0 GROUP BY state",
         )?;
         let rows = totals.query_map([], |row| {
             let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
-            Ok((state_of(row.get(0)?), number(1)?, number(2)?, number(3)?))
+            let total = StateTotal { files: number(1)?, bytes: number(2)?, local: number(3)? };
+            Ok((state_of(row.get(0)?).to_string(), total))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -437,7 +438,7 @@ pub(super) fn known(db: &Connection, parent: u64) -> IndexResult<Known> {
 
 #[derive(Default)]
 pub(super) struct Known {
-    pub rows: std::collections::HashMap<u64, (Vec<u8>, Facts)>,
+    pub rows: HashMap<u64, (Vec<u8>, Facts)>,
     pub links: HashSet<(Vec<u8>, u64)>,
 }
 
