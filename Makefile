@@ -3,10 +3,10 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild soak bench bench-index fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 deps: ## Install what is missing on Debian 12 or 13
 	@scripts/install-deps.sh test
@@ -56,21 +56,32 @@ rebuild: ## A share is lost and made again from the bucket, every attribute and 
 	@scripts/install-deps.sh test
 	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
 
+storm: ## Another user's recalls while `grep -r` goes over stubs, against an idle mount; prints p50 and p99 (STORM_STUBS=10000 STORM_JOBS=1 STORM_OPTIONS=recall_scan=off)
+	@scripts/install-deps.sh test
+	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test mount -- --ignored --exact --nocapture storms::measured
+
 quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
 	@scripts/install-deps.sh test
-	$(CARGO) test --locked --no-run --test mount
-	@binary=$$($(CARGO) test --locked --no-run --test mount --message-format=json 2>/dev/null | \
-	    sed -n 's/.*"name":"mount".*"executable":"\([^"]*\)".*/\1/p'); \
-	TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota:: --nocapture --test-threads=1
+	$(CARGO) test --locked --no-run --test mount --test share_gateway
+	@for name in mount share_gateway; do \
+	    binary=$$($(CARGO) test --locked --no-run --test $$name --message-format=json 2>/dev/null | \
+	        sed -n "s/.*\"name\":\"$$name\".*\"executable\":\"\([^\"]*\)\".*/\1/p"); \
+	    TIERFS_NEED_QUOTA=1 CI=true scripts/vm.sh "$$binary" quota --nocapture --test-threads=1 || exit; \
+	done
 
 soak: ## Suites and random work on files that move, at length (SOAK_SECONDS=60 a part, SOAK_SEED, SOAK=fsx|exerciser|programs|stress_ng, SOAK_PROFILES=mapped,large of fsx)
 	@scripts/install-deps.sh soak
 	@seed=$${SOAK_SEED:-$$(date +%s)}; echo "SOAK_SEED=$$seed"; SOAK_SEED=$$seed \
 	    $(CARGO) nextest run --locked --profile soak --run-ignored only --no-capture -E 'binary(suites) & test(soak_$(SOAK))'
 
-bench: ## Measure against the lower filesystem and rclone (WRITE=1 updates docs/benchmarks.md, QUICK=1 takes a minute)
+bench: ## Measure against the lower filesystem and rclone, then as bench-recall does (WRITE=1 updates docs, QUICK=1 takes two minutes)
 	@scripts/install-deps.sh bench
 	$(CARGO) bench --locked --bench compare -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
+	$(CARGO) bench --locked --bench recall -- $(if $(WRITE),--write) $(if $(QUICK),--quick)
+
+bench-recall: ## Measure reads of what is remote, against rclone mount, s3fs and bare GETs (WRITE=1 updates docs/recall.md, QUICK=1)
+	@scripts/install-deps.sh bench
+	$(CARGO) bench --locked --bench recall -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 bench-index: ## The index: scans against find(1), events, policies, bytes a row (FILES=1000000)
 	@scripts/install-deps.sh test

@@ -33,6 +33,12 @@ if [[ $purpose == test ]]; then
     [[ -n $(find /usr/lib -name libfsalvfs.so -print -quit) ]] || packages+=(nfs-ganesha-vfs)
     [[ -e /usr/include/nfsc/libnfs.h ]] || packages+=(libnfs-dev)
     need nfs-ls libnfs-utils
+    need openssl openssl
+    need curl curl
+    # Clients of the S3 gateway: 9, 0.2 and 15 MB.
+    need aws awscli
+    need s3cmd s3cmd
+    need rclone rclone
 fi
 if [[ $purpose == test || $purpose == soak ]]; then
     need git git
@@ -46,6 +52,7 @@ if [[ $purpose == bench ]]; then
     need rclone rclone
     need mergerfs mergerfs
     need bindfs bindfs
+    need s3fs s3fs
     need fio fio
     need git git
 fi

@@ -1,6 +1,7 @@
 //! tierfs: a FUSE overlay over a local share that moves cold files' content to a remote object store and brings it
 //! back on read. `docs/architecture.md` tells the floors; imports go down only (`tests/tidy.rs` checks it).
 
+pub mod admission;
 pub mod catalog;
 pub mod cli;
 pub mod control;

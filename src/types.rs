@@ -2,7 +2,10 @@
 //!
 //! Nothing here does I/O or knows another module of the crate.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +102,57 @@ pub enum Claim {
     Releasing,
     /// The object holds the content; local blocks are freed.
     Stub,
+    /// The object holds the content. Chunks of it may be local: those whose bytes have the hash that the object's manifest gives.
+    Partial,
+}
+
+impl Claim {
+    /// Whether the object holds the content, and local bytes are not to be believed as they are.
+    pub fn is_remote(self) -> bool {
+        match self {
+            Self::Resident | Self::Dual => false,
+            Self::Releasing | Self::Stub | Self::Partial => true,
+        }
+    }
+}
+
+/// What a read of a stub brings back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecallPolicy {
+    /// What is read, and what will probably be read next. It stays.
+    #[default]
+    Partial,
+    /// The same first; the rest follows in the background.
+    Progressive,
+    /// All of it before the read is answered.
+    Full,
+    /// What is read is served from memory; nothing stays.
+    PassThrough,
+}
+
+impl RecallPolicy {
+    pub const ALL: [Self; 4] = [Self::Partial, Self::Progressive, Self::Full, Self::PassThrough];
+
+    /// The word in configuration and in `user.tierfs.recall_policy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Partial => "partial",
+            Self::Progressive => "progressive",
+            Self::Full => "full",
+            Self::PassThrough => "pass-through",
+        }
+    }
+}
+
+impl std::str::FromStr for RecallPolicy {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == word).ok_or_else(|| {
+            format!("{word:?} is no way to recall; there are {}", Self::ALL.map(Self::as_str).join(", "))
+        })
+    }
 }
 
 /// The full key of a remote object, prefix included, without the bucket. 1 to 1,024 bytes of UTF-8 (S3's limit).
@@ -116,6 +170,26 @@ pub const CHUNK_SIZE_MIN: u32 = 64 << 10;
 pub const CHUNK_SIZE_MAX: u32 = 64 << 20;
 /// Chunks of one content at most: 64 TiB in chunks of 4 MiB, with 512 MiB of hashes.
 pub const CHUNKS_MAX: u64 = 1 << 24;
+
+/// A file of at most so many bytes is one chunk, where nobody has said otherwise.
+const ONE_CHUNK_MAX: u32 = 4 << 20;
+/// What larger files are cut into: as small as keeps the manifest at [`CHUNKS_WANTED`] hashes (2 MiB), within these bounds.
+const CUT_MIN: u32 = 1 << 20;
+const CUT_MAX: u32 = 8 << 20;
+const CHUNKS_WANTED: u64 = 1 << 16;
+
+/// The size of the chunks of a content of `len` bytes, where nobody has said otherwise: whoever reads a little of a large file waits for one
+/// chunk, and a small one needs no manifest.
+pub fn usual_chunk_size(len: u64) -> u32 {
+    if len <= u64::from(ONE_CHUNK_MAX) {
+        return ONE_CHUNK_MAX;
+    }
+    let mut size = CUT_MIN;
+    while size < CUT_MAX && len.div_ceil(u64::from(size)) > CHUNKS_WANTED {
+        size *= 2;
+    }
+    size
+}
 
 /// Whether content can be cut into chunks of so many bytes.
 pub fn is_chunk_size(bytes: u32) -> bool {
@@ -245,8 +319,15 @@ checked_name_type!(
     "cluster id"
 );
 
+/// Directory in the share's root in which the S3 gateway keeps what is not whole yet. Neither the mount nor S3 shows it, and no walk
+/// enters it.
+pub const STAGING_NAME: &str = ".tierfs-gateway";
+
 /// Name of the virtual xattr on the mount's root that tells root where the control socket is.
 pub const SOCKET_XATTR: &str = "user.tierfs.socket";
+
+/// Name of the virtual xattr on the mount's root that tells which recalls run, one a line.
+pub const RECALLS_XATTR: &str = "user.tierfs.recalls";
 
 /// The state of one file as people see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -256,6 +337,8 @@ pub enum FileState {
     Dual,
     Releasing,
     Stub,
+    /// A stub of which some chunks are local.
+    Partial,
     /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
     Damaged,
 }
@@ -268,6 +351,7 @@ impl FileState {
             Self::Dual => "dual",
             Self::Releasing => "releasing",
             Self::Stub => "stub",
+            Self::Partial => "partial",
             Self::Damaged => "damaged",
         }
     }
@@ -287,4 +371,47 @@ pub struct StateTotal {
     pub bytes: u64,
     /// Sum of local allocation in bytes.
     pub local: u64,
+}
+
+/// A path relative to the mount's root, as commands and the daemon tell each other. Text where it is UTF-8, bytes where it isn't, so that nothing
+/// is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum WirePath {
+    Text(String),
+    Bytes { bytes: Vec<u8> },
+}
+
+impl WirePath {
+    /// The wire form of `path`. The mount's root is the empty text.
+    pub fn from_path(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes { bytes: path.as_os_str().as_bytes().to_vec() },
+        }
+    }
+
+    /// The path meant, exactly.
+    pub fn to_path(&self) -> PathBuf {
+        match self {
+            Self::Text(text) => PathBuf::from(text),
+            Self::Bytes { bytes } => PathBuf::from(OsStr::from_bytes(bytes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_survives_the_wire() {
+        for bytes in [&b"a/b"[..], b"", b"\xff\xfe/x", "ü".as_bytes(), b"new\nline \"quoted\""] {
+            let path = Path::new(OsStr::from_bytes(bytes));
+            let wire = serde_json::to_string(&WirePath::from_path(path)).unwrap();
+            assert!(!wire.contains('\n'));
+            let back: WirePath = serde_json::from_str(&wire).unwrap();
+            assert_eq!(back.to_path(), path);
+        }
+    }
 }

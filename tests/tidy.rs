@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 20] = [
+const FLOORS: [(&str, u32); 21] = [
     ("types", 0),
     ("kill", 0),
+    ("admission", 1),
     ("record", 1),
     ("tier", 1),
     ("tree", 1),

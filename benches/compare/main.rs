@@ -6,6 +6,7 @@
 
 mod data;
 mod metadata;
+mod page;
 mod plot;
 mod report;
 mod rig;
@@ -13,15 +14,11 @@ mod sides;
 mod transfers;
 mod trees;
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-
-/// Set once the process has a mount namespace of its own.
-const INSIDE: &str = "TIERFS_BENCH_INSIDE";
 
 /// Measures tierfs against the filesystem below it, mergerfs and bindfs, and against `rclone copy`.
 #[derive(Debug, Parser)]
@@ -78,38 +75,10 @@ impl Options {
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    if std::env::var_os(INSIDE).is_none() {
-        return enter_namespace();
-    }
     if options.quick {
         (options.rounds, options.samples, options.large_mib, options.small_files) = (2, 5, 128, 400);
     }
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Starts this program again with private mounts: whatever happens to it, no mount stays.
-fn enter_namespace() -> ExitCode {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("bench: mounting needs root: run this as root");
-        return ExitCode::FAILURE;
-    }
-    let error = match std::env::current_exe() {
-        Ok(this) => Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "--"])
-            .arg(this)
-            .args(std::env::args_os().skip(1))
-            .env(INSIDE, "1")
-            .exec(),
-        Err(error) => error,
-    };
-    eprintln!("bench: cannot start unshare (package util-linux): {error}");
-    ExitCode::FAILURE
+    rig::inside_namespace(|| run(&options))
 }
 
 fn run(options: &Options) -> rig::Result<()> {

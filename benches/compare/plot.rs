@@ -1,40 +1,52 @@
-//! The table of resident files as a picture: one bar a contender, one group a row, the length the ratio to native.
+//! A table as a picture: one bar a contender, one group a row, the length a ratio.
 
 use std::fmt::Write;
 
-use super::report::Row;
-
 const LABEL_WIDTH: usize = 270;
-const SCALE: f64 = 480.0;
+const WIDTH: f64 = 576.0;
 const BAR: usize = 9;
 const GROUP_GAP: usize = 9;
 const TOP: usize = 64;
-/// Longer bars are cut here, and say so by their figure.
-const RATIO_MAX: f64 = 1.2;
-const COLOURS: [(&str, &str); 3] = [("tierfs", "#1f6f8b"), ("mergerfs", "#c9a227"), ("bindfs", "#b0b0b0")];
+const COLOURS: [&str; 3] = ["#1f6f8b", "#c9a227", "#b0b0b0"];
 
-fn colour(name: &str) -> &'static str {
-    COLOURS.iter().find(|(known, _)| *known == name).map_or("#000000", |(_, colour)| colour)
+/// A row: its name, and each contender's ratio; nothing where it fails.
+pub type Group = (String, Vec<(&'static str, Option<f64>)>);
+
+pub struct Picture<'a> {
+    pub title: &'a str,
+    /// Below the title.
+    pub caption: &'a str,
+    /// In the order of their colours.
+    pub contenders: &'a [&'static str],
+    pub groups: Vec<Group>,
+    /// Longer bars are cut here, and say so by their figure.
+    pub ratio_max: f64,
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// The picture, with `caption` below its title.
-pub fn svg(rows: &[Row], caption: &str) -> String {
-    let groups: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.contenders())).collect();
+pub fn svg(picture: &Picture<'_>) -> String {
+    let Picture { title, caption, contenders, groups, ratio_max } = picture;
+    let colour = |name: &str| {
+        let at = contenders.iter().position(|known| *known == name);
+        at.and_then(|at| COLOURS.get(at)).unwrap_or(&"#000000")
+    };
+    let scale = WIDTH / ratio_max;
     let height = TOP + groups.iter().map(|(_, bars)| bars.len() * BAR + GROUP_GAP).sum::<usize>() + 24;
-    let width = LABEL_WIDTH + (SCALE * RATIO_MAX) as usize + 60;
+    let width = LABEL_WIDTH + WIDTH as usize + 60;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-         <text x=\"10\" y=\"18\" font-size=\"14\">Speed on resident files, as a ratio to the filesystem below (1 = as fast)</text>\n\
+         <text x=\"10\" y=\"18\" font-size=\"14\">{}</text>\n\
          <text x=\"10\" y=\"34\" fill=\"#555555\" font-size=\"10\">{}</text>\n",
+        escape(title),
         escape(caption)
     );
     // Writing into a string cannot fail.
-    for (n, (name, colour)) in COLOURS.iter().enumerate() {
+    for (n, name) in contenders.iter().enumerate() {
+        let colour = colour(name);
         let x = LABEL_WIDTH + n * 90;
         let _ = writeln!(
             svg,
@@ -42,9 +54,9 @@ pub fn svg(rows: &[Row], caption: &str) -> String {
             x + 14
         );
     }
-    for tick in 0..=6 {
+    for tick in 0..=(ratio_max * 5.0) as u32 {
         let ratio = f64::from(tick) * 0.2;
-        let x = LABEL_WIDTH as f64 + ratio * SCALE;
+        let x = LABEL_WIDTH as f64 + ratio * scale;
         let dark = if tick == 5 { "#333333" } else { "#dddddd" };
         let _ = writeln!(
             svg,
@@ -60,7 +72,7 @@ pub fn svg(rows: &[Row], caption: &str) -> String {
         let _ =
             writeln!(svg, "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{}</text>", LABEL_WIDTH - 8, escape(name));
         for (contender, ratio) in bars {
-            let length = ratio.unwrap_or(0.0).min(RATIO_MAX) * SCALE;
+            let length = ratio.unwrap_or(0.0).min(*ratio_max) * scale;
             let said = ratio.map_or("fails".to_owned(), |ratio| format!("{ratio:.2}"));
             let _ = writeln!(
                 svg,

@@ -1,17 +1,15 @@
 //! What was measured, as tables and as JSON.
 //!
 //! Invariant: nothing here computes a figure from anything but the samples of this run; the document's tables are written
-//! by this file alone, between two markers.
+//! by this program alone, between two markers.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use serde_json::json;
 
-use super::rig::{self, Result, Target, said};
-
-const BEGIN: &str = "<!-- make bench WRITE=1 writes from here -->";
-const END: &str = "<!-- to here -->";
+use super::page::{self, least, median, most, short};
+use super::plot::Picture;
+use super::rig::{Result, Target};
 
 /// One comparison. Rates, so more is better; `ours[i]` and `base[i]` were measured side by side.
 pub struct Row {
@@ -50,16 +48,6 @@ pub struct Report {
     pub took_s: f64,
 }
 
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
-}
-
 /// Median of ratios of samples taken side by side.
 fn ratio(rates: &[f64], base: &[f64]) -> f64 {
     median(&ratios(rates, base))
@@ -67,24 +55,6 @@ fn ratio(rates: &[f64], base: &[f64]) -> f64 {
 
 fn ratios(rates: &[f64], base: &[f64]) -> Vec<f64> {
     rates.iter().zip(base).map(|(rate, base)| rate / base).collect()
-}
-
-fn least(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
-}
-
-fn most(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
-}
-
-/// Three digits that count.
-fn short(value: f64) -> String {
-    match value {
-        value if value >= 10_000.0 => format!("{:.0}k", value / 1e3),
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
-    }
 }
 
 impl Row {
@@ -166,6 +136,10 @@ impl Row {
 }
 
 impl Report {
+    fn machine(&self) -> String {
+        page::machine(self.took_s)
+    }
+
     pub fn new(rounds: usize, samples: usize) -> Self {
         Self {
             rounds,
@@ -179,26 +153,6 @@ impl Report {
             cpu: Vec::new(),
             took_s: 0.0,
         }
-    }
-
-    fn machine(&self) -> String {
-        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-        let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = model
-            .lines()
-            .find_map(|line| line.strip_prefix("model name"))
-            .map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        let load = load.split(' ').next().unwrap_or_default();
-        let date = rig::run(rig::command("date").args(["-u", "+%Y-%m-%d"])).unwrap_or_default();
-        let version = env!("CARGO_PKG_VERSION");
-        format!(
-            "{}, tierfs {version}, Linux {}, {cpus} CPUs ({model}), load {load} at the end, the run took {:.0} s.",
-            date.trim(),
-            kernel.trim(),
-            self.took_s
-        )
     }
 
     pub fn markdown(&self) -> String {
@@ -262,18 +216,16 @@ impl Report {
         .to_string()
     }
 
-    /// Replaces what stands between the markers of the document.
+    /// Puts the tables into the document, and the picture beside it.
     pub fn write_document(&self) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
-        let failed = said("docs/benchmarks.md");
-        let old = std::fs::read_to_string(&path).map_err(&failed)?;
-        let (before, rest) = old.split_once(BEGIN).ok_or("docs/benchmarks.md has lost its first marker")?;
-        let (_, after) = rest.split_once(END).ok_or("docs/benchmarks.md has lost its second marker")?;
-        let new = format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown());
-        std::fs::write(&path, new).map_err(&failed)?;
-        let drawn = super::plot::svg(&self.resident, &self.machine());
-        std::fs::write(path.with_file_name("benchmarks.svg"), drawn).map_err(said("docs/benchmarks.svg"))?;
-        rig::progress("docs/benchmarks.md and docs/benchmarks.svg are written");
-        Ok(())
+        page::write("benchmarks.md", "make bench", &self.markdown())?;
+        let picture = Picture {
+            title: "Speed on resident files, as a ratio to the filesystem below (1 = as fast)",
+            caption: &self.machine(),
+            contenders: &["tierfs", "mergerfs", "bindfs"],
+            groups: self.resident.iter().map(|row| (row.name.clone(), row.contenders())).collect(),
+            ratio_max: 1.2,
+        };
+        page::write_picture("benchmarks.svg", &picture)
     }
 }

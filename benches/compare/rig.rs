@@ -5,8 +5,9 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,46 @@ pub enum Target {
     Ahead,
 }
 
+/// Set once the process has a mount namespace of its own.
+const INSIDE: &str = "TIERFS_BENCH_INSIDE";
+
 /// Messages are for people; nothing branches on them.
 pub type Result<T> = std::result::Result<T, String>;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Runs a benchmark with mounts of its own, and says how it failed.
+pub fn inside_namespace(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    if std::env::var_os(INSIDE).is_none() {
+        return enter_namespace();
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts this program again with private mounts: whatever happens to it, no mount stays.
+fn enter_namespace() -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("bench: mounting needs root: run this as root");
+        return ExitCode::FAILURE;
+    }
+    let error = match std::env::current_exe() {
+        Ok(this) => Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "--"])
+            .arg(this)
+            .args(std::env::args_os().skip(1))
+            .env(INSIDE, "1")
+            .exec(),
+        Err(error) => error,
+    };
+    eprintln!("bench: cannot start unshare (package util-linux): {error}");
+    ExitCode::FAILURE
+}
 
 /// Remembers SIGINT, SIGTERM and SIGHUP instead of dying of them, so that guards run.
 pub fn watch_signals() -> Result<()> {
@@ -148,7 +185,7 @@ impl Drop for LoopFs {
 
 /// A daemon that is told to end, and waited for, when dropped.
 pub struct Daemon {
-    child: Child,
+    pub child: Child,
 }
 
 impl Daemon {
@@ -195,37 +232,40 @@ pub fn children_cpu_s() -> f64 {
     ticks(&fs::read_to_string("/proc/self/stat").unwrap_or_default(), 13)
 }
 
-/// A share seen through tierfs.
+/// A FUSE filesystem, mounted by a process of its own that stays in the foreground.
 pub struct Mounted {
     pub path: PathBuf,
     pub daemon: Daemon,
 }
 
 impl Mounted {
-    /// Mounts `share` beside it; `tierfs` is asked with `environment`.
+    /// `share` through tierfs, which is asked with `environment`, beside it.
     pub fn new(scratch: &Path, share: &Path, environment: &dyn Fn(&mut Command)) -> Result<Self> {
-        let path = scratch.join("mnt");
+        Self::start(scratch, "mnt", |path| {
+            let mut command = command(TIERFS);
+            environment(&mut command);
+            command.arg("mount").args([share, path]).arg("--foreground");
+            command
+        })
+    }
+
+    /// What the command gives for the mount point `name` in `scratch`, which is made. Returns when it is mounted.
+    pub fn start(scratch: &Path, name: &str, command: impl FnOnce(&Path) -> Command) -> Result<Self> {
+        let path = scratch.join(name);
         fs::create_dir(&path).map_err(said("mount point"))?;
-        let log = File::create(scratch.join("daemon.log")).map_err(said("log"))?;
+        let log_path = scratch.join(format!("{name}.log"));
+        let log = File::create(&log_path).map_err(said("log"))?;
         let before = fs::metadata(&path).map_err(said("mount point"))?.dev();
-        let mut command = command(TIERFS);
-        environment(&mut command);
-        let child = command
-            .arg("mount")
-            .args([share, &path])
-            .arg("--foreground")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(said("tierfs mount"))?;
+        let mut command = command(&path);
+        let what = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(said(&what))?;
         let mut this = Self { path, daemon: Daemon { child } };
         let began = Instant::now();
         while fs::metadata(&this.path).map_err(said("mount point"))?.dev() == before {
-            let log = || fs::read_to_string(scratch.join("daemon.log")).unwrap_or_default();
-            this.daemon.check_running("tierfs mount").map_err(|error| format!("{error}\n{}", log()))?;
+            let log = || fs::read_to_string(&log_path).unwrap_or_default();
+            this.daemon.check_running(&what).map_err(|error| format!("{error}\n{}", log()))?;
             if began.elapsed() > PATIENCE {
-                return Err(format!("tierfs mount does not come up\n{}", log()));
+                return Err(format!("{what} does not mount\n{}", log()));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -265,4 +305,43 @@ impl Endpoint {
         let url = line.trim().strip_prefix("listening on ").ok_or("tierfs dev-s3 did not start")?;
         Ok(Self { url: url.to_owned(), daemon })
     }
+}
+
+/// The keys everybody uses.
+fn credentials(command: &mut Command) {
+    command.env("AWS_ACCESS_KEY_ID", "bench").env("AWS_SECRET_ACCESS_KEY", "bench-secret");
+}
+
+/// What tierfs is asked with: keys, and directories of its own below `config`.
+pub fn environment(config: &Path, command: &mut Command) {
+    credentials(command);
+    command.env("TIERFS_CONFIG_DIR", config.join("etc")).env("TIERFS_STATE_DIR", config.join("var"));
+}
+
+/// rclone with `url` as its remote `bench:`, told by the environment; the flag says that there is no configuration file.
+pub fn rclone(url: &str) -> Command {
+    let mut command = command("rclone");
+    command
+        .args(["--config", ""])
+        .env("RCLONE_CONFIG_BENCH_TYPE", "s3")
+        .env("RCLONE_CONFIG_BENCH_PROVIDER", "Other")
+        .env("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "bench")
+        .env("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "bench-secret")
+        .env("RCLONE_CONFIG_BENCH_ENDPOINT", url);
+    command
+}
+
+/// Which rclone this is.
+pub fn rclone_version() -> Result<String> {
+    let version = run(command("rclone").arg("version"))
+        .map_err(|error| format!("{error}\nrclone is missing: scripts/install-deps.sh bench installs it"))?;
+    Ok(version.lines().next().unwrap_or("rclone").trim_start_matches("rclone ").to_owned())
+}
+
+/// Adds a pair of `share` and a prefix of the bucket `bench` at `url`.
+pub fn add_pair(config: &Path, share: &Path, url: &str) -> Result<()> {
+    let mut add = command(TIERFS);
+    environment(config, &mut add);
+    add.args(["pair", "add", "bench", "--local"]).arg(format!("here:{}", share.display()));
+    run(add.args(["--remote", "there:s3://bench/tierfs", "--endpoint", url])).map(drop)
 }

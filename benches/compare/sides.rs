@@ -4,16 +4,12 @@
 //! meanwhile meets them all. The peers get the same cache times as tierfs and the caches they have; what they lack (passthrough, a
 //! cached listing) is theirs to lack.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use super::report::{PeerRates, Report, Row};
 use super::rig::{self, LoopFs, Mounted, Result, Target, said};
 
-/// How long a peer may take to mount.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of the lower filesystem: the trees of four sides, and 100,000 names.
 const SHARE_BYTES: u64 = 4 << 30;
 
@@ -31,16 +27,9 @@ impl Side {
     }
 }
 
-/// A FUSE filesystem of somebody else's, in the foreground.
-struct Peer {
-    root: PathBuf,
-    child: Child,
-}
-
-impl Peer {
-    fn new(scratch: &Path, name: &str, share: &Path) -> Result<Self> {
-        let root = scratch.join(name);
-        fs::create_dir(&root).map_err(said("mount point"))?;
+/// A filesystem of somebody else's over `share`.
+fn peer(scratch: &Path, name: &str, share: &Path) -> Result<Mounted> {
+    Mounted::start(scratch, name, |root| {
         let mut command = rig::command(name);
         match name {
             "mergerfs" => command.args([
@@ -50,34 +39,16 @@ impl Peer {
             ]),
             _ => command.args(["-f", "--multithreaded", "-o", "entry_timeout=60,attr_timeout=60,negative_timeout=60"]),
         };
-        let log = File::create(scratch.join(format!("{name}.log"))).map_err(said("log"))?;
-        let child = command.arg(share).arg(&root).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-        let child = child.map_err(|error| format!("{name}: {error} (Debian's package has the same name)"))?;
-        let mut this = Self { root, child };
-        let began = Instant::now();
-        while !this.root.join("cached").exists() {
-            if began.elapsed() > PATIENCE || !matches!(this.child.try_wait(), Ok(None)) {
-                let log = fs::read_to_string(scratch.join(format!("{name}.log"))).unwrap_or_default();
-                return Err(format!("{name} does not mount: {log}"));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(this)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        rig::unmount(&self.root);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+        command.arg(share).arg(root);
+        command
+    })
+    .map_err(|error| format!("{error} (Debian's package has the same name)"))
 }
 
 /// All sides, mounted. Fields are dropped in their order: what lies above goes first.
 pub struct Sides {
     pub all: Vec<Side>,
-    _peers: Vec<Peer>,
+    _peers: Vec<Mounted>,
     pub tierfs: Mounted,
     pub below: LoopFs,
     _scratch: tempfile::TempDir,
@@ -96,11 +67,11 @@ impl Sides {
             command.env("TIERFS_CONFIG_DIR", state.join("etc")).env("TIERFS_STATE_DIR", state.join("var"));
         };
         let tierfs = Mounted::new(scratch.path(), &below.path, &environment)?;
-        let peers = report.peers.iter().map(|name| Peer::new(scratch.path(), name, &below.path));
+        let peers = report.peers.iter().map(|name| peer(scratch.path(), name, &below.path));
         let peers: Vec<_> = peers.collect::<Result<_>>()?;
         let mut all =
             vec![Side { name: "native", root: below.path.clone() }, Side { name: "tierfs", root: tierfs.path.clone() }];
-        all.extend(report.peers.iter().zip(&peers).map(|(name, peer)| Side { name, root: peer.root.clone() }));
+        all.extend(report.peers.iter().zip(&peers).map(|(name, peer)| Side { name, root: peer.path.clone() }));
         for side in &all {
             fs::create_dir(below.path.join(side.name)).map_err(said("a side's directory"))?;
         }

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::report::{CpuRow, Report, Row, median};
+use super::page::median;
+use super::report::{CpuRow, Report, Row};
 use super::rig::{self, Endpoint, LoopFs, Mounted, Result, Target, said};
 
 const MIB: u64 = 1 << 20;
@@ -88,44 +89,28 @@ struct Set {
     tools: &'static [Tool],
 }
 
-fn credentials(command: &mut Command) {
-    command.env("AWS_ACCESS_KEY_ID", "bench").env("AWS_SECRET_ACCESS_KEY", "bench-secret");
-}
-
 impl Rig {
     fn new(scratch: &Path, needed: u64) -> Result<Self> {
         let share = LoopFs::new(scratch, "share", needed)?;
         let objects = LoopFs::new(scratch, "objects", needed)?;
         let config = scratch.to_owned();
-        let environment = |command: &mut Command| environment(&config, command);
+        let environment = |command: &mut Command| rig::environment(&config, command);
         let endpoint = Endpoint::new(&objects.path.join("s3"), &environment)?;
-        let mut add = rig::command(rig::TIERFS);
-        environment(&mut add);
-        add.args(["pair", "add", "bench", "--local"]).arg(format!("here:{}", share.path.display()));
-        rig::run(add.args(["--remote", "there:s3://bench/tierfs", "--endpoint", &endpoint.url]))?;
+        rig::add_pair(&config, &share.path, &endpoint.url)?;
         let mount = Mounted::new(scratch, &share.path, &environment)?;
         Ok(Self { mount, endpoint, share, objects, config })
     }
 
     fn tierfs(&self, arguments: &[&str], path: &Path) -> Command {
         let mut command = rig::command(rig::TIERFS);
-        environment(&self.config, &mut command);
+        rig::environment(&self.config, &mut command);
         command.args(arguments).arg(path);
         command
     }
 
-    /// rclone; the remote is told by the environment, the flag says that there is no configuration file.
     fn rclone(&self, tool: Tool, arguments: &[&str]) -> Command {
-        let mut command = rig::command("rclone");
-        command
-            .args(["--config", ""])
-            .env("RCLONE_CONFIG_BENCH_TYPE", "s3")
-            .env("RCLONE_CONFIG_BENCH_PROVIDER", "Other")
-            .env("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "bench")
-            .env("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "bench-secret")
-            .env("RCLONE_CONFIG_BENCH_ENDPOINT", &self.endpoint.url)
-            .args(if tool == Tool::RcloneWide { &WIDE[..] } else { &[] })
-            .args(arguments);
+        let mut command = rig::rclone(&self.endpoint.url);
+        command.args(if tool == Tool::RcloneWide { &WIDE[..] } else { &[] }).args(arguments);
         command
     }
 
@@ -163,15 +148,8 @@ impl Rig {
     }
 }
 
-fn environment(config: &Path, command: &mut Command) {
-    credentials(command);
-    command.env("TIERFS_CONFIG_DIR", config.join("etc")).env("TIERFS_STATE_DIR", config.join("var"));
-}
-
 pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
-    let version = rig::run(rig::command("rclone").arg("version"))
-        .map_err(|error| format!("{error}\nrclone is missing: scripts/install-deps.sh bench installs it"))?;
-    report.rclone = version.lines().next().unwrap_or("rclone").trim_start_matches("rclone ").to_owned();
+    report.rclone = rig::rclone_version()?;
     report.transfers_on = format!("ext4 on two loop devices, their images on {}", rig::filesystem_of(disk));
 
     let small_bytes = sizes.small_files as u64 * SMALL_BYTES;

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::ports::{Attr, DirEntry, FileKind, Lower, LowerDir, LowerError, LowerResult};
-use crate::types::{FileId, Inode};
+use crate::types::{FileId, Inode, STAGING_NAME};
 
 /// Something found: an inode and its path relative to the share.
 #[derive(Clone, Debug)]
@@ -84,6 +84,11 @@ fn enter(lower: &dyn Lower, node: Inode, path: PathBuf, offset: i64) -> LowerRes
     Ok(Level { dir: lower.open_dir(&node)?, node, path, offset, ahead: Vec::new().into_iter(), visited: offset })
 }
 
+/// What no walk enters: the directory itself, the one above it, and what the S3 gateway has not finished.
+fn is_skipped(dir: &Path, name: &OsStr) -> bool {
+    name == "." || name == ".." || (name == STAGING_NAME && dir.as_os_str().is_empty())
+}
+
 /// A walk that can be left and gone on with.
 pub struct Walk<'l> {
     lower: &'l dyn Lower,
@@ -151,7 +156,7 @@ impl<'l> Walk<'l> {
             };
             level.visited = entry.next_offset;
             let wanted = !matches!(entry.kind, Some(kind) if kind != FileKind::Regular && kind != FileKind::Directory);
-            if !wanted || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+            if !wanted || is_skipped(&level.path, &entry.name) {
                 continue;
             }
             let path = level.path.join(&entry.name);
@@ -229,7 +234,7 @@ pub fn directories(
             continue;
         };
         let directory = matches!(entry.kind, None | Some(FileKind::Directory));
-        if !directory || entry.name == OsStr::new(".") || entry.name == OsStr::new("..") {
+        if !directory || is_skipped(&level.path, &entry.name) {
             continue;
         }
         let path = level.path.join(&entry.name);

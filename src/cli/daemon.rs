@@ -11,20 +11,21 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
-use super::{DevS3Args, MountArgs, MountFlags, Ready, claims};
+use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
+use crate::admission::Rules;
 use crate::catalog::index::Index;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
-use crate::engine::{Engine, Limits, Target};
-use crate::fs::{Fs, FsOptions};
+use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
+use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult};
+use crate::pair::{ClaimCheck, Pair, PairResult, WhenArchived};
 use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
@@ -39,14 +40,16 @@ const TTL_S: u64 = 60;
 const BLOCKING_MAX: usize = 64;
 /// How long transfers may take to come to rest when the mount goes away.
 const REST_WITHIN: Duration = Duration::from_secs(30);
+/// How long a process that served the share before may take to end.
+const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
 const PROBE_PAUSE: Duration = Duration::from_secs(60);
 
-fn failed(what: impl std::fmt::Display) -> CliError {
+pub(super) fn failed(what: impl std::fmt::Display) -> CliError {
     CliError::Failed(what.to_string())
 }
 
-fn runtime() -> Result<Runtime, CliError> {
+pub(super) fn runtime() -> Result<Runtime, CliError> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, WORKERS_MAX))
@@ -56,33 +59,60 @@ fn runtime() -> Result<Runtime, CliError> {
         .map_err(|error| failed(format!("cannot start the runtime: {error}")))
 }
 
-/// Mounts the share and serves it until it is unmounted. Calls `ready.ok()` when the mount answers; an error before that
-/// is passed on to whoever waits.
-pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
-    let share = open_share(args)?;
-    let read_only = args.read_only || share.features().read_only;
-    let share = Arc::new(share);
+/// A share that is to be served, and how.
+pub(super) struct Served<'a> {
+    pub share: &'a Path,
+    pub pair: Option<&'a Pair>,
+    pub read_only: bool,
+    pub delay: &'a Delay,
+    pub rules: &'a Rules,
+    pub recalls: SlotLimits,
+    pub state_dir: &'a Path,
+    /// What serves it, for those who come second.
+    pub by: String,
+}
+
+/// A share with everything above it, recovered and ready for users.
+pub(super) struct Parts {
+    pub share: Arc<Share>,
+    pub lower: Arc<dyn Lower>,
+    pub clock: Arc<dyn Clock>,
+    pub runtime: Runtime,
+    state: ShareState,
+    journal: Arc<SqliteJournal>,
+    remote: Option<S3Remote>,
+    pub engine: Arc<Engine>,
+    pub fs: Arc<Fs>,
+    pub index: Option<Arc<Index>>,
+    pub read_only: bool,
+}
+
+/// Puts the parts together, and settles what a crash left.
+pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
+    let share = Arc::new(open_share(served)?);
+    let read_only = served.read_only || share.features().read_only;
     let lower: Arc<dyn Lower> = share.clone();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Only now may threads start: they inherit what was dropped.
     let runtime = runtime()?;
-    let state = ShareState::open(args)?;
+    let state = ShareState::open(served)?;
     let journal = Arc::new(SqliteJournal::open(&state.journal).map_err(failed)?);
-    runtime.block_on(state.bind(args, lower.root().id, &*journal))?;
-    let remote = match &args.pair {
+    runtime.block_on(state.bind(served.share, lower.root().id, &*journal))?;
+    let remote = match served.pair {
         Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
         None => None,
     };
-    let target = args.pair.as_ref().zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
+    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
     let handle = runtime.handle().clone();
-    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, Limits::default());
+    let limits = Limits { recalls: served.recalls, ..Limits::default() };
+    let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
             tracing::info!(settled, "interrupted transfers were settled");
         }
     }
-    let index = open_index(share, &state.index);
+    let index = open_index(share.clone(), &state.index);
     if let Some(index) = &index {
         let recorder = index.recorder().clone();
         engine.on_state(Box::new(move |file| recorder.changed_id(file)));
@@ -93,10 +123,50 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
         passthrough: kernel_can_pass_through() && lower.features().leases,
         socket: Some(state.socket.clone()),
-        delay: args.delay.clone(),
+        delay: served.delay.clone(),
+        rules: served.rules.clone(),
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
+    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only })
+}
+
+/// Lets transfers come to rest.
+pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine, index: Option<Arc<Index>>) {
+    engine.stop();
+    runtime.block_on(async {
+        let rest = async {
+            while !engine.is_idle() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
+            tracing::warn!("transfers still run; the next mount settles them");
+        }
+    });
+    if let Some(index) = index {
+        index.close();
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+/// Mounts the share and serves it until it is unmounted. Calls `ready.ok()` when the mount answers; an error before that
+/// is passed on to whoever waits.
+pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
+    let served = Served {
+        share: &args.share,
+        pair: args.pair.as_ref(),
+        read_only: args.read_only,
+        delay: &args.delay,
+        rules: &args.rules,
+        recalls: args.recalls,
+        state_dir: &args.state_dir,
+        by: format!("mounted at {}", args.mountpoint.display()),
+    };
+    let parts = assemble(&served)?;
+    // Before the mount: what is wrong with it is to be told, not to leave a mount.
+    let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
+    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -163,21 +233,10 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     ready.ok();
     let served = mount.serve();
     tracing::info!("unmounted");
-    engine.stop();
-    runtime.block_on(async {
-        let rest = async {
-            while !engine.is_idle() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
-            tracing::warn!("transfers still run; the next mount settles them");
-        }
-    });
-    if let Some(index) = index {
-        index.close();
+    if let Some(gateway) = gateway {
+        runtime.block_on(gateway.shutdown());
     }
-    runtime.shutdown_timeout(Duration::from_secs(5));
+    come_to_rest(runtime, &engine, index);
     served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
 }
 
@@ -192,11 +251,11 @@ fn open_index(share: Arc<Share>, path: &Path) -> Option<Arc<Index>> {
     }
 }
 
-fn open_share(args: &MountArgs) -> Result<Share, CliError> {
+fn open_share(args: &Served<'_>) -> Result<Share, CliError> {
     let place = args.share.display();
     let privileges = |error: LowerError| failed(format!("cannot prepare the daemon: {error}"));
     lower::ignore_sigio().map_err(privileges)?;
-    let share = Share::open(&args.share).map_err(|error| failed(format!("cannot open share {place}: {error}")))?;
+    let share = Share::open(args.share).map_err(|error| failed(format!("cannot open share {place}: {error}")))?;
     lower::drop_privileges().map_err(privileges)?;
     let features = share.features();
     if features.read_only {
@@ -224,10 +283,12 @@ struct ShareState {
     /// Can be made again at any time.
     index: PathBuf,
     socket: PathBuf,
+    /// Locked as long as this process serves the share.
+    _claim: std::fs::File,
 }
 
 impl ShareState {
-    fn open(args: &MountArgs) -> Result<Self, CliError> {
+    fn open(args: &Served<'_>) -> Result<Self, CliError> {
         use std::os::unix::ffi::OsStrExt;
         // A path as a file name could be too long; its hash is not.
         let name = &ContentHash::of(args.share.as_os_str().as_bytes()).to_string()[..16];
@@ -236,7 +297,9 @@ impl ShareState {
         made.and_then(|()| std::fs::write(dir.join("share"), args.share.as_os_str().as_bytes())).map_err(|error| {
             failed(format!("cannot keep state in {}: {error}; --state-dir names another place", dir.display()))
         })?;
+        let claim = claim(&dir.join("served"), args)?;
         Ok(Self {
+            _claim: claim,
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
@@ -246,7 +309,7 @@ impl ShareState {
 
     /// Makes sure that the journal is about this very directory. On another one (the share's filesystem is not mounted, or was made
     /// anew) its inodes are not found, and objects would be deleted that the right share still needs.
-    async fn bind(&self, args: &MountArgs, root: FileId, journal: &dyn Journal) -> Result<(), CliError> {
+    async fn bind(&self, share: &Path, root: FileId, journal: &dyn Journal) -> Result<(), CliError> {
         let cannot = |error: io::Error| failed(format!("{}: {error}", self.identity.display()));
         match std::fs::read_to_string(&self.identity) {
             Ok(known) if known == root.to_string() => return Ok(()),
@@ -256,7 +319,7 @@ impl ShareState {
                     return Err(failed(format!(
                         "{} is not the directory it was: {} notes about another one are in {}. Mount the share's filesystem there first; if \
                          the share was made anew or restored elsewhere, move that file away",
-                        args.share.display(),
+                        share.display(),
                         transfers + deletions,
                         self.journal.display()
                     )));
@@ -285,6 +348,34 @@ impl ShareState {
     }
 }
 
+/// Makes this process the one that serves the share; who comes second learns who is.
+fn claim(path: &Path, served: &Served<'_>) -> Result<std::fs::File, CliError> {
+    let cannot = |error: io::Error| failed(format!("cannot claim {}: {error}", path.display()));
+    let options = std::fs::File::options().read(true).write(true).create(true).truncate(false).clone();
+    let mut file = options.open(path).map_err(cannot)?;
+    // One that is ending takes a moment.
+    let until = std::time::Instant::now() + CLAIM_WITHIN;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let other = std::fs::read_to_string(path).unwrap_or_default();
+                return Err(failed(format!(
+                    "share {} is {}: one process serves a share. A mount can be its gateway as well: `tierfs mount … -o gateway=ADDR`",
+                    served.share.display(),
+                    other.trim()
+                )));
+            }
+            Err(errno) => return Err(cannot(errno.into())),
+        }
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{} (process {})", served.by, std::process::id())).map_err(cannot)?;
+    Ok(file)
+}
+
 fn kernel_flags(flags: &MountFlags, read_only: bool) -> KernelFlags {
     let mut all = KernelFlags::empty();
     for (set, flag) in [
@@ -311,7 +402,7 @@ fn remote_config(pair: &Pair) -> RemoteConfig {
         None => CredentialsFrom::Chain { profile },
     };
     // Whole chunks only: a part is hashed chunk by chunk as it is read.
-    config.part_size = config.part_size.max(u64::from(pair.chunk_size));
+    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
     config
 }
 
@@ -331,6 +422,8 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
         remote,
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
+        recall: pair.recall,
+        restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
     }
 }
 
@@ -389,7 +482,7 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
         let cannot = |error: io::Error| failed(format!("cannot watch for signals: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-        let options = Options { credentials, ..Options::new(args.listen) };
+        let options = Options { credentials, restore_after: args.restore_after, ..Options::new(args.listen) };
         let server = gateway::Server::start(&args.dir, options).await.map_err(failed)?;
         listening(server.addr());
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
 use super::{Global, daemon, output};
+use crate::pair::units::parse_duration;
 
 /// Serve a directory as an S3 endpoint, for trials and tests.
 ///
@@ -24,6 +26,9 @@ pub struct DevS3 {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
     listen: SocketAddr,
+    /// How long a restore of an object in an archive class (GLACIER, DEEP_ARCHIVE) takes.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    restore_after: u64,
 }
 
 /// What the endpoint is to do.
@@ -32,6 +37,7 @@ pub struct DevS3Args {
     /// Absolute.
     pub dir: PathBuf,
     pub listen: SocketAddr,
+    pub restore_after: Duration,
 }
 
 impl DevS3 {
@@ -40,13 +46,16 @@ impl DevS3 {
         std::fs::create_dir_all(&self.dir).map_err(cannot)?;
         let dir = std::fs::canonicalize(&self.dir).map_err(cannot)?;
         let json = global.json;
-        daemon::dev_s3(&DevS3Args { dir, listen: self.listen }, &|address| {
-            if json {
-                output::json(&serde_json::json!({ "listening": format!("http://{address}") }));
-            } else {
-                output::line(&format!("listening on http://{address}"));
-            }
-        })?;
+        daemon::dev_s3(
+            &DevS3Args { dir, listen: self.listen, restore_after: Duration::from_secs(self.restore_after) },
+            &|address| {
+                if json {
+                    output::json(&serde_json::json!({ "listening": format!("http://{address}") }));
+                } else {
+                    output::line(&format!("listening on http://{address}"));
+                }
+            },
+        )?;
         Ok(Exit::Done)
     }
 }

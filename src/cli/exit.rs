@@ -20,6 +20,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// How two parts of a command ended together.
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Done { other } else { self }
+    }
+
     /// The number a script sees.
     pub fn code(self) -> u8 {
         match self {

@@ -11,9 +11,9 @@ use super::report::{Reporter, Verb};
 use super::{Global, output};
 use crate::control::by_xattr::{self, Steer};
 use crate::control::client::{Connection, REQUEST_PATHS_MAX};
-use crate::control::locate::{Located, absolute, locate, socket_of};
+use crate::control::locate::{Located, absolute, locate, socket_of, xattr};
 use crate::control::mountinfo::{self, MountEntry};
-use crate::control::protocol::{Failure, Reply, Request, Summary, WirePath};
+use crate::control::protocol::{Failure, RECALLS_XATTR, RecallStatus, Reply, Request, Summary, WirePath};
 use crate::control::{ControlError, ControlResult};
 
 /// The arguments of every command about files.
@@ -96,7 +96,8 @@ pub fn run(global: &Global, paths: &Paths, ask: Ask<'_>) -> Result<Exit, CliErro
             (true, _) => by_socket(&mounts, &group, &ask, &mut reporter),
             (false, ByXattr::No(reason)) => return Err(CliError::Failed(reason.into())),
             (false, way) => {
-                by_attribute(group.files, paths.recursive, way, &mut reporter);
+                let files = group.files.into_iter().map(|file| file.path).collect();
+                by_attribute(files, paths.recursive, way, &mut reporter);
                 Ok(())
             }
         };
@@ -216,8 +217,29 @@ pub fn each_reply(
     Ok(total)
 }
 
-fn by_attribute(files: Vec<Located>, recursive: bool, way: ByXattr, reporter: &mut Reporter) {
-    let paths = files.into_iter().map(|file| file.path).collect();
+/// The recalls that the mounts show a user who is not root, of files at or below the paths of the groups.
+pub fn running_seen_by_user(groups: &[Group]) -> Result<Vec<RecallStatus>, CliError> {
+    let mut found = Vec::new();
+    for group in groups {
+        let place = &group.mount.mount_point;
+        let told = xattr(place, RECALLS_XATTR)
+            .map_err(|errno| CliError::Failed(format!("{}: {}", place.display(), std::io::Error::from(errno))))?;
+        let recalls = told.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        let is_meant = |recall: &RecallStatus| {
+            let path = recall.path.to_path();
+            group.files.iter().any(|file| path.starts_with(&file.inside))
+        };
+        for recall in recalls.filter(is_meant) {
+            if let Reply::Recall(recall) = seen_from_here(Reply::Recall(recall), &group.mount) {
+                found.push(recall);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Asks by attributes of the files themselves, for a user who is not root.
+pub fn by_attribute(paths: Vec<PathBuf>, recursive: bool, way: ByXattr, reporter: &mut Reporter) {
     let mut each = |reply| reporter.reply(reply);
     let summary = match way {
         ByXattr::Steer(steer) => by_xattr::steer(paths, recursive, steer, &mut each),
@@ -252,6 +274,10 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
         }
         Reply::Restored { path, generation, object } => Reply::Restored { path: here(path), generation, object },
         Reply::Repaired { path } => Reply::Repaired { path: here(path) },
+        Reply::Recall(mut recall) => {
+            recall.path = here(recall.path);
+            Reply::Recall(recall)
+        }
         Reply::DeadLetter(mut failed) => {
             failed.path = here(failed.path);
             Reply::DeadLetter(failed)

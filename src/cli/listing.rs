@@ -100,6 +100,7 @@ enum State {
     Dual,
     Releasing,
     Stub,
+    Partial,
     Damaged,
 }
 
@@ -110,6 +111,7 @@ impl State {
             Self::Dual => FileState::Dual,
             Self::Releasing => FileState::Releasing,
             Self::Stub => FileState::Stub,
+            Self::Partial => FileState::Partial,
             Self::Damaged => FileState::Damaged,
         }
     }

@@ -9,6 +9,7 @@ mod dev_s3;
 pub mod exit;
 mod failed;
 mod files;
+pub mod gateway;
 mod gc;
 mod history;
 mod holders;
@@ -25,6 +26,8 @@ mod policy;
 mod ready;
 mod rebuild;
 mod recall;
+mod recall_rules;
+mod recalls;
 mod release;
 mod report;
 mod save_names;
@@ -44,6 +47,7 @@ use crate::control::protocol::Reply;
 
 pub use dev_s3::DevS3Args;
 pub use exit::{CliError, Exit};
+pub use gateway::GatewayArgs;
 pub use mount::{MountArgs, MountFlags, Policy};
 pub use ready::Ready;
 
@@ -90,6 +94,7 @@ enum Command {
     Pair(pair::PairCommand),
     Migrate(migrate::Migrate),
     Recall(recall::Recall),
+    Recalls(recalls::Recalls),
     Release(release::Release),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
@@ -110,6 +115,7 @@ enum Command {
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
     Rebuild(rebuild::Rebuild),
+    Gateway(gateway::GatewayCommand),
     DevS3(dev_s3::DevS3),
 }
 
@@ -139,6 +145,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Pair(command) => command.run(global),
         Command::Migrate(command) => command.run(global),
         Command::Recall(command) => command.run(global),
+        Command::Recalls(command) => command.run(global),
         Command::Release(command) => command.run(global),
         Command::Pin(command) => command.run(global),
         Command::Unpin(command) => command.run(global),
@@ -159,6 +166,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),
         Command::Rebuild(command) => command.run(global),
+        Command::Gateway(command) => command.run(global),
         Command::DevS3(command) => command.run(global),
     }
 }

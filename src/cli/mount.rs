@@ -21,10 +21,12 @@ pub use super::mount_options::MountFlags;
 use super::exit::{self, CliError, Exit};
 use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
-use super::{Global, daemon, output};
+use super::{GatewayArgs, Global, daemon, output};
+use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
 use crate::control::{ControlError, mountinfo};
+use crate::engine::SlotLimits;
 use crate::fs::Delay;
 use crate::pair::units::{parse_duration, parse_percent};
 use crate::pair::{Pair, Store};
@@ -42,8 +44,10 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// <state-dir>/log/<mountpoint>.log. The options with a policy are accepted inside -o as well: archive_after=5m,
 /// release_above=80%, release_below=70%, scrub=10MiB, pair=NAME, and the usual options of mount(8), so fstab can say the same. Only there: delay_after=2s and
 /// delay_for=ganesha.nfsd:nfsd, how long requests of these programs wait for a recall before they are told to try again; save_names=1h (or
-/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; policies=FILE, rules that choose
-/// files to archive, release or recall (`tierfs policy`, docs/policies.md).
+/// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
+/// recall_memory, who may have content brought back and how much (docs/recalls.md);
+/// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
+/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -104,8 +108,14 @@ pub struct MountArgs {
     pub read_only: bool,
     pub flags: MountFlags,
     pub delay: Delay,
+    /// Who may have content brought back.
+    pub rules: Rules,
+    /// What recalls may use at once.
+    pub recalls: SlotLimits,
     /// How often the names of the whole share are stored; `None`: never, nor after migrations.
     pub save_names: Option<Duration>,
+    /// The share is served as S3 as well.
+    pub gateway: Option<GatewayArgs>,
     /// The file of policies, and what is in it.
     pub policies: Option<(PathBuf, Policies)>,
     /// Absolute.
@@ -263,8 +273,10 @@ impl MountCommand {
             }
             None => None,
         };
-        let usual = Delay::default();
+        let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
+        let gateway = options.gateway.checked(&share, &config_dir)?;
         Ok(MountArgs {
+            gateway,
             share,
             mountpoint,
             pair,
@@ -275,6 +287,12 @@ impl MountCommand {
                 after: options.delay_after.unwrap_or(usual.after),
                 programs: options.delay_for.unwrap_or(usual.programs),
             },
+            rules: Rules {
+                no_recall: options.no_recall.unwrap_or(rules.no_recall),
+                budgets: options.recall_budget.unwrap_or(rules.budgets),
+                scan_files: options.recall_scan.unwrap_or(rules.scan_files),
+            },
+            recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             policies: read,
             config_dir,
@@ -310,7 +328,7 @@ impl MountCommand {
     }
 }
 
-fn directory(what: &str, path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn directory(what: &str, path: &Path) -> Result<PathBuf, CliError> {
     let fail = |reason: String| CliError::Failed(format!("{what} {}: {reason}", path.display()));
     let canonical = std::fs::canonicalize(path).map_err(|error| match error.raw_os_error() {
         Some(code) if code == Errno::NOTCONN.raw_os_error() => {
@@ -355,7 +373,7 @@ fn places(share: &Path, mountpoint: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-fn pair_for(store: &Store, share: &Path, name: Option<&PairName>) -> Result<Option<Pair>, CliError> {
+pub(super) fn pair_for(store: &Store, share: &Path, name: Option<&PairName>) -> Result<Option<Pair>, CliError> {
     let Some(name) = name else { return Ok(store.for_share(share)?) };
     let pair = store.load(name)?;
     let its_share = std::fs::canonicalize(&pair.local_share).unwrap_or_else(|_| pair.local_share.clone());

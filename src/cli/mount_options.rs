@@ -5,8 +5,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::gateway::GatewayOptions;
+use super::recall_rules;
+use crate::admission::{Budget, Subject};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
+
+/// Least memory for recalls, bytes.
+const MEMORY_MIN: u64 = 1 << 20;
 
 /// Options that mean nothing to us or are so anyway, and are there for mount(8), systemd and other tools.
 const HARMLESS: [&str; 18] = [
@@ -59,6 +65,14 @@ pub struct Options {
     pub delay_for: Option<Vec<String>>,
     /// How often the names of the whole share are stored; `Some(None)`: never.
     pub save_names: Option<Option<Duration>>,
+    pub gateway: GatewayOptions,
+    /// Who gets no content that is not local.
+    pub no_recall: Option<Vec<Subject>>,
+    pub recall_budget: Option<Vec<Budget>>,
+    /// Files after which a reader is taken for one that reads everything; `Some(None)`: never.
+    pub recall_scan: Option<Option<usize>>,
+    /// Bytes of content in memory for all recalls.
+    pub recall_memory: Option<u64>,
     /// The file of policies.
     pub policies: Option<PathBuf>,
 }
@@ -98,6 +112,16 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
                 text => Some(parse_duration(text)?).filter(|secs| *secs > 0).map(Duration::from_secs),
             });
         }
+        "gateway" => options.gateway.listen = Some(address(needed()?)?),
+        "identities" => options.gateway.identities = Some(place()?),
+        "bucket" => options.gateway.bucket = Some(needed()?.to_owned()),
+        "tls_cert" => options.gateway.tls_cert = Some(place()?),
+        "tls_key" => options.gateway.tls_key = Some(place()?),
+        // With hyphens, too: so do other filesystems' options of several words, and a rule that is overlooked costs much.
+        "no_recall" | "no-recall" => options.no_recall = Some(recall_rules::no_recall(needed()?)?),
+        "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
+        "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
+        "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
         "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
@@ -106,7 +130,8 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         _ => {
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
-                        config_dir, state_dir, delay_after, delay_for, save_names, policies, ro, and the usual ones of mount(8)"
+                        config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -114,11 +139,23 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
     Ok(())
 }
 
+fn address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse().map_err(|_| "write an address and a port, like 127.0.0.1:9000 or [::]:9000".to_owned())
+}
+
 /// Bytes a second from text like `10MiB` or `10MiB/s`.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("a rate of 0 reads nothing: leave the option out".into()),
         rate => Ok(rate),
+    }
+}
+
+/// Memory for recalls.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0..MEMORY_MIN => Err("recalls need at least 1MiB".into()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -199,8 +236,23 @@ mod tests {
     }
 
     #[test]
+    fn who_may_recall_what() {
+        let options =
+            one("no-recall=uid:7+prog:updatedb,recall_budget=uid:*:files=2,recall_scan=off,recall-memory=64MiB")
+                .unwrap();
+        assert_eq!(options.no_recall.unwrap().len(), 2);
+        assert_eq!(options.recall_budget.unwrap().len(), 1);
+        assert_eq!((options.recall_scan, options.recall_memory), (Some(None), Some(64 << 20)));
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
+            ("no_recall", "no_recall=VALUE"),
+            ("no-recall=root", "names nobody"),
+            ("recall_budget=uid:1", "no limit"),
+            ("recall_scan=1", "from 4"),
+            ("recall_memory=4", "at least"),
             ("r0", "no such option"),
             ("archive_after", "archive_after=VALUE"),
             ("archive_after=", "archive_after=VALUE"),
@@ -215,6 +267,8 @@ mod tests {
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
+            ("gateway=9000", "address and a port"),
+            ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),
         ] {

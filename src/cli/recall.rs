@@ -15,15 +15,25 @@ use crate::control::protocol::Request;
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs recall /mnt/tiered/big.iso\n  \
-     tierfs recall -r /mnt/tiered/projects"))]
+     tierfs recall -r /mnt/tiered/projects\n  \
+     tierfs recall --cancel /mnt/tiered/big.iso"))]
 pub struct Recall {
     #[command(flatten)]
     paths: Paths,
+    /// End recalls of these files that run, whoever asked for them: as `tierfs recalls --cancel`.
+    #[arg(long)]
+    cancel: bool,
 }
 
 impl Recall {
     pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
         let recursive = self.paths.recursive;
+        if self.cancel {
+            let request = |paths| Request::Recalls { paths, recursive, inodes: Vec::new(), cancel: true };
+            let by_xattr = ByXattr::Steer(Steer::CancelRecall);
+            let ask = Ask { verb: Some(("cancelling", "cancelled")), request: &request, by_xattr };
+            return files::run(global, &self.paths, ask);
+        }
         let request = |paths| Request::Recall { paths, recursive };
         let by_xattr = ByXattr::Steer(Steer::Recall);
         files::run(global, &self.paths, Ask { verb: Some(("recalling", "recalled")), request: &request, by_xattr })

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::exit::Exit;
 use super::output;
 use crate::control::protocol::{
-    FailedFile, Failure, FileDigest, FileStatus, OrphanObject, Progress, Reply, StateTotal, Summary,
+    FailedFile, Failure, FileDigest, FileStatus, OrphanObject, Progress, RecallStatus, Reply, StateTotal, Summary,
 };
 use crate::pair::units::{exact_duration, format_rate, format_size};
 
@@ -92,6 +92,7 @@ impl Reporter {
             }
             // `history` shows these by itself.
             Reply::Version(_) => {}
+            Reply::Recall(recall) => self.recall(&recall),
             Reply::DeadLetter(failed) => self.failed(&failed),
             Reply::Orphan(orphan) => self.orphan(&orphan),
             // The last line of a request comes as a summary; a mount does not describe itself here.
@@ -220,6 +221,38 @@ impl Reporter {
         self.above_bar(|| output::line(&text));
     }
 
+    fn recall(&mut self, recall: &RecallStatus) {
+        let columns = |[inode, class, progress, rate, eta, by]: [&str; 6], path: &str| {
+            format!("{inode:<9}  {class:<11}  {progress:<19}  {rate:>11}  {eta:>7}  {by:<24}  {path}")
+        };
+        if self.rows_told == 0 {
+            let header = columns(["INODE", "CLASS", "DONE", "RATE", "ETA", "FOR"], "PATH");
+            self.above_bar(|| output::line(&header));
+        }
+        self.rows_told += 1;
+        let progress = format!("{}/{}", format_size(recall.bytes_done), format_size(recall.bytes_total));
+        let by = match recall.requesters.first() {
+            None => "?".to_owned(),
+            Some(who) => {
+                let others = recall.requesters.len() as u64 - 1 + recall.more_requesters;
+                let others = if others > 0 { format!(" +{others}") } else { String::new() };
+                format!("uid {} {}[{}]{others}", who.uid, output::plain(&who.program), who.pid)
+            }
+        };
+        let text = columns(
+            [
+                &recall.inode.to_string(),
+                &recall.class,
+                &progress,
+                &format_rate(recall.bytes_done, recall.seconds),
+                &recall.eta.map_or_else(|| "?".into(), exact_duration),
+                &by,
+            ],
+            &output::shown(&recall.path.to_path()),
+        );
+        self.above_bar(|| output::line(&text));
+    }
+
     fn orphan(&mut self, orphan: &OrphanObject) {
         let key = output::plain(&orphan.key);
         let text = match orphan.kind.as_str() {
@@ -275,6 +308,7 @@ fn summary_line(done: &str, total: &Summary) -> String {
     let (one, many) = match done {
         "found" | "noted for deletion" => ("object", "objects"),
         "listed" | "dropped" => ("entry", "entries"),
+        "running" | "cancelled" => ("recall", "recalls"),
         "stored names of" => ("directory", "directories"),
         _ => ("file", "files"),
     };

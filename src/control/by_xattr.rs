@@ -31,6 +31,7 @@ pub enum Steer {
     Release,
     Pin,
     Unpin,
+    CancelRecall,
 }
 
 impl Steer {
@@ -41,6 +42,7 @@ impl Steer {
             Self::Release => ("user.tierfs.release", b"1"),
             Self::Pin => ("user.tierfs.pin", b"1"),
             Self::Unpin => ("user.tierfs.pin", b"0"),
+            Self::CancelRecall => ("user.tierfs.recall", b"cancel"),
         }
     }
 
@@ -48,7 +50,7 @@ impl Steer {
     fn is_done(self, state: FileState) -> bool {
         match self {
             Self::Migrate | Self::Release => matches!(state, FileState::Stub | FileState::Releasing),
-            Self::Recall => matches!(state, FileState::Resident | FileState::Dual),
+            Self::Recall | Self::CancelRecall => matches!(state, FileState::Resident | FileState::Dual),
             Self::Pin | Self::Unpin => false,
         }
     }
@@ -99,6 +101,8 @@ fn steer_one(path: &Path, metadata: &Metadata, steer: Steer) -> Outcome {
     }
     match asked {
         Ok(()) => Outcome::Changed { bytes: metadata.len() },
+        // None runs.
+        Err(Errno::INVAL) if steer == Steer::CancelRecall => Outcome::Unchanged,
         Err(errno) => Outcome::Failed(failure(path, errno)),
     }
 }
@@ -130,6 +134,7 @@ fn state_of(path: &Path) -> Result<FileState, Errno> {
         b"dual" => FileState::Dual,
         b"releasing" => FileState::Releasing,
         b"stub" => FileState::Stub,
+        b"partial" => FileState::Partial,
         _ => FileState::Damaged,
     })
 }
@@ -144,6 +149,7 @@ fn failure(path: &Path, errno: Errno) -> Failure {
         Errno::NOENT => ("it is gone".into(), true),
         Errno::NOSPC => ("no space left on the share: release or remove other files".into(), false),
         Errno::ROFS => ("the mount is read-only".into(), false),
+        Errno::CANCELED => ("somebody ended its recall".into(), false),
         Errno::NOTCONN => ("the mount's daemon is dead".into(), false),
         other => (std::io::Error::from(other).to_string(), false),
     };

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::protocol::{FailedAction, FailedFile, Reply, Summary, WirePath};
 use super::server::{Counts, Replies, Server, WALK_AHEAD};
+use crate::admission::Requester;
 use crate::engine::{Candidate, EngineError, JobKind};
 use crate::ports::{Attr, FailedEntry, FailedId, Task};
 
@@ -25,12 +26,13 @@ impl Server {
         self: &Arc<Self>,
         paths: Vec<WirePath>,
         action: FailedAction,
+        who: Arc<Requester>,
         replies: &Replies,
     ) -> Reply {
         let paths: Vec<PathBuf> = paths.iter().map(WirePath::to_path).collect();
         let ended = match action {
             FailedAction::List => self.list_failed(&paths, replies).await,
-            FailedAction::Retry => return self.retry_failed(&paths, replies).await,
+            FailedAction::Retry => return self.retry_failed(&paths, who, replies).await,
             FailedAction::Drop => self.drop_failed(&paths).await,
         };
         match ended {
@@ -100,12 +102,12 @@ impl Server {
     }
 
     /// Tries every entry once more, by task; what succeeds leaves the list, and so does what is gone.
-    async fn retry_failed(self: &Arc<Self>, paths: &[PathBuf], replies: &Replies) -> Reply {
+    async fn retry_failed(self: &Arc<Self>, paths: &[PathBuf], who: Arc<Requester>, replies: &Replies) -> Reply {
         let begun = Instant::now();
         let mut total = Summary::default();
         for task in Task::ALL {
             let ended = match job_of(task) {
-                Some(kind) => self.retry_task(task, kind, paths, replies).await,
+                Some(kind) => self.retry_task(&who, (task, kind), paths, replies).await,
                 None => self.retry_deletions(paths).await.map_err(|error| error.to_string()),
             };
             match ended {
@@ -139,8 +141,8 @@ impl Server {
 
     async fn retry_task(
         self: &Arc<Self>,
-        task: Task,
-        kind: JobKind,
+        who: &Arc<Requester>,
+        (task, kind): (Task, JobKind),
         paths: &[PathBuf],
         replies: &Replies,
     ) -> Result<Summary, String> {
@@ -165,7 +167,7 @@ impl Server {
             }
             Some(summary)
         });
-        match self.drive(kind, taken, feeding, counts, replies).await {
+        match self.drive(who.clone(), kind, taken, feeding, counts, replies).await {
             Reply::Done(summary) => Ok(summary),
             Reply::Error { message } => Err(message),
             other => unreachable!("a job ends with {other:?}"),

@@ -16,9 +16,9 @@ pub mod names;
 pub mod policies;
 pub mod policy;
 pub mod protocol;
+mod recalls;
 pub mod scrub;
 pub mod server;
-mod wire;
 
 use std::path::PathBuf;
 

@@ -5,15 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use crate::catalog::index::Status as IndexInfo;
-pub use crate::types::{FileState, SOCKET_XATTR, StateTotal};
-
-/// A path relative to the mount's root. Text where it is UTF-8, bytes where it isn't, so that nothing is lost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum WirePath {
-    Text(String),
-    Bytes { bytes: Vec<u8> },
-}
+pub use crate::engine::RecallStatus;
+pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, StateTotal, WirePath};
 
 /// What an administrator asks of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +21,13 @@ pub enum Request {
     Recall {
         paths: Vec<WirePath>,
         recursive: bool,
+    },
+    /// Recalls that run now, of the files named (with `recursive` also below) or with these inode numbers; with `cancel` they are ended.
+    Recalls {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        inodes: Vec<u64>,
+        cancel: bool,
     },
     Release {
         paths: Vec<WirePath>,
@@ -180,6 +180,7 @@ pub enum Reply {
         object: String,
     },
     DeadLetter(FailedFile),
+    Recall(RecallStatus),
     Orphan(OrphanObject),
     Index(IndexInfo),
     Policy(PolicyInfo),
@@ -222,7 +223,7 @@ pub struct FileStatus {
     /// Bytes allocated locally.
     pub local: u64,
     pub pinned: bool,
-    /// `archiving`, `releasing` or `recalling` while a transfer runs.
+    /// `archiving`, `releasing` or `recalling` while a transfer runs; `restoring for N s` after its object was found in an archive class.
     pub activity: Option<String>,
     pub pair: Option<String>,
     pub generation: Option<u64>,

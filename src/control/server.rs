@@ -20,11 +20,13 @@ use super::policies::Manager;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
+use super::recalls::Which;
 use super::scrub::Scrub;
+use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
-use crate::fs::Fs;
+use crate::fs::{Fs, requester};
 use crate::ports::{Attr, FileKind, Lower};
 
 /// How often progress is told.
@@ -178,9 +180,10 @@ impl Server {
         };
         let resting = matches!(request, Ok(Request::Quiesce));
         let this = self.clone();
+        let who = Arc::new(requester(peer.pid().and_then(|pid| pid.try_into().ok()).unwrap_or(0), peer.uid()));
         let answering = tokio::spawn(async move {
             let last = match request {
-                Ok(request) => this.answer(request, &replies).await,
+                Ok(request) => this.answer(request, who, &replies).await,
                 Err(message) => Reply::Error { message },
             };
             // A client that is gone needs no answer.
@@ -204,7 +207,7 @@ impl Server {
         writer.shutdown().await
     }
 
-    async fn answer(self: &Arc<Self>, request: Request, replies: &Replies) -> Reply {
+    async fn answer(self: &Arc<Self>, request: Request, who: Arc<Requester>, replies: &Replies) -> Reply {
         let mut sample = Sample::all();
         let (kind, paths, recursive) = match request {
             Request::Migrate { paths, recursive, archive_only } => {
@@ -227,9 +230,13 @@ impl Server {
                 return self.undelete(wish, replies).await;
             }
             Request::SaveNames { paths, always } => return self.save_names(paths, always, replies).await,
-            Request::Failed { paths, action } => return self.failed(paths, action, replies).await,
+            Request::Failed { paths, action } => return self.failed(paths, action, who, replies).await,
             Request::Gc { dry_run, older_than_s, adopt } => {
                 return self.collect(Wish { dry_run, older_than_s, adopt }, replies).await;
+            }
+            Request::Recalls { paths, recursive, inodes, cancel } => {
+                let paths = paths.iter().map(WirePath::to_path).collect();
+                return self.recalls(Which { paths, recursive, inodes, cancel }, replies).await;
             }
             Request::Index { action } => return self.index(action, replies).await,
             Request::Policy { action } => return self.policy(action, replies).await,
@@ -238,7 +245,7 @@ impl Server {
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
-        self.job(kind, paths, recursive, sample, replies).await
+        self.job(who, kind, paths, recursive, sample, replies).await
     }
 
     fn pair_problem(&self) -> Option<String> {
@@ -338,6 +345,7 @@ impl Server {
 
     async fn job(
         self: &Arc<Self>,
+        who: Arc<Requester>,
         kind: JobKind,
         paths: Vec<WirePath>,
         recursive: bool,
@@ -365,7 +373,7 @@ impl Server {
                 Err(_) => Next::Stop,
             }
         });
-        let ended = self.drive(kind, taken, walking, counts, replies).await;
+        let ended = self.drive(who, kind, taken, walking, counts, replies).await;
         // Names and attributes go after the content.
         places.into_iter().for_each(|path| self.names.ask(path, recursive));
         ended
@@ -374,6 +382,7 @@ impl Server {
     /// Runs a job on what `walking` finds, and tells how it goes.
     pub(super) async fn drive(
         self: &Arc<Self>,
+        who: Arc<Requester>,
         kind: JobKind,
         taken: mpsc::Receiver<Candidate>,
         walking: tokio::task::JoinHandle<Option<Summary>>,
@@ -383,7 +392,7 @@ impl Server {
         let begun = Instant::now();
         let (events, mut ended) = mpsc::channel(REPLIES_AHEAD);
         let engine = self.engine.clone();
-        let running = tokio::spawn(async move { engine.run_job(kind, taken, events).await });
+        let running = tokio::spawn(async move { engine.run_job(who, kind, taken, events).await });
         let (mut summary, mut told) = (Summary::default(), Instant::now());
         let mut ticks = tokio::time::interval(PROGRESS_PERIOD);
         loop {
@@ -502,6 +511,9 @@ impl Server {
             if let Some(object) = &inner.record.object {
                 status.pair = Some(object.pair.name.to_string());
                 status.object = Some(object.key.to_string());
+                if let Some(seconds) = self.engine.restoring_for_s(&object.key) {
+                    status.activity = Some(format!("restoring for {seconds} s"));
+                }
             }
         }
         status

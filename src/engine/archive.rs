@@ -106,7 +106,7 @@ impl Engine {
         }
         let generation = cell.lock().record.generation.after(self.clock.now());
         let key = object_key(&target.prefix, path, cell.node.id, generation);
-        let manifest = before.size > u64::from(target.chunk_size);
+        let manifest = before.size > u64::from(target.chunk_size(before.size));
         let note = self
             .journal
             .add(Intent {
@@ -183,8 +183,8 @@ impl Engine {
         key: &ObjectKey,
     ) -> EngineResult<(Stored, Arc<HashingSource>)> {
         let _memory = self.memory_for(attr.size.min(UPLOAD_MEMORY_MAX)).await?;
-        let source = HashingSource::new(file.clone(), attr.size, target.chunk_size);
-        let (body, root): (Arc<dyn ObjectSource>, _) = if attr.size <= u64::from(target.chunk_size) {
+        let source = HashingSource::new(file.clone(), attr.size, target.chunk_size(attr.size));
+        let (body, root): (Arc<dyn ObjectSource>, _) = if attr.size <= u64::from(target.chunk_size(attr.size)) {
             // One chunk is read before the request, so that its hash can travel in the object's metadata.
             let whole = source.read(ByteRange { offset: 0, len: attr.size }).await;
             let changed = |_| EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
@@ -195,7 +195,8 @@ impl Engine {
             (source.clone(), None)
         };
         let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
-        let mut metadata = object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size);
+        let mut metadata =
+            object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size(attr.size));
         let share = (SHARE_METADATA.to_owned(), self.share_id().await?.to_owned());
         metadata.push(share.clone());
         let put = async {
@@ -223,7 +224,7 @@ impl Engine {
         };
         durable?;
         kill::point("archive.stored");
-        if attr.size > u64::from(target.chunk_size) {
+        if attr.size > u64::from(target.chunk_size(attr.size)) {
             let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
             self.check_unchanged(cell, file, attr)?;
             let encoded = source.manifest().ok_or_else(changed)?.encode();
@@ -284,7 +285,7 @@ impl Engine {
                 generation,
                 len: before.size,
                 mtime: before.mtime,
-                chunk_size: target.chunk_size,
+                chunk_size: target.chunk_size(before.size),
                 root: manifest.root(),
             }),
             superseded: None,

@@ -242,10 +242,8 @@ fn judge_record(
         // A record from before the release, set again by a restore that found size and mtime unchanged (`rsync -X`).
         Claim::Dual if is_hollow(lower, node, &attr, object, file)? => changed_below(HOLLOW),
         // A truncation to zero is made durable before its record: a crash between leaves exactly this.
-        Claim::Stub | Claim::Releasing if attr.size == 0 => demote(lower, node, record),
-        Claim::Stub | Claim::Releasing if attr.size != object.len => {
-            changed_below("its size is not that of its object")
-        }
+        claim if claim.is_remote() && attr.size == 0 => demote(lower, node, record),
+        claim if claim.is_remote() && attr.size != object.len => changed_below("its size is not that of its object"),
         _ => Ok(record),
     }
 }
@@ -318,6 +316,7 @@ pub fn state_of(inner: &Inner) -> FileState {
         Claim::Dual => FileState::Dual,
         Claim::Releasing => FileState::Releasing,
         Claim::Stub => FileState::Stub,
+        Claim::Partial => FileState::Partial,
     }
 }
 

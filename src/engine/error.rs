@@ -46,6 +46,11 @@ pub enum EngineError {
     RecordLost { file: FileId, object: String, way_out: &'static str },
     #[error("object {object} does not match its checksum at bytes {offset}+{len}, twice: not served")]
     Corrupt { file: FileId, object: String, offset: u64, len: u64 },
+    #[error(
+        "object {object} is in an archive class; its restore has been under way for {for_s} s: try again when it is done, which takes the store hours, or have \
+         readers wait for it (`tierfs pair edit --archived wait`)"
+    )]
+    Archived { file: FileId, object: String, for_s: u64 },
     #[error("{why}")]
     Refused { file: FileId, why: Refusal },
     #[error("{why}")]
@@ -64,6 +69,8 @@ pub enum EngineError {
     Defect,
     #[error("the transfer was cancelled")]
     Cancelled,
+    #[error("somebody ended this recall (`tierfs recalls --cancel`): read the file again to start another one")]
+    Stopped,
 }
 
 /// Why a file is not for tiering.

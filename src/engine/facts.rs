@@ -205,7 +205,7 @@ mod tests {
         let (file, generation) = (FileId { ino: 9, birth: 0xabc }, Generation(0x1234));
         let path = Path::new(OsStr::from_bytes(path));
         let metadata = object_metadata(path, file, generation, &attr(), &xattrs(), root, 65_536);
-        ObjectInfo { len: 77, etag: "e".into(), metadata }
+        ObjectInfo { len: 77, etag: "e".into(), metadata, restore: Default::default() }
     }
 
     #[test]

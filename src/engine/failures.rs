@@ -43,6 +43,7 @@ impl EngineError {
                 RemoteErrorKind::Conflict | RemoteErrorKind::Archived | RemoteErrorKind::Rejected => Reason::Refused,
             }),
             Self::Corrupt { .. } => Some(Reason::Checksum),
+            Self::Archived { .. } => Some(Reason::Refused),
             Self::BadRecord { .. } | Self::ChangedBelow { .. } | Self::RecordLost { .. } | Self::Unproven { .. } => {
                 Some(Reason::Record)
             }
@@ -51,7 +52,7 @@ impl EngineError {
             Self::ForeignPair { .. } => Some(Reason::Configuration),
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,
-            Self::NoPair | Self::ReadOnly | Self::ShuttingDown | Self::Cancelled => None,
+            Self::NoPair | Self::ReadOnly | Self::ShuttingDown | Self::Cancelled | Self::Stopped => None,
         }
     }
 }
@@ -278,6 +279,7 @@ mod tests {
             (refused(Refusal::Pinned), None),
             (EngineError::Unfit { file, why: Unfit::Sealed }, None),
             (EngineError::Cancelled, None),
+            (EngineError::Stopped, None),
             (EngineError::ShuttingDown, None),
             // The remote: may pass.
             (remote(Kind::Unreachable, "put"), Some(Reason::Remote)),

@@ -1,100 +1,291 @@
-//! Filling a stub: chunks are fetched several at a time, verified, written; then the mtime is put back and all is synced.
+//! Filling a stub: runs of chunks are fetched, several at a time, each chunk verified as it comes, and written or held for who waits.
 //!
-//! Nothing is written before the transfer's note is durable, and no write outlives the recall it belongs to.
+//! Nothing is written before the recall's note is durable, and no write outlives the recall it belongs to. What is in the file already counts
+//! after a comparison with its hash.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant};
 
 use super::archive::OpenNote;
 use super::cell::{Cell, has_data};
 use super::error::{EngineError, EngineResult};
+use super::fetch::{Bad, is_archived};
+use super::plan::{Run, Work};
 use super::recall::Recall;
+use super::session::date;
+use super::slots::Permit;
 use super::{Engine, blocking, moving};
 use crate::kill;
-use crate::ports::{Intent, IntentId, IntentKind, JournalError, Keep, LowerFile, RemoteErrorKind, SetAttr, SetTime};
+use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
 use crate::record::{Claim, ObjectRef};
-use crate::remote::manifest::Manifest;
 use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
 pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
 
-/// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
-const BLOCK: usize = 4096;
+/// How long a recall waits for the next read of an open file, with its hashes at hand, before it ends.
+const LINGER: Duration = Duration::from_secs(10);
 
-/// The transfer's note, once it is durable.
-type Noted = Shared<BoxFuture<'static, Result<IntentId, JournalError>>>;
+/// How a recall ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// All content is in the file, dated and durable.
+    Complete,
+    /// Nobody wants more for now.
+    Rest,
+    /// The file is cut to nothing.
+    Cut,
+}
 
-impl Engine {
-    /// Writes all chunks, restores the mtime, makes both durable. Sets `touched` once the lower file may be changed.
-    pub(super) async fn fill(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
+/// One recall at work.
+pub(super) struct Fill {
+    pub(super) engine: Arc<Engine>,
+    pub cell: Arc<Cell>,
+    pub object: ObjectRef,
+    claim: Claim,
+    pub mtime: Timestamp,
+    /// The file's mtime was not the record's: somebody has been there below the mount.
+    dated_below: bool,
+    pub recall: Arc<Recall>,
+    /// Whether there is a note, or is to be one.
+    notes: AtomicBool,
+    noted: OnceCell<IntentId>,
+    pub(super) hashes: OnceCell<Arc<[ContentHash]>>,
+    /// Chunks whose place in the file has other bytes: to be written with their zeros.
+    pub(super) spoilt: Mutex<HashSet<usize>>,
+}
+
+impl Fill {
+    pub fn new(
+        engine: Arc<Engine>,
+        cell: Arc<Cell>,
+        object: ObjectRef,
         claim: Claim,
         mtime: Timestamp,
-        recall: &Arc<Recall>,
-        touched: &mut Option<OpenNote>,
-    ) -> EngineResult<()> {
-        let failed = EngineError::lower(cell.node.id);
-        let space = self.lower.space().map_err(&failed)?;
-        let available = space.blocks_free * space.fragment_size;
-        if object.len > available {
-            return Err(EngineError::NoSpace { file: cell.node.id, len: object.len, available });
-        }
-        let file = self.lower.open(&cell.node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
-        if claim == Claim::Stub
-            && !self.is_leftover(cell.node.id, &object.key)
-            && has_data(&*file, object.len).map_err(&failed)?
-        {
-            return Err(EngineError::ChangedBelow {
-                file: cell.node.id,
-                object: object.key.to_string(),
-                why: FOREIGN_DATA,
+        dated_below: bool,
+        recall: Arc<Recall>,
+    ) -> Arc<Self> {
+        let (notes, noted, hashes, spoilt) =
+            (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
+        Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, spoilt })
+    }
+
+    pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
+        EngineError::lower(self.cell.node.id)
+    }
+
+    /// The recall's note, durable.
+    pub(super) async fn noted(&self) -> EngineResult<IntentId> {
+        self.notes.store(true, Ordering::SeqCst);
+        let note = || async {
+            let noted = self.engine.journal.add(Intent {
+                pair: self.object.pair.name.clone(),
+                key: self.object.key.clone(),
+                manifest: self.object.has_manifest(),
+                node: self.cell.node,
+                kind: IntentKind::Settle { mtime: self.mtime },
             });
-        }
-        let note = Intent {
-            pair: object.pair.name.clone(),
-            key: object.key.clone(),
-            manifest: object.has_manifest(),
-            node: cell.node,
-            kind: IntentKind::Settle { mtime },
-        };
-        let journal = self.journal.clone();
-        let noted = async move {
-            let noted = journal.add(note).await;
+            let noted = noted.await?;
             kill::point("recall.noted");
-            noted
+            Ok(noted)
         };
-        let noted: Noted = noted.boxed().shared();
-        // Under way while the first chunks are fetched; none is written before it is there.
-        self.runtime.spawn(noted.clone());
-        let hashes = tokio::select! {
-            biased;
-            hashes = self.chunk_hashes(cell, object) => hashes,
-            // Or who empties the file would wait for a remote that does not answer.
-            () = recall.until_cancelled() => Err(EngineError::Cancelled),
+        self.noted.get_or_try_init(note).await.copied()
+    }
+
+    async fn hashes(&self) -> EngineResult<Arc<[ContentHash]>> {
+        let read = || self.engine.chunk_hashes(self.cell.node.id, &self.object);
+        self.hashes.get_or_try_init(read).await.cloned()
+    }
+
+    /// After a read failed with `error`: waits until its object is back from an archive class, if that was it.
+    pub(super) async fn restored(&self, error: EngineError, chunks: &Range<usize>) -> Result<(), Bad> {
+        let (EngineError::Remote { file, source }, wanted) = (error, self.recall.unwanted(chunks)) else {
+            unreachable!("only what the remote says is passed here")
         };
-        let fetched = match hashes {
-            Ok(hashes) => self.fetch_all(cell, object, recall, &file, &hashes.into(), &noted).await,
-            Err(error) => Err(error),
-        };
-        *touched = noted.await.ok().map(OpenNote::Settle);
-        fetched?;
-        kill::point("recall.filled");
-        let (lower, node) = (self.lower.clone(), cell.node);
-        let restore = SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() };
-        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(&failed)?;
+        match self.engine.restored(file, &self.object, source, wanted).await {
+            Err(EngineError::Cancelled) => Err(Bad::Unwanted),
+            ended => Ok(ended?),
+        }
+    }
+
+    /// A slot among all recalls, and memory for `bytes`.
+    pub(super) async fn slot(&self, wanted: bool, bytes: u64) -> EngineResult<Permit> {
+        self.engine.slot_for(self.cell.node.id, !wanted, bytes).await
+    }
+
+    /// The hashes, for a run that somebody wants.
+    pub(super) async fn hashes_for(&self, chunks: &Range<usize>) -> Result<Arc<[ContentHash]>, Bad> {
+        loop {
+            match self.while_wanted(chunks, self.hashes()).await? {
+                Err(error) if is_archived(&error) => self.restored(error, chunks).await?,
+                hashes => return Ok(hashes?),
+            }
+        }
+    }
+
+    /// The note, if there is or may be one, to be taken away by whoever ends the recall.
+    pub async fn end_note(&self) -> Option<OpenNote> {
+        if !self.notes.load(Ordering::SeqCst) {
+            return None;
+        }
+        // One that is under way is waited for; none is there only if the journal fails.
+        self.noted().await.ok().map(OpenNote::Settle)
+    }
+
+    /// Puts the mtime back that filling has moved.
+    pub async fn date_back(&self) -> EngineResult<()> {
+        let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
+        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
-        self.barrier.wait(cell.node).await?;
-        kill::point("recall.synced");
         Ok(())
     }
 
+    /// Fetches what is wanted until all is local, nobody wants more, or the file is cut.
+    pub async fn run(self: &Arc<Self>) -> EngineResult<Ending> {
+        let file = self.look().await?;
+        if self.recall.keeps() {
+            // Under way while the first bytes come; none is written before it is there.
+            self.notes.store(true, Ordering::SeqCst);
+            let this = self.clone();
+            self.engine.runtime.spawn(async move { this.noted().await.map(drop) });
+        }
+        if self.object.has_manifest() {
+            let this = self.clone();
+            self.engine.runtime.spawn(async move { this.hashes().await.map(drop) });
+        }
+        let mut runs = JoinSet::new();
+        let mut since = Instant::now();
+        loop {
+            let open = self.cell.lock().machine.handles() > 0 && !self.engine.is_stopping();
+            if !open {
+                self.recall.look_no_further();
+            }
+            if !self.recall.is_ending() {
+                while runs.len() < self.engine.limits.fetches_per_file {
+                    let Some(run) = self.recall.next_run() else { break };
+                    let (this, file) = (self.clone(), file.clone());
+                    runs.spawn_on(async move { this.work(file, run).await }, &self.engine.runtime);
+                }
+            }
+            if runs.is_empty() {
+                if self.recall.with_plan(|plan| plan.is_complete()) && !self.engine.lower.features().read_only {
+                    return self.complete().await;
+                }
+                if self.recall.is_cut() {
+                    return Ok(Ending::Cut);
+                }
+                let over = !open || self.recall.is_paused() || since.elapsed() >= LINGER;
+                if over && self.recall.close_at_rest() {
+                    return Ok(Ending::Rest);
+                }
+                if over {
+                    since = Instant::now();
+                }
+            } else {
+                since = Instant::now();
+            }
+            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and written anew. Fetches that
+            // nobody wants end at once, writes end by themselves.
+            tokio::select! {
+                biased;
+                Some(ended) = runs.join_next() => if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                },
+                () = self.recall.stirred() => since = Instant::now(),
+                () = tokio::time::sleep_until(since + LINGER), if runs.is_empty() => {}
+            }
+        }
+    }
+
+    /// All content is in the file: dates it, and makes both durable.
+    async fn complete(&self) -> EngineResult<Ending> {
+        kill::point("recall.filled");
+        self.engine.restore_is_over(&self.object);
+        self.date_back().await?;
+        self.engine.barrier.wait(self.cell.node).await?;
+        kill::point("recall.synced");
+        Ok(Ending::Complete)
+    }
+
+    /// Opens the file and finds what is in it.
+    async fn look(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
+        let this = self.clone();
+        blocking(move || {
+            let flags = if this.engine.lower.features().read_only {
+                OpenFlags { read: true, no_atime: true, ..Default::default() }
+            } else {
+                moving(Keep::OwnAndLeft)
+            };
+            let file = this.engine.lower.open(&this.cell.node, flags).map_err(this.failed())?;
+            let leftover = this.engine.is_leftover(this.cell.node.id, &this.object.key);
+            if this.claim == Claim::Stub && !leftover {
+                if has_data(&*file, this.object.len).map_err(this.failed())? {
+                    return Err(this.changed_below());
+                }
+                return Ok(file);
+            }
+            for range in data(&*file, this.object.len).map_err(this.failed())? {
+                this.recall.with_plan(|plan| plan.perhaps(plan.chunks_of(range)));
+            }
+            Ok(file)
+        })
+        .await?
+    }
+
+    fn changed_below(&self) -> EngineError {
+        EngineError::ChangedBelow { file: self.cell.node.id, object: self.object.key.to_string(), why: FOREIGN_DATA }
+    }
+
+    async fn work(self: Arc<Self>, file: Arc<dyn LowerFile>, run: Run) {
+        let result = match run.work {
+            Work::Compare => self.compare(file, &run).await,
+            Work::Fetch => self.fetch(file, &run).await,
+        };
+        if let Err(error) = &result {
+            self.engine.tell_recall_failed(&self.cell, &self.object, error);
+        }
+        self.recall.run_ended(&run, result.err());
+    }
+
+    /// Looks whether chunks that are in the file are what they should be.
+    async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
+        let hashes = match self.hashes_for(&run.chunks).await {
+            Ok(hashes) => hashes,
+            Err(Bad::Unwanted) => return Ok(()),
+            Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
+        };
+        for chunk in run.chunks.clone() {
+            let range = self.object.chunk_range(chunk as u64);
+            let _slot = match self.while_wanted(&run.chunks, self.slot(run.wanted, range.len)).await {
+                Ok(slot) => slot?,
+                Err(_) => return Ok(()),
+            };
+            let (this, file, hash) = (self.clone(), file.clone(), hashes[chunk]);
+            let right = blocking(move || {
+                let mut body = vec![0; range.len as usize];
+                let got = file.read_at(&mut body, range.offset).map_err(this.failed())?;
+                Ok::<_, EngineError>(got == body.len() && ContentHash::of(&body) == hash)
+            });
+            if right.await?? {
+                self.recall.arrived(chunk);
+            } else if self.dated_below {
+                return Err(self.changed_below());
+            } else {
+                self.spoilt.lock().insert(chunk);
+                self.recall.with_plan(|plan| plan.is_spoilt(chunk));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
     /// Whether what is local of a stub is what an earlier transfer could not free.
     pub(super) fn is_leftover(&self, file: FileId, key: &ObjectKey) -> bool {
         self.leftovers.lock().get(&file).is_some_and(|(left, _)| left == key)
@@ -105,167 +296,23 @@ impl Engine {
         let left = self.leftovers.lock().remove(&cell.node.id);
         self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
     }
-
-    /// Runs up to `fetches_per_file` chunk fetches at a time until none is pending.
-    async fn fetch_all(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
-        recall: &Arc<Recall>,
-        file: &Arc<dyn LowerFile>,
-        hashes: &Arc<[ContentHash]>,
-        noted: &Noted,
-    ) -> EngineResult<()> {
-        let mut fetches = JoinSet::new();
-        loop {
-            while fetches.len() < self.limits.fetches_per_file {
-                let Some(chunk) = recall.next_chunk() else { break };
-                let (this, cell, object) = (self.clone(), cell.clone(), object.clone());
-                let (recall, file, hash, noted) = (recall.clone(), file.clone(), hashes[chunk], noted.clone());
-                fetches.spawn_on(
-                    async move { this.fetch_chunk(&cell, &object, &recall, file, chunk, hash, noted).await },
-                    &self.runtime,
-                );
-            }
-            let failure = match fetches.join_next().await {
-                None => return Ok(()),
-                Some(Ok(Ok(()))) if !recall.cancelled.load(Ordering::SeqCst) => continue,
-                Some(Ok(Ok(()))) => EngineError::Cancelled,
-                Some(Ok(Err(error))) => error,
-                Some(Err(_)) => EngineError::ShuttingDown,
-            };
-            // Never aborted: a blocking write would outlive its task, and could land after the file was cut and
-            // written anew. Cancelled fetches end at once, writes end by themselves.
-            recall.cancel();
-            while fetches.join_next().await.is_some() {}
-            return Err(failure);
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the facts of one fetch, used once")]
-    async fn fetch_chunk(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
-        recall: &Arc<Recall>,
-        file: Arc<dyn LowerFile>,
-        chunk: usize,
-        hash: ContentHash,
-        noted: Noted,
-    ) -> EngineResult<()> {
-        let range = object.chunk_range(chunk as u64);
-        let _memory = self.memory_for(range.len).await?;
-        let target = self.target()?;
-        let file_id = cell.node.id;
-        for last in [false, true] {
-            let fetched = tokio::select! {
-                biased;
-                fetched = target.remote.get(&object.key, range, Some(&object.etag)) => fetched,
-                () = recall.until_cancelled() => return Err(EngineError::Cancelled),
-            };
-            let body = match fetched {
-                Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
-                body => body.map_err(EngineError::remote(file_id))?,
-            };
-            noted.clone().await?;
-            kill::point("recall.fetched");
-            let file = file.clone();
-            // Hashing and writing 4 MiB takes milliseconds: not on an async worker.
-            let written = blocking(move || {
-                if body.len() as u64 != range.len || ContentHash::of(&body) != hash {
-                    return Ok(false);
-                }
-                // Punched space reads as zeros already: blocks of zeros stay holes, so sparse files stay sparse.
-                for run in runs(&body) {
-                    file.write_at(&body[run.clone()], range.offset + run.start as u64)?;
-                    kill::point("recall.written");
-                }
-                Ok(true)
-            })
-            .await?
-            .map_err(EngineError::lower(file_id))?;
-            if written {
-                recall.chunk_is_local(chunk, range.len);
-                return Ok(());
-            }
-            tracing::warn!(file = %file_id, object = %object.key, offset = range.offset, "a chunk does not match its hash");
-        }
-        Err(EngineError::Corrupt {
-            file: file_id,
-            object: object.key.to_string(),
-            offset: range.offset,
-            len: range.len,
-        })
-    }
-
-    /// The hash of every chunk: from the record for one chunk, else from the manifest, which must match the record's root.
-    pub(super) async fn chunk_hashes(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<Vec<ContentHash>> {
-        if !object.has_manifest() {
-            return Ok(vec![object.root]);
-        }
-        let key = object.manifest_key();
-        let target = self.target()?;
-        let file = cell.node.id;
-        let corrupt = |len| EngineError::Corrupt { file, object: key.to_string(), offset: 0, len };
-        for last in [false, true] {
-            let info = target.remote.head(&key).await.map_err(EngineError::remote(file))?;
-            let range = ByteRange { offset: 0, len: info.len };
-            if info.len == 0 || info.len > Manifest::encoded_len_max(object.chunks()) {
-                return Err(corrupt(info.len));
-            }
-            let body = target.remote.get(&key, range, None).await.map_err(EngineError::remote(file))?;
-            match Manifest::decode(&body) {
-                Ok(manifest)
-                    if manifest.root() == object.root
-                        && manifest.len() == object.len
-                        && manifest.chunk_size() == object.chunk_size =>
-                {
-                    return Ok(manifest.chunks().to_vec());
-                }
-                Ok(_) => tracing::warn!(object = %key, "the manifest is not that of the record"),
-                Err(why) => tracing::warn!(object = %key, "the manifest does not decode: {why}"),
-            }
-            if last {
-                return Err(corrupt(info.len));
-            }
-        }
-        unreachable!("the loop returns in its second round")
-    }
 }
 
-/// Runs of blocks that are not all zeros.
-fn runs(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
-    let is_zero = |at: usize| body[at..body.len().min(at + BLOCK)].iter().all(|byte| *byte == 0);
+/// Where there is data within the first `len` bytes of a file.
+fn data(file: &dyn LowerFile, len: u64) -> LowerResult<Vec<ByteRange>> {
+    let mut found = Vec::new();
     let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < body.len() && is_zero(at) {
-            at += BLOCK;
-        }
-        let start = at;
-        while at < body.len() && !is_zero(at) {
-            at += BLOCK;
-        }
-        (start < body.len()).then(|| start..at.min(body.len()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{BLOCK, runs};
-
-    #[test]
-    fn zeros_are_left_out_by_blocks() {
-        let check = |set: &[usize], len: usize, want: &[(usize, usize)]| {
-            let mut body = vec![0; len];
-            set.iter().for_each(|at| body[*at] = 1);
-            let found: Vec<_> = runs(&body).map(|run| (run.start, run.end)).collect();
-            assert_eq!(found, want, "{set:?} of {len}");
+    while at < len {
+        let offset = match file.seek(at, SeekTo::Data) {
+            Err(error) if error.errno() == libc::ENXIO => break,
+            offset => offset?,
         };
-        check(&[], 0, &[]);
-        check(&[], 3 * BLOCK + 1, &[]);
-        check(&[0], 1, &[(0, 1)]);
-        check(&[BLOCK - 1], 3 * BLOCK, &[(0, BLOCK)]);
-        check(&[BLOCK, 2 * BLOCK], 4 * BLOCK, &[(BLOCK, 3 * BLOCK)]);
-        check(&[0, 2 * BLOCK + 5], 2 * BLOCK + 6, &[(0, BLOCK), (2 * BLOCK, 2 * BLOCK + 6)]);
+        if offset >= len {
+            break;
+        }
+        let end = file.seek(offset, SeekTo::Hole)?.min(len).max(offset + 1);
+        found.push(ByteRange { offset, len: end - offset });
+        at = end;
     }
+    Ok(found)
 }

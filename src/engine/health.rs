@@ -10,7 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::ports::{
-    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, Stored,
+    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, RestoreState,
+    Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 
@@ -115,6 +116,10 @@ impl Remote for Watched {
 
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
         self.health.look(Sort::Read, self.remote.head(key).await)
+    }
+
+    async fn restore(&self, key: &ObjectKey, days: u32) -> RemoteResult<RestoreState> {
+        self.health.look(Sort::Read, self.remote.restore(key, days).await)
     }
 
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {

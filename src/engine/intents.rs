@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::archive::OpenNote;
-use super::cell::{load_record, stored_record};
+use super::cell::{has_data, load_record, stored_record};
 use super::error::{EngineError, EngineResult};
 use super::orphans::record_of;
 use super::owner::{is_own, is_shared};
@@ -133,7 +133,17 @@ impl Engine {
             return Err(EngineError::ReadOnly);
         }
         let (mut held, mut freed) = (None, Ok(()));
-        if matches!(record.claim, Claim::Stub | Claim::Releasing) {
+        if matches!(record.claim, Claim::Stub | Claim::Partial) {
+            let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
+            file.put_back_privileges().map_err(&failed)?;
+            // What a recall had brought may stay: it counts after a comparison with its hash.
+            if record.claim == Claim::Stub && has_data(&*file, object.len).map_err(&failed)? {
+                record.claim = Claim::Partial;
+                self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+                kill::point("recover.kept");
+            }
+        }
+        if record.claim == Claim::Releasing {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
             let lease = if self.lower.features().leases { file.try_exclusive().map_err(&failed)? } else { None };
             freed = if lease.is_none() && self.lower.features().leases {
@@ -151,15 +161,13 @@ impl Engine {
         self.lower.set_attr(&node, &restore).map_err(&failed)?;
         kill::point("recover.dated");
         if let Some((file, lease)) = held {
-            // What is freed is durable before a record says stub: a stub with data in it is taken for changed below.
+            // What is freed is durable before a record says stub: a stub with data in it and without a note is taken for changed below.
             file.sync(false).map_err(&failed)?;
             // The claim holds with the blocks as without. Their note stays with them, or nobody could tell them from a change below the mount.
             freed?;
-            if record.claim == Claim::Releasing {
-                record.claim = Claim::Stub;
-                self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
-                kill::point("recover.recorded");
-            }
+            record.claim = Claim::Stub;
+            self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+            kill::point("recover.recorded");
             // Its end puts the privileges back.
             drop((file, lease));
         }

@@ -13,6 +13,7 @@ use super::Engine;
 use super::cell::HOLLOW;
 use super::error::{EngineError, EngineResult, Unfit};
 use super::verify::{Checked, Verified};
+use crate::admission::Requester;
 use crate::ports::{Attr, FileKind};
 use crate::tier::Activity;
 use crate::types::Inode;
@@ -81,10 +82,10 @@ pub struct JobEvent {
 }
 
 /// Who wants a job done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asker {
     /// Somebody who waits for the answer, and has the whole task done or failed.
-    Person,
+    Person(Arc<Requester>),
     /// The policy, which comes again by itself: while the remote fails everything, that is no failure of the files.
     Policy,
 }
@@ -93,14 +94,15 @@ pub enum Asker {
 const OUTAGE_FILES: usize = 8;
 
 impl Engine {
-    /// As [`Engine::run_job_for`] a person.
+    /// As [`Engine::run_job_for`] a person, who is `who`.
     pub async fn run_job(
         self: &Arc<Self>,
+        who: Arc<Requester>,
         kind: JobKind,
         candidates: mpsc::Receiver<Candidate>,
         events: mpsc::Sender<JobEvent>,
     ) -> EngineResult<()> {
-        self.run_job_for(Asker::Person, kind, candidates, events).await
+        self.run_job_for(Asker::Person(who), kind, candidates, events).await
     }
 
     /// Takes every candidate; reports each end, and keeps the dead-letter list. Stops early, and says why, when the pair's configuration
@@ -135,9 +137,14 @@ impl Engine {
                 candidate = candidates.recv(), if open && running.len() < self.limits.transfers => match candidate {
                     None => open = false,
                     Some(file) => {
-                        let this = self.clone();
+                        let (this, asker) = (self.clone(), asker.clone());
                         running.spawn_on(async move {
-                            let outcome = this.run_one(kind, &file).await.unwrap_or_else(Outcome::Failed);
+                            let who = match &asker {
+                                Asker::Person(who) => who.clone(),
+                                Asker::Policy => Arc::default(),
+                            };
+                            let ended = this.run_patiently(kind, &file, &who, &IN_USE_PAUSES).await;
+                            let outcome = ended.unwrap_or_else(Outcome::Failed);
                             let later = matches!(&outcome, Outcome::Failed(error) if error.is_transient());
                             if !(later && asker == Asker::Policy) {
                                 this.note_end(kind, &file, &outcome).await;
@@ -178,12 +185,17 @@ impl Engine {
 
     /// One file, with patience for what passes.
     pub async fn run_one(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        self.run_patiently(kind, file, &IN_USE_PAUSES).await
+        self.run_patiently(kind, file, &Arc::default(), &IN_USE_PAUSES).await
     }
 
     /// One file for somebody who keeps its users from going on meanwhile.
-    pub async fn run_locked(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
-        let outcome = self.run_patiently(kind, file, &IN_USE_PAUSES_LOCKED).await?;
+    pub async fn run_locked(
+        self: &Arc<Self>,
+        kind: JobKind,
+        file: &Candidate,
+        who: &Arc<Requester>,
+    ) -> EngineResult<Outcome> {
+        let outcome = self.run_patiently(kind, file, who, &IN_USE_PAUSES_LOCKED).await?;
         // A failure is the asker's to know.
         self.note_end(kind, file, &outcome).await;
         Ok(outcome)
@@ -193,6 +205,7 @@ impl Engine {
         self: &Arc<Self>,
         kind: JobKind,
         file: &Candidate,
+        who: &Arc<Requester>,
         in_use: &[Duration],
     ) -> EngineResult<Outcome> {
         if file.attr.kind != FileKind::Regular {
@@ -200,7 +213,7 @@ impl Engine {
         }
         let (mut pauses, mut in_use) = (RETRY_PAUSES.iter(), in_use.iter());
         loop {
-            let (error, pause) = match self.attempt(kind, file).await {
+            let (error, pause) = match self.attempt(kind, file, who).await {
                 Err(error) if error.is_transient() => {
                     tracing::info!(path = %file.path.display(), "tried again: {error}");
                     (error, pauses.next())
@@ -227,7 +240,7 @@ impl Engine {
         tokio::time::timeout(REST_WITHIN, rest).await.is_ok()
     }
 
-    async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> EngineResult<Outcome> {
+    async fn attempt(self: &Arc<Self>, kind: JobKind, file: &Candidate, who: &Arc<Requester>) -> EngineResult<Outcome> {
         let cell = match (self.cells.get(&file.node), kind) {
             (Err(EngineError::ChangedBelow { why: HOLLOW, .. }), JobKind::Check { repair: true }) => {
                 return self.mend_hollow(&file.node).await.map(|()| Outcome::Repaired);
@@ -250,7 +263,7 @@ impl Engine {
                 Ok(archived) => self.release(&cell, archived.note).await,
             },
             JobKind::Release => self.release(&cell, None).await,
-            JobKind::Recall => self.recall(&cell).await,
+            JobKind::Recall => self.recall_for(&cell, who).await,
             JobKind::Pin | JobKind::Unpin => {
                 let this = self.clone();
                 super::blocking(move || this.set_pinned(&cell, kind == JobKind::Pin)).await?

@@ -5,22 +5,33 @@
 
 mod archive;
 mod cell;
+mod content;
 mod error;
 mod facts;
 mod failures;
+mod fetch;
 mod fill;
+mod hashes;
 mod health;
 mod history;
 mod intents;
 mod jobs;
 mod keys;
+mod line;
 mod lost;
 mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod plan;
+mod readers;
 mod recall;
+mod recall_policy;
 mod release;
+mod restore;
+mod running;
+mod session;
+mod slots;
 mod source;
 mod sync;
 mod trees;
@@ -32,10 +43,11 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
@@ -48,7 +60,10 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use recall::{CUT_WITHIN, Recall};
+pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
+pub use restore::RestorePolicy;
+pub use running::{RecallStatus, RequesterStatus};
+pub use slots::{Permit, SlotLimits, Slots};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -56,7 +71,7 @@ use crate::kill;
 use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey, Timestamp};
+use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp, usual_chunk_size};
 use archive::OpenNote;
 use health::{Health, Watched};
 use owner::Keeping;
@@ -68,26 +83,39 @@ pub struct Target {
     /// What keys start with; no slashes at its ends; may be empty.
     pub prefix: String,
     pub remote: Arc<dyn Remote>,
-    /// Bytes per chunk; a power of two.
-    pub chunk_size: u32,
+    /// Bytes per chunk, a power of two; `None`: by the length of the content ([`usual_chunk_size`]).
+    pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What a read of a stub brings back, unless its directory says otherwise.
+    pub recall: RecallPolicy,
+    /// What happens to who wants content that lies in an archive class.
+    pub restore: RestorePolicy,
 }
 
-/// Limits of one engine. Memory for content in flight is at most `memory_units` × [`MEMORY_UNIT`].
+impl Target {
+    /// Bytes per chunk of a content of `len` bytes.
+    pub fn chunk_size(&self, len: u64) -> u32 {
+        self.chunk_size.unwrap_or_else(|| usual_chunk_size(len))
+    }
+}
+
+/// Limits of one engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Files transferred at once by background jobs.
     pub transfers: usize,
-    /// Content held in memory by all transfers, in units of 1 MiB.
+    /// Content held in memory by all transfers but recalls, in units of 1 MiB.
     pub memory_mib: usize,
-    /// Chunks of one file fetched at once.
+    /// Requests for one file at once.
     pub fetches_per_file: usize,
+    /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
+    pub recalls: SlotLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8 }
+        Self { transfers: 128, memory_mib: 256, fetches_per_file: 8, recalls: SlotLimits::default() }
     }
 }
 
@@ -109,6 +137,12 @@ pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 /// Told when a directory has got a name that the kernel did not ask for.
 pub type NameHook = Box<dyn Fn(FileId, &OsStr) + Send + Sync>;
 
+/// Answers when the kernel has been told of everything that was announced before.
+pub type ToldHook = Box<dyn Fn(oneshot::Sender<()>) + Send + Sync>;
+
+/// How long an announcement is waited for. It may wait in the kernel for a request that waits for a transfer.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Everything that moves content of one share.
 pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
@@ -123,6 +157,13 @@ pub struct Engine {
     pub warm: Arc<Warm>,
     limits: Limits,
     memory: Arc<Semaphore>,
+    /// What recalls fetch at once.
+    pub slots: Arc<Slots>,
+    running: running::Running,
+    /// How the remote answers.
+    line: Arc<line::Line>,
+    manifests: Mutex<hashes::Manifests>,
+    zeros: hashes::Zeros,
     pub totals: Totals,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
@@ -136,9 +177,13 @@ pub struct Engine {
     changed: std::sync::OnceLock<ChangeHook>,
     named: std::sync::OnceLock<NameHook>,
     watched: std::sync::OnceLock<ChangeHook>,
+    told: std::sync::OnceLock<ToldHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
+    /// Whether any directory says what reads of its files bring back.
+    directory_policies: AtomicBool,
+    restores: restore::Restores,
 }
 
 impl Engine {
@@ -156,7 +201,7 @@ impl Engine {
             let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
             Target { remote, ..target }
         });
-        Arc::new(Self {
+        let engine = Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
             lower,
@@ -168,6 +213,11 @@ impl Engine {
             runtime,
             limits,
             memory: Arc::new(Semaphore::new(limits.memory_mib)),
+            slots: Slots::new(limits.recalls),
+            running: running::Running::default(),
+            line: Arc::new(line::Line::new(limits.fetches_per_file)),
+            manifests: Mutex::default(),
+            zeros: hashes::Zeros::default(),
             totals: Totals::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
@@ -177,9 +227,14 @@ impl Engine {
             changed: std::sync::OnceLock::new(),
             named: std::sync::OnceLock::new(),
             watched: std::sync::OnceLock::new(),
+            told: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
-        })
+            restores: restore::Restores::default(),
+            directory_policies: AtomicBool::new(false),
+        };
+        engine.find_directory_policies();
+        Arc::new(engine)
     }
 
     /// Sets who is told of attribute changes; once.
@@ -218,6 +273,20 @@ impl Engine {
         if let Some(hook) = self.named.get() {
             hook(directory, name);
         }
+    }
+
+    /// Sets who tells that announcements have arrived; once.
+    pub fn on_told(&self, hook: ToldHook) {
+        let _ = self.told.set(hook);
+    }
+
+    /// Waits until the kernel knows of what was announced so far, but not for long: then its time-out does the work.
+    pub async fn announced(&self) {
+        let Some(hook) = self.told.get() else { return };
+        let (told, heard) = oneshot::channel();
+        hook(told);
+        // A sender that is dropped means that nobody can be told.
+        let _ = tokio::time::timeout(TOLD_WITHIN, heard).await;
     }
 
     /// The time by the engine's clock.

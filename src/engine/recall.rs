@@ -1,9 +1,10 @@
 //! Recall: brings an object's content back into the lower file, chunk by chunk, each verified before it is written or served.
 //!
-//! One fetch serves all who wait. Order: note (durable) → fetch, verify, write → mtime back → sync → record dual → sync → note
-//! removed. Until the record says dual, it still says stub, so any lost step costs a refetch.
+//! One recall serves all who wait for any part of a file; it fetches what they wait for, what they will probably read, and the rest only
+//! where somebody wants all of it. Order: note (durable) → fetch, verify, write → mtime back → where all is local: sync → record dual, else
+//! record partial → sync → note removed. Until the record says dual, nothing local is believed without its hash, so any lost step costs a refetch.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,361 +12,413 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::archive::OpenNote;
-use super::cell::Cell;
+use super::content::Content;
 use super::error::{EngineError, EngineResult};
-use super::{Engine, blocking, moving};
-use crate::kill;
-use crate::ports::{Keep, SetAttr, SetTime};
-use crate::record::{Claim, ObjectRef, Record};
-use crate::tier::{Activity, Event, Verdict};
-use crate::types::{ByteRange, Timestamp};
+use super::line::Line;
+use super::plan::{Plan, Run};
+use super::readers::Readers;
+use crate::ports::{LowerFile, LowerResult};
+use crate::record::ObjectRef;
+use crate::types::{ByteRange, RecallPolicy};
 
 /// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
 pub const CUT_WITHIN: Duration = Duration::from_millis(20);
+
+/// Content of one file that is only served and not kept stays in memory for its readers: so many bytes, but at least so many chunks.
+const HELD_BYTES: u64 = 16 << 20;
+const HELD_CHUNKS_MIN: usize = 4;
+/// How far is read ahead for readers that are only served, in bytes: no further than is held.
+const HELD_WINDOW: u64 = 8 << 20;
+/// Bytes of one request at most.
+const REQUEST_BYTES: u64 = 8 << 20;
+
+/// What is wanted of a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// `None`: all of it, until it is dual.
+    pub range: Option<ByteRange>,
+    /// Whether it may stay; else it is only served, from memory.
+    pub keep: bool,
+}
+
+impl Wish {
+    /// All content, for good.
+    pub const ALL: Self = Self { range: None, keep: true };
+
+    /// A range, to be kept.
+    pub fn range(range: ByteRange) -> Self {
+        Self { range: Some(range), keep: true }
+    }
+}
 
 /// A recall that runs or has run.
 pub struct Recall {
     chunk_size: u64,
     state: Mutex<State>,
+    /// For who waits for chunks, or for the recall to end.
     moved: Notify,
-    pub(super) cancelled: AtomicBool,
+    /// For the recall itself: there is something to do, or it is to end.
+    stirred: Notify,
+    cut: AtomicBool,
+    paused: AtomicBool,
+    /// Whether anything may be written.
+    may_keep: bool,
+    keeps: AtomicBool,
+    /// Something was written, or may have been.
+    pub(super) wrote: AtomicBool,
     /// Set before anything written is freed again: from then on no chunk counts as local.
-    failed: AtomicBool,
+    gone: AtomicBool,
     bytes_done: AtomicU64,
+    policy: RecallPolicy,
+    line: Arc<Line>,
 }
 
 struct State {
-    /// Chunks that are verified and written.
-    local: Vec<bool>,
-    /// Chunks nobody fetches yet, in the order they will be.
-    pending: VecDeque<usize>,
+    plan: Plan,
+    readers: Readers,
+    /// Chunks that are verified and in memory, the oldest first.
+    held: VecDeque<Held>,
+    /// What became of demands that cannot be met.
+    failed: HashMap<u64, EngineError>,
+    /// Nobody can join any more.
+    closed: bool,
     outcome: Option<EngineResult<()>>,
 }
 
+/// A chunk in memory.
+#[derive(Clone)]
+struct Held {
+    chunk: usize,
+    content: Content,
+    /// It is being written, and then goes.
+    stays: bool,
+}
+
+/// What somebody waits for; dropping it takes the wish back.
+pub struct Demand {
+    pub recall: Arc<Recall>,
+    id: u64,
+    range: Option<ByteRange>,
+}
+
+impl Demand {
+    /// Waits until what was wished for is there. [`EngineError::Cancelled`]: the recall ended before; ask again.
+    pub async fn met(&self) -> EngineResult<()> {
+        self.recall
+            .wait(|state| {
+                if let Some(error) = state.failed.remove(&self.id) {
+                    return Some(Err(error));
+                }
+                match self.range {
+                    Some(range) if state.serves(range) => Some(Ok(())),
+                    _ => state.outcome.clone(),
+                }
+            })
+            .await
+    }
+}
+
+impl Drop for Demand {
+    fn drop(&mut self) {
+        let mut state = self.recall.state.lock();
+        state.plan.withdraw(self.id);
+        state.failed.remove(&self.id);
+        drop(state);
+        self.recall.stir();
+    }
+}
+
+impl State {
+    fn serves(&self, range: ByteRange) -> bool {
+        self.plan.is_here(self.plan.chunks_of(range))
+    }
+}
+
 impl Recall {
-    fn new(object: &ObjectRef) -> Arc<Self> {
-        let chunks = object.chunks() as usize;
+    pub(super) fn new(object: &ObjectRef, may_keep: bool, policy: RecallPolicy, line: Arc<Line>) -> Arc<Self> {
+        let chunk_size = u64::from(object.chunk_size);
         Arc::new(Self {
-            chunk_size: u64::from(object.chunk_size),
-            state: Mutex::new(State { local: vec![false; chunks], pending: (0..chunks).collect(), outcome: None }),
+            chunk_size,
+            state: Mutex::new(State {
+                plan: Plan::new(object.len, chunk_size),
+                readers: Readers::default(),
+                held: VecDeque::new(),
+                failed: HashMap::new(),
+                closed: false,
+                outcome: None,
+            }),
             moved: Notify::new(),
-            cancelled: AtomicBool::new(false),
-            failed: AtomicBool::new(false),
+            stirred: Notify::new(),
+            cut: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            may_keep,
+            keeps: AtomicBool::new(false),
+            wrote: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             bytes_done: AtomicU64::new(0),
+            policy,
+            line,
         })
     }
 
-    /// Asks the recall to stop; what it has written is freed again.
+    /// Asks the recall to stop because the file is cut to nothing; what it has written is freed again.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::SeqCst);
+        self.cut.store(true, Ordering::SeqCst);
+        self.stir();
+    }
+
+    /// Asks the recall to end soon, with what it has: somebody else has to do with the file. Who waits asks again.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+        self.stir();
+    }
+
+    /// Has the recall look again whether anybody wants anything.
+    pub fn stir(&self) {
+        self.stirred.notify_one();
         self.moved.notify_waiters();
     }
 
-    /// Bytes written so far.
+    pub(super) async fn stirred(&self) {
+        self.stirred.notified().await;
+    }
+
+    /// Bytes brought so far.
     pub fn bytes_done(&self) -> u64 {
         self.bytes_done.load(Ordering::Relaxed)
     }
 
     /// Whether `range` can be read from the lower file now. To be asked again after the read: only if it is still so were the
-    /// bytes read the content, and not blocks being freed after a failure.
+    /// bytes read the content, and not blocks being freed for a cut.
     pub fn is_available(&self, range: ByteRange) -> bool {
         let state = self.state.lock();
-        let (first, end) = self.chunks_of(range, state.local.len());
-        !self.failed.load(Ordering::SeqCst) && state.local[first..end].iter().all(|local| *local)
+        !self.gone.load(Ordering::SeqCst) && state.plan.is_local(state.plan.chunks_of(range))
     }
 
-    /// The chunks that `range` touches, as a range of indices cut to `chunks`.
-    fn chunks_of(&self, range: ByteRange, chunks: usize) -> (usize, usize) {
-        let end = (range.end().div_ceil(self.chunk_size) as usize).min(chunks);
-        (((range.offset / self.chunk_size) as usize).min(end), end)
+    /// Reads `range`, which lies within the object, from the lower file and from what is held in memory; `None`: some of it is not there.
+    /// The bytes are the content.
+    pub fn read(&self, file: &dyn LowerFile, range: ByteRange) -> LowerResult<Option<Vec<u8>>> {
+        let mut held = Vec::new();
+        {
+            let state = self.state.lock();
+            if self.gone.load(Ordering::SeqCst) || !state.serves(range) {
+                return Ok(None);
+            }
+            for chunk in state.plan.chunks_of(range) {
+                if !state.plan.is_local(chunk..chunk + 1) {
+                    held.extend(state.held.iter().find(|held| held.chunk == chunk).cloned());
+                }
+            }
+        }
+        let mut buffer = vec![0; range.len as usize];
+        if held.is_empty() {
+            let got = file.read_at(&mut buffer, range.offset)?;
+            return Ok((got == buffer.len() && self.is_available(range)).then_some(buffer));
+        }
+        let mut at = range.offset;
+        while at < range.end() {
+            let chunk = (at / self.chunk_size) as usize;
+            let (start, end) =
+                (chunk as u64 * self.chunk_size, ((chunk as u64 + 1) * self.chunk_size).min(range.end()));
+            let into = &mut buffer[(at - range.offset) as usize..(end - range.offset) as usize];
+            match held.iter().find(|held| held.chunk == chunk) {
+                Some(held) => held.content.copy_to((at - start) as usize, into),
+                None => {
+                    let got = file.read_at(into, at)?;
+                    if got != into.len() || !self.is_available(ByteRange { offset: at, len: end - at }) {
+                        return Ok(None);
+                    }
+                }
+            }
+            at = end;
+        }
+        Ok(Some(buffer))
     }
 
-    /// Whether it brings nothing more: it was cancelled or has failed, and cleans up.
-    fn is_ending(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst) || self.failed.load(Ordering::SeqCst)
+    /// A reader reads `range`, and did not have to wait for it: what it will probably read next is fetched.
+    pub fn note_read(&self, range: ByteRange) {
+        let mut state = self.state.lock();
+        if !state.plan.is_complete() && !state.closed {
+            self.look_ahead(&mut state, range, false);
+        }
     }
 
-    pub(super) async fn until_cancelled(&self) {
-        self.wait(|_| self.cancelled.load(Ordering::SeqCst).then_some(Ok(()))).await.unwrap_or(());
+    fn look_ahead(&self, state: &mut State, range: ByteRange, stalled: bool) {
+        let window_max = self.line.window_max();
+        let window_max = if self.keeps() { window_max } else { window_max.min(HELD_WINDOW) };
+        let forecast = state.readers.note(range, stalled, window_max);
+        let ahead: Vec<_> = forecast.into_iter().map(|range| state.plan.chunks_of(range)).collect();
+        if !ahead.is_empty() && state.plan.look_ahead(ahead) {
+            self.stirred.notify_one();
+        }
     }
 
-    fn finish(&self, outcome: EngineResult<()>) {
-        self.state.lock().outcome = Some(outcome);
+    /// Joins who waits. `None`: the recall is over, and another must begin.
+    pub(super) fn join(self: &Arc<Self>, wish: Wish) -> Option<Demand> {
+        let mut state = self.state.lock();
+        if state.closed || self.is_cut() {
+            return None;
+        }
+        let passes = !self.may_keep || self.policy == RecallPolicy::PassThrough || !wish.keep;
+        let range = wish.range.filter(|_| passes || self.policy != RecallPolicy::Full);
+        // Where there was no room before, there may be some now.
+        if (range.is_none() || !passes) && !self.keeps.swap(true, Ordering::SeqCst) {
+            for held in std::mem::take(&mut state.held) {
+                state.plan.dropped(held.chunk);
+            }
+        }
+        let chunks = range.map(|range| state.plan.chunks_of(range));
+        let id = state.plan.want(chunks);
+        if let Some(range) = range {
+            if self.policy == RecallPolicy::Progressive && !passes {
+                state.plan.want_everything();
+            }
+            self.look_ahead(&mut state, range, true);
+        }
+        drop(state);
+        self.stirred.notify_one();
+        Some(Demand { recall: self.clone(), id, range })
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Whether what is fetched goes to the lower file; else it is only served.
+    pub fn keeps(&self) -> bool {
+        self.keeps.load(Ordering::SeqCst)
+    }
+
+    /// There is no room: from now on content is only served, and who waits for all of it is told why it cannot be.
+    pub(super) fn stop_keeping(&self, why: &EngineError) {
+        self.keeps.store(false, Ordering::SeqCst);
+        let mut state = self.state.lock();
+        Self::let_go(&mut state);
+        let gone = state.plan.give_up_the_whole();
+        state.failed.extend(gone.into_iter().map(|id| (id, why.clone())));
+        drop(state);
         self.moved.notify_waiters();
     }
 
-    /// Waits until the recall has ended.
-    pub async fn finished(&self) -> EngineResult<()> {
-        self.wait(|state| state.outcome.clone()).await
+    /// Whether it brings nothing more: it is to end, or ends.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_cut() || self.is_paused() || self.state.lock().closed
     }
 
-    /// Waits until `range` is local (or the recall has ended); its chunks are fetched before others.
-    pub async fn available(&self, range: ByteRange) -> EngineResult<()> {
-        {
-            let mut state = self.state.lock();
-            let (first, end) = self.chunks_of(range, state.local.len());
-            let wanted = first..end;
-            if state.pending.iter().any(|chunk| wanted.contains(chunk)) {
-                let (mut now, later): (VecDeque<_>, VecDeque<_>) =
-                    state.pending.drain(..).partition(|chunk| wanted.contains(chunk));
-                now.extend(later);
-                state.pending = now;
-            }
+    /// Nobody has the file open: nothing is fetched ahead any more.
+    pub(super) fn look_no_further(&self) {
+        if self.with_plan(|plan| plan.look_no_further()) {
+            self.moved.notify_waiters();
         }
-        self.wait(|state| {
-            let (first, end) = self.chunks_of(range, state.local.len());
-            if state.local[first..end].iter().all(|local| *local) { Some(Ok(())) } else { state.outcome.clone() }
-        })
-        .await
     }
 
-    async fn wait(&self, mut look: impl FnMut(&State) -> Option<EngineResult<()>>) -> EngineResult<()> {
+    /// Before what was written is freed again.
+    pub(super) fn set_gone(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends it for all who still wait.
+    pub(super) fn finish(&self, outcome: EngineResult<()>) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.outcome = Some(outcome);
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn finished(&self) {
+        self.wait(|state| state.outcome.is_some().then_some(())).await;
+    }
+
+    async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            if let Some(result) = look(&self.state.lock()) {
+            if let Some(result) = look(&mut self.state.lock()) {
                 return result;
             }
             moved.await;
         }
     }
 
-    pub(super) fn next_chunk(&self) -> Option<usize> {
-        self.state.lock().pending.pop_front()
+    /// Waits until nobody wants any of `chunks` any more, or the recall is to end.
+    pub(super) async fn unwanted(&self, chunks: &std::ops::Range<usize>) {
+        self.wait(|state| (self.is_cut() || self.is_paused() || !state.plan.is_still_wanted(chunks)).then_some(()))
+            .await;
     }
 
-    pub(super) fn chunk_is_local(&self, chunk: usize, bytes: u64) {
-        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        self.state.lock().local[chunk] = true;
+    pub(super) fn with_plan<T>(&self, act: impl FnOnce(&mut Plan) -> T) -> T {
+        act(&mut self.state.lock().plan)
+    }
+
+    /// The next run, of few enough chunks that several requests share what is wanted soon.
+    pub(super) fn next_run(&self) -> Option<Run> {
+        self.with_plan(|plan| plan.next_run((REQUEST_BYTES / self.chunk_size) as usize))
+    }
+
+    /// A chunk is verified, and in the lower file.
+    pub(super) fn arrived(&self, chunk: usize) {
+        let mut state = self.state.lock();
+        state.plan.arrived(chunk);
+        state.held.retain(|held| held.chunk != chunk);
+        drop(state);
         self.moved.notify_waiters();
     }
-}
 
-/// Ends a recall whose task panicked: who waits for it would wait for ever.
-struct Ends(Arc<Recall>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.failed.store(true, Ordering::SeqCst);
-            self.0.finish(Err(EngineError::Defect));
+    /// A chunk is verified, and in memory; `stays`: until it is written, too.
+    pub(super) fn hold(&self, chunk: usize, content: Content, stays: bool) {
+        self.bytes_done.fetch_add(content.len() as u64, Ordering::Relaxed);
+        let most = ((HELD_BYTES / self.chunk_size) as usize).max(HELD_CHUNKS_MIN);
+        let mut state = self.state.lock();
+        state.plan.is_held(chunk);
+        state.held.retain(|held| held.chunk != chunk);
+        state.held.push_back(Held { chunk, content, stays });
+        // Nobody waits for the oldest any more, or he asks again.
+        if state.held.len() > most
+            && let Some(oldest) = state.held.iter().position(|held| !held.stays)
+            && let Some(oldest) = state.held.remove(oldest)
+        {
+            state.plan.dropped(oldest.chunk);
         }
-    }
-}
-
-/// A stub whose size is not its object's was cut or extended by somebody below the mount.
-fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
-    EngineError::ChangedBelow {
-        file: cell.node.id,
-        object: object.key.to_string(),
-        why: "its size is not that of its object",
-    }
-}
-
-impl Engine {
-    /// Starts the recall of a file, or joins the one that runs. `None`: the content is local already.
-    pub async fn start_recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<Option<Arc<Recall>>> {
-        loop {
-            {
-                let mut inner = cell.lock();
-                if inner.machine.is_unknown() {
-                    self.reestablish(cell, &mut inner)?;
-                }
-                match inner.machine.apply(Event::RecallBegin) {
-                    Verdict::Already => return Ok(None),
-                    Verdict::Go => {
-                        let begun = self.begin_recall(cell, &mut inner);
-                        if begun.is_err() {
-                            inner.machine.apply(Event::RecallAbandoned);
-                            cell.changed.notify_waiters();
-                        }
-                        return begun.map(Some);
-                    }
-                    Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
-                    _ => {
-                        if let Some(recall) = inner.recall.clone().filter(|recall| !recall.is_ending()) {
-                            return Ok(Some(recall));
-                        }
-                    }
-                }
-            }
-            // A release runs, or a recall that was cancelled or failed cleans up. The condition is that of joining above: a looser one
-            // would go round here without ever waiting, and keep the runtime from the very work that is waited for.
-            cell.wait_until(|inner| match inner.machine.activity() {
-                Activity::None => true,
-                Activity::Recalling { .. } => inner.recall.as_ref().is_some_and(|recall| !recall.is_ending()),
-                _ => false,
-            })
-            .await;
-        }
+        drop(state);
+        self.moved.notify_waiters();
     }
 
-    /// Brings a file's content back and waits for the end. `true`: it was away.
-    pub async fn recall(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
-        loop {
-            let Some(recall) = self.start_recall(cell).await? else { return Ok(false) };
-            match recall.finished().await {
-                // Somebody cut the file to nothing meanwhile: there is most likely nothing to bring back any more.
-                Err(EngineError::Cancelled) => tokio::time::sleep(CUT_WITHIN).await,
-                ended => return ended.map(|()| true),
-            }
-        }
+    /// Chunks that were to be written were not: they are held like others.
+    fn let_go(state: &mut State) {
+        state.held.iter_mut().for_each(|held| held.stays = false);
     }
 
-    fn begin_recall(self: &Arc<Self>, cell: &Arc<Cell>, inner: &mut super::Inner) -> EngineResult<Arc<Recall>> {
-        if self.lower.features().read_only {
-            return Err(EngineError::ReadOnly);
+    /// What of a run did not come goes back; with an error, who waits for it is told.
+    pub(super) fn run_ended(&self, run: &Run, error: Option<EngineError>) {
+        let mut state = self.state.lock();
+        let mut left = state.plan.run_ended(run);
+        if self.keeps() {
+            // What could not be written after all has not come either.
+            let unwritten = |held: &Held| run.chunks.contains(&held.chunk);
+            let gone: Vec<_> = state.held.iter().filter(|held| unwritten(held)).map(|held| held.chunk).collect();
+            state.held.retain(|held| !unwritten(held));
+            gone.iter().for_each(|chunk| state.plan.dropped(*chunk));
+            left.extend(gone);
         }
-        self.check_pair(&cell.node, &inner.record)?;
-        let mut object = inner.record.object.clone().expect("a remote claim has an object");
-        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
-        if attr.size != object.len {
-            return Err(changed_size(cell, &object));
+        if let (Some(error), Some(first), Some(last)) = (error, left.iter().min(), left.iter().max()) {
+            let demands = state.plan.give_up(*first..last + 1);
+            state.failed.extend(demands.into_iter().map(|id| (id, error.clone())));
         }
-        // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
-        let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
-        if object.mtime != mtime {
-            // Set below the mount. From now on the lower one moves, and after a crash the record says which is right.
-            object.mtime = mtime;
-            let record = Record { object: Some(object.clone()), ..inner.record.clone() };
-            self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
-            inner.record = record;
-        }
-        inner.shown_mtime = Some(mtime);
-        let recall = Recall::new(&object);
-        inner.recall = Some(recall.clone());
-        let claim = inner.record.claim;
-        let (this, cell, shared) = (self.clone(), cell.clone(), recall.clone());
-        self.totals.running.fetch_add(1, Ordering::SeqCst);
-        self.runtime.spawn(async move {
-            let _ends = Ends(shared.clone());
-            let outcome = this.run_recall(&cell, &object, claim, mtime, &shared).await;
-            if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
-                let path = this.lower.path_of(&cell.node).ok().flatten().unwrap_or_default();
-                tracing::warn!(file = %cell.node.id, path = %path.display(), object = %object.key, "recall failed: {error}");
-            }
-            // Who cut the file to nothing tells the kernel its size by itself. An invalidation before that would make the kernel believe
-            // its own, old size rather than the end that a reader is answered, and show the reader zeros.
-            let emptied = matches!(outcome, Err(EngineError::Cancelled));
-            shared.finish(outcome);
-            this.totals.running.fetch_sub(1, Ordering::SeqCst);
-            if !emptied {
-                this.announce_change(cell.node.id);
-            }
-        });
-        Ok(recall)
+        drop(state);
+        self.moved.notify_waiters();
     }
 
-    async fn run_recall(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        object: &ObjectRef,
-        claim: Claim,
-        mtime: Timestamp,
-        recall: &Arc<Recall>,
-    ) -> EngineResult<()> {
-        let mut touched = None;
-        if let Err(error) = self.keep_borrowed(cell, object).await {
-            // Its content comes back all the same; it is not freed again before this succeeds.
-            tracing::warn!(file = %cell.node.id, object = %object.key, "another file's object may be deleted while this one uses it: {error}");
-        }
-        let result = self.fill(cell, object, claim, mtime, recall, &mut touched).await;
-        let result = result.map_err(|error| self.or_no_space(object, error));
-        if result.is_err() {
-            recall.failed.store(true, Ordering::SeqCst);
-        }
-        match result {
-            Ok(()) => {
-                let saved = {
-                    let mut inner = cell.lock();
-                    self.commit_recall(cell, &mut inner)
-                };
-                cell.changed.notify_waiters();
-                if saved.is_ok() {
-                    self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
-                    self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
-                    self.leftover_is_gone(cell);
-                    self.spawn_forget_when_durable(cell.clone(), touched);
-                    self.spawn_note_recalled(cell.node.id);
-                } else {
-                    recall.failed.store(true, Ordering::SeqCst);
-                    self.undo_recall(cell, mtime, touched).await;
-                }
-                saved
-            }
-            Err(error) => {
-                self.undo_recall(cell, mtime, touched).await;
-                Err(error)
-            }
-        }
-    }
-
-    fn commit_recall(&self, cell: &Cell, inner: &mut super::Inner) -> EngineResult<()> {
-        let Verdict::Save(Claim::Dual) = inner.machine.apply(Event::RecallFetched) else {
-            return Err(EngineError::Cancelled);
-        };
-        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
-        let mut record = inner.record.clone();
-        record.claim = Claim::Dual;
-        let object = record.object.as_mut().expect("a remote claim has an object");
-        // Writing chunks never goes beyond the object's length, so this was somebody else.
-        if attr.size != object.len {
-            return Err(changed_size(cell, object));
-        }
-        object.mtime = attr.mtime;
-        self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
-        kill::point("recall.recorded");
-        inner.record = record;
-        inner.machine.apply(Event::Saved(Claim::Dual));
-        inner.recall = None;
-        inner.shown_mtime = None;
-        Ok(())
-    }
-
-    /// A write that found the disk full is told like a recall that would not fit: filesystems keep some free blocks back.
-    fn or_no_space(&self, object: &ObjectRef, error: EngineError) -> EngineError {
-        match (error, self.lower.space()) {
-            (EngineError::Lower { file, source }, Ok(space)) if source.errno() == libc::ENOSPC => {
-                EngineError::NoSpace { file, len: object.len, available: space.blocks_available * space.fragment_size }
-            }
-            (error, _) => error,
-        }
-    }
-
-    /// Frees what a failed recall has written, so that the stub is one again.
-    async fn undo_recall(self: &Arc<Self>, cell: &Arc<Cell>, mtime: Timestamp, touched: Option<OpenNote>) {
-        if touched.is_some() {
-            let (lower, node) = (self.lower.clone(), cell.node);
-            let undone = blocking(move || {
-                let file = lower.open(&node, moving(Keep::OwnAndLeft))?;
-                let freed = file.punch_all();
-                kill::point("recall.undone");
-                // Whether blocks are left or not: the next recall takes the time that it finds for the file's own.
-                lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
-                freed
-            })
-            .await;
-            let undone = undone.and_then(|undone| undone.map_err(EngineError::lower(cell.node.id)));
-            match undone {
-                Ok(_) => {
-                    self.leftover_is_gone(cell);
-                    self.spawn_forget_when_durable(cell.clone(), touched);
-                }
-                // The note stays: the next recall writes over what is left, or the next start frees it.
-                Err(error) => {
-                    tracing::warn!(file = %cell.node.id, "could not free a failed recall's blocks: {error}");
-                    let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
-                    self.leftovers.lock().extend(key.zip(touched).map(|left| (cell.node.id, left)));
-                }
-            }
-        }
-        let mut inner = cell.lock();
-        inner.recall = None;
-        inner.shown_mtime = None;
-        inner.machine.apply(Event::RecallAbandoned);
-        drop(inner);
-        cell.changed.notify_waiters();
+    /// Closes it, if nobody waits for anything and nothing is on its way: nobody can join then.
+    pub(super) fn close_at_rest(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closed = state.plan.is_at_rest() || (self.is_paused() && !state.plan.is_underway());
+        state.closed
     }
 }

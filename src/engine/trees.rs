@@ -16,7 +16,7 @@ use super::source::MemorySource;
 use super::{Engine, blocking};
 use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, if_set};
 use crate::tree::{Attributes, Entry, Kind, PART_ENTRIES_MAX, PLACE, Part, PartKey};
-use crate::types::{ContentHash, Generation, Inode, ObjectKey, Timestamp};
+use crate::types::{ContentHash, Generation, Inode, ObjectKey, STAGING_NAME, Timestamp};
 
 /// On a directory, what was stored of it last. Hidden by the mount.
 const TREE_XATTR: &str = "trusted.tierfs.tree";
@@ -111,7 +111,7 @@ fn read_parts(
         offset = names.last().map_or(offset, |last| last.next_offset);
         let last = names.is_empty();
         for found in names {
-            if found.name == "." || found.name == ".." {
+            if found.name == "." || found.name == ".." || (found.name == STAGING_NAME && *dir == lower.root()) {
                 continue;
             }
             match entry(lower, dir, &found.name) {

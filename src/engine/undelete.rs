@@ -81,6 +81,8 @@ impl Engine {
         }
         self.announce_name(dir.id, &aside);
         self.announce_name(dir.id, name);
+        // Who asked looks for it at once.
+        self.announced().await;
         done.map(|()| (node, object))
     }
 

@@ -88,8 +88,8 @@ impl Engine {
         md5: bool,
         pace: Option<&Pace>,
     ) -> EngineResult<Verified> {
-        let hashes = self.chunk_hashes(cell, object).await?;
         let file = cell.node.id;
+        let hashes = self.stored_hashes(file, object).await?.to_vec();
         let chunks = stream::iter(hashes.into_iter().enumerate());
         // At a pace, one after another: those ahead would only wait with their memory held.
         let ahead = if pace.is_some() { 1 } else { READ_AHEAD };

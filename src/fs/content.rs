@@ -7,6 +7,9 @@ use super::wait::{Blocker, Try};
 use crate::ports::SeekTo;
 use crate::types::ByteRange;
 
+/// Bytes of a stub that one `copy_file_range` brings back at most; the caller asks on.
+const COPY_MAX: u64 = 16 << 20;
+
 impl Fs {
     /// Reads up to `len` bytes at `offset`; short only at the end of the file.
     pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Try<Vec<u8>> {
@@ -24,8 +27,8 @@ impl Fs {
             let size = inner.record.object.as_ref().map(|object| object.len);
             (inner.machine.is_local(), inner.recall.clone(), size)
         };
-        let mut buffer = vec![0; len as usize];
         if local {
+            let mut buffer = vec![0; len as usize];
             let got = file.read_at(&mut buffer, offset)?;
             buffer.truncate(got);
             return Ok(Try::Done(Ok(buffer)));
@@ -37,13 +40,11 @@ impl Fs {
             return Ok(Try::Done(Ok(Vec::new())));
         }
         let range = ByteRange { offset, len: end - offset };
-        if let Some(recall) = recall.filter(|recall| recall.is_available(range)) {
-            buffer.truncate(range.len as usize);
-            let got = file.read_at(&mut buffer, offset)?;
-            // Only if the range is still there were these bytes the content.
-            if got == buffer.len() && recall.is_available(range) {
-                return Ok(Try::Done(Ok(buffer)));
-            }
+        if let Some(recall) = recall
+            && let Some(bytes) = recall.read(&*file, range)?
+        {
+            recall.note_read(range);
+            return Ok(Try::Done(Ok(bytes)));
         }
         Ok(Try::Blocked(Blocker::content(&open.cell, Some(range))))
     }
@@ -93,8 +94,29 @@ impl Fs {
     pub fn try_copy(&self, from: u64, offset: u64, to: u64, to_offset: u64, len: u64) -> Try<usize> {
         let attempt = || -> FsResult<Try<usize>> {
             let (source, target) = (self.file(from)?, self.file(to)?);
-            if !source.cell.lock().machine.is_local() {
-                return Ok(Try::Blocked(Blocker::content(&source.cell, None)));
+            let (local, recall, size) = {
+                let inner = source.cell.lock();
+                let size = inner.record.object.as_ref().map(|object| object.len);
+                (inner.machine.is_local(), inner.recall.clone(), size)
+            };
+            if !local {
+                // Without an object, a failed sync left its record unknown, and that comes first.
+                let Some(size) = size else { return Ok(Try::Blocked(Blocker::content(&source.cell, None))) };
+                if offset >= size {
+                    return Ok(Try::Done(Ok(0)));
+                }
+                let range = ByteRange { offset, len: len.min(size - offset).min(COPY_MAX) };
+                // What is only served from memory cannot be copied from file to file.
+                let wanted = recall.as_ref().is_none_or(|recall| recall.keeps()).then_some(range);
+                let blocked = || Ok(Try::Blocked(Blocker::content(&source.cell, wanted)));
+                let Some(recall) = recall.filter(|recall| recall.is_available(range)) else { return blocked() };
+                let (from, to) = (self.reading_file(&source)?, self.writing_file(&target)?);
+                let copied = from.copy_to(offset, &*to, to_offset, range.len)?;
+                if !recall.is_available(range) {
+                    return blocked();
+                }
+                recall.note_read(range);
+                return Ok(Try::Done(Ok(copied)));
             }
             if !target.write {
                 return Err(FsError::BadHandle);

@@ -8,7 +8,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::wait::Waiter;
 use crate::types::FileId;
 
 /// When to answer "try again later" (EAGAIN, from which NFS servers make DELAY and JUKEBOX).
@@ -54,15 +53,15 @@ impl Delays {
         if recently { SOON.min(self.rule.after) } else { self.rule.after }
     }
 
-    /// Whether the requester is a program that serves others.
-    pub(super) fn passes_on(&self, pid: u32) -> bool {
-        let is = |name: &str, program: &String| name == &program[..program.floor_char_boundary(COMM_MAX)];
-        program_of(pid).is_some_and(|name| self.rule.programs.iter().any(|program| is(&name, program)))
+    /// Whether a program serves others.
+    pub(super) fn passes_on(&self, program: &str) -> bool {
+        let is = |name: &String| program == &name[..name.floor_char_boundary(COMM_MAX)];
+        !program.is_empty() && self.rule.programs.iter().any(is)
     }
 
-    /// Whether the requester is to be told "later"; noted if so.
-    pub(super) fn applies(&self, file: FileId, waiter: Waiter) -> bool {
-        let applies = self.passes_on(waiter.pid);
+    /// Whether a requester of this program is to be told "later"; noted if so.
+    pub(super) fn applies(&self, file: FileId, program: &str) -> bool {
+        let applies = self.passes_on(program);
         if applies {
             let mut recent = self.recent.lock();
             if recent.len() >= RECENT_MAX {
@@ -72,19 +71,6 @@ impl Delays {
         }
         applies
     }
-}
-
-/// The name of the program that a thread belongs to. `None`: it is gone, or in a process namespace that is not below ours, from
-/// which the kernel tells no id.
-fn program_of(pid: u32) -> Option<String> {
-    if pid == 0 {
-        return None;
-    }
-    // Threads have names of their own; the program's is its first thread's.
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let group: u32 = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()?;
-    let name = std::fs::read_to_string(format!("/proc/{group}/comm")).ok()?;
-    Some(name.trim_end_matches('\n').to_owned())
 }
 
 #[cfg(test)]
@@ -102,37 +88,23 @@ mod tests {
     }
 
     #[test]
-    fn threads_go_by_their_programs_name() {
-        let own = std::fs::read_to_string("/proc/self/comm").unwrap();
-        let own = own.trim_end();
-        let id = std::thread::Builder::new().name("differs".into());
-        id.spawn({
-            let own = own.to_owned();
-            move || {
-                let waiter =
-                    Waiter { pid: rustix::thread::gettid().as_raw_nonzero().get() as u32, since: Instant::now() };
-                assert!(named(&own).applies(file(1), waiter));
-                assert!(named(&format!("{own:x<20}")).applies(file(1), waiter) == (own.len() == COMM_MAX));
-                assert!(!named("differs").applies(file(1), waiter));
-                assert!(!named(&own).applies(file(1), Waiter { pid: 0, ..waiter }));
-            }
-        })
-        .unwrap()
-        .join()
-        .unwrap();
+    fn programs_go_by_what_the_kernel_keeps_of_their_names() {
+        assert!(named("ganesha.nfsd").applies(file(1), "ganesha.nfsd"));
+        assert!(named("a-very-long-name-of-a-program").applies(file(1), "a-very-long-nam"));
+        for unknown in ["", "ganesha", "ganesha.nfsd2"] {
+            assert!(!named("ganesha.nfsd").applies(file(1), unknown), "{unknown:?}");
+        }
     }
 
     #[test]
     fn the_second_answer_comes_soon() {
-        let own = std::fs::read_to_string("/proc/self/comm").unwrap();
-        let delays = named(own.trim_end());
+        let delays = named("nfsd");
         assert_eq!(delays.patience(file(1)), Duration::from_secs(9));
-        let waiter = Waiter { pid: std::process::id(), since: Instant::now() };
-        assert!(delays.applies(file(1), waiter));
+        assert!(delays.applies(file(1), "nfsd"));
         assert_eq!(delays.patience(file(1)), SOON);
         assert_eq!(delays.patience(file(2)), Duration::from_secs(9));
         for ino in 0..3 * RECENT_MAX as u64 {
-            delays.applies(file(ino), waiter);
+            delays.applies(file(ino), "nfsd");
         }
     }
 }

@@ -69,7 +69,7 @@ impl Fs {
         };
         let mut at = offset;
         cursor.dir.each(offset as i64, &mut |entry| {
-            let full = take(entry);
+            let full = !Self::is_hidden(id, entry.name) && take(entry);
             if !full {
                 at = entry.next_offset as u64;
             }

@@ -31,6 +31,9 @@ pub enum FsError {
     /// The requester can wait elsewhere; what it wants is on its way.
     #[error("not there yet: try again later")]
     TryLater,
+    /// A rule of the mount (`no_recall`) says that nothing is brought back for this requester.
+    #[error("its content is remote, and this mount brings nothing back for who asks")]
+    Withheld,
     #[error("the mount is read-only")]
     ReadOnly,
 }

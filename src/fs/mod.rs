@@ -9,11 +9,14 @@ mod content;
 mod delay;
 mod directories;
 mod error;
+mod gate;
 mod handles;
 mod held;
+mod inside;
 mod namespace;
 mod nodes;
 mod open;
+mod requester;
 mod wait;
 mod xattrs;
 
@@ -26,14 +29,17 @@ pub use error::{FsError, FsResult};
 pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
+pub use requester::look_up as requester;
 pub use wait::{Blocker, Try, Waiter};
 
+use crate::admission::Rules;
 use crate::catalog::index::{Recorder, Who};
 use crate::engine::Engine;
 use crate::ports::{Attr, Lower};
 use crate::types::Inode;
 use delay::Delays;
 use directories::Listings;
+use gate::Gate;
 use handles::Handles;
 use held::Held;
 use nodes::Nodes;
@@ -51,6 +57,8 @@ pub struct FsOptions {
     pub socket: Option<PathBuf>,
     /// Who does not wait long for a transfer.
     pub delay: Delay,
+    /// Who may have content brought back.
+    pub rules: Rules,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
 }
@@ -63,6 +71,7 @@ impl Default for FsOptions {
             recall_at_open_max: 1 << 20,
             socket: None,
             delay: Delay::default(),
+            rules: Rules::default(),
             recorder: Arc::default(),
         }
     }
@@ -79,6 +88,7 @@ pub struct Fs {
     listings: Listings,
     held: Held,
     delays: Delays,
+    gate: Arc<Gate>,
     options: FsOptions,
 }
 
@@ -113,6 +123,7 @@ impl Fs {
             listings: Listings::default(),
             held: Held::default(),
             delays: Delays::new(options.delay.clone()),
+            gate: Gate::new(options.rules.clone()),
             options,
         })
     }

@@ -4,10 +4,11 @@ use std::ffi::{OsStr, OsString};
 
 use super::Fs;
 use super::error::{FsError, FsResult};
+use super::nodes::ROOT;
 use crate::kill;
 use crate::ports::{Attr, Caller, FileKind, LowerError, NewNode, RenameMode};
 use crate::record::Record;
-use crate::types::{FileId, Inode, ObjectKey};
+use crate::types::{FileId, Inode, ObjectKey, STAGING_NAME};
 
 /// What a lookup tells the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +56,24 @@ impl Fs {
         Entry { id: self.nodes.id_of(node), generation: node.id.birth, attr: self.shown(node, attr) }
     }
 
+    /// Whether users of the mount do not see a name: the S3 gateway keeps there what is not whole yet.
+    pub(super) fn is_hidden(parent: u64, name: &OsStr) -> bool {
+        name == STAGING_NAME && parent == ROOT
+    }
+
+    /// `ENOENT` for a hidden name.
+    fn check_shown(parent: u64, name: &OsStr) -> FsResult<()> {
+        if Self::is_hidden(parent, name) { Err(LowerError::from_errno("lookup", libc::ENOENT).into()) } else { Ok(()) }
+    }
+
+    /// Refuses to make something under a hidden name.
+    pub(super) fn check_free(parent: u64, name: &OsStr) -> FsResult<()> {
+        if Self::is_hidden(parent, name) { Err(FsError::NotPermitted) } else { Ok(()) }
+    }
+
     /// Finds a name. The kernel must later forget the entry once.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> FsResult<Entry> {
+        Self::check_shown(parent, name)?;
         let (node, attr) =
             if name == "." { self.itself(parent)? } else { self.lower.lookup(&self.node(parent)?, name)? };
         self.nodes.remember(&node);
@@ -83,6 +100,7 @@ impl Fs {
 
     pub fn make(&self, parent: u64, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller) -> FsResult<Entry> {
         self.check_writable()?;
+        Self::check_free(parent, name)?;
         let dir = self.node(parent)?;
         let (node, attr) = self.lower.make(&dir, name, what, mode, who)?;
         self.recorder().named(&dir, name);
@@ -96,6 +114,7 @@ impl Fs {
 
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> FsResult<Entry> {
         self.check_writable()?;
+        Self::check_free(parent, name)?;
         let (node, dir) = (self.node(id)?, self.node(parent)?);
         let moving = self.engine.moving();
         let attr = self.lower.link(&node, &dir, name)?;
@@ -121,7 +140,7 @@ impl Fs {
     }
 
     /// Takes `name` away by `remove`, unless that leaves objects behind which are not in `noted`: then nothing is done, and they are told.
-    fn try_remove(
+    pub(super) fn try_remove(
         &self,
         dir: &Inode,
         name: &OsStr,
@@ -188,6 +207,7 @@ impl Fs {
     /// Removes a name. `Some`: not yet, see [`Fs::note_and_remove`].
     pub fn try_unlink(&self, parent: u64, name: &OsStr, noted: &Noted) -> FsResult<Option<Removal>> {
         self.check_writable()?;
+        Self::check_shown(parent, name)?;
         let dir = self.node(parent)?;
         let unlink = || {
             self.lower.unlink(&dir, name)?;
@@ -209,6 +229,7 @@ impl Fs {
 
     pub fn remove_dir(&self, parent: u64, name: &OsStr) -> FsResult<()> {
         self.check_writable()?;
+        Self::check_shown(parent, name)?;
         let dir = self.node(parent)?;
         self.lower.remove_dir(&dir, name)?;
         self.recorder().named(&dir, name);
@@ -226,6 +247,8 @@ impl Fs {
         noted: &Noted,
     ) -> FsResult<Option<Removal>> {
         self.check_writable()?;
+        Self::check_shown(parent, name)?;
+        Self::check_free(to_parent, to)?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
         let rename = || {
             let moving = self.engine.moving();

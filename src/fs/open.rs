@@ -16,7 +16,6 @@ use crate::catalog::index::Who;
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
-use crate::record::Claim;
 use crate::tier::{Event, IoMode};
 use crate::types::{ByteRange, Inode, Timestamp};
 
@@ -28,6 +27,11 @@ pub type Backing = Arc<dyn Any + Send + Sync>;
 
 /// Hands a lower file to the kernel for passthrough.
 pub trait Register {
+    /// Whether there is a kernel to hand it to: else the daemon serves the handle.
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
     fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing>;
 }
 
@@ -110,14 +114,20 @@ impl Fs {
         };
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
-        if let (Claim::Stub | Claim::Releasing, Some(who)) = (inner.machine.claim(), who) {
+        if let Some(who) = who.filter(|_| inner.machine.claim().is_remote()) {
             self.recorder().wanted_by(node.id, who);
         }
         // Once: who was let through without the content is served as it comes.
-        let recalls = patience == Patience::None && !flags.write && !flags.truncate;
-        if let Some(range) = self.recalls_at_open(&inner).filter(|_| recalls) {
-            drop(inner);
-            return Ok(Try::Blocked(Blocker::open(&cell, range)));
+        if patience == Patience::None && !flags.write && !flags.truncate {
+            let away = inner.machine.claim().is_remote();
+            let first = match self.recalls_at_open(&inner) {
+                Some(range) => Some(Blocker::open(&cell, range)),
+                // A backup that were refused only when it reads would store zeros, as tar does after a failed read.
+                None => (away && self.gate.refuses_some()).then(|| Blocker::leave(&cell)),
+            };
+            if let Some(blocker) = first {
+                return Ok(Try::Blocked(blocker));
+            }
         }
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => {
@@ -154,7 +164,7 @@ impl Fs {
         let len = inner.record.object.as_ref()?.len;
         let all = ByteRange { offset: 0, len };
         let small = inner.machine.mode() == IoMode::Idle
-            && matches!(inner.machine.claim(), Claim::Stub | Claim::Releasing)
+            && inner.machine.claim().is_remote()
             && len <= self.options.recall_at_open_max;
         (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
@@ -177,7 +187,8 @@ impl Fs {
             _ => Event::OpenRead { passthrough },
         };
         let write = access.write || access.truncate;
-        match self.engine.admit(cell, inner, event(self.options.passthrough), patience)? {
+        let passthrough = self.options.passthrough && register.has_kernel();
+        match self.engine.admit(cell, inner, event(passthrough), patience)? {
             Admission::Go => {}
             other => return Ok(Err(other)),
         }
@@ -304,6 +315,7 @@ impl Fs {
         register: &dyn Register,
     ) -> FsResult<Try<(Entry, Opened)>> {
         self.check_writable()?;
+        Self::check_free(parent, name)?;
         let dir = self.node(parent)?;
         // Exclusive below, always: an existing file may be a stub, and must be opened as one.
         let below = OpenFlags {
@@ -383,6 +395,10 @@ impl Fs {
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+            }
+            if let Some(recall) = &inner.recall {
+                // Nobody reads on: it may end.
+                recall.stir();
             }
             drop(inner);
             // Closing reaches into the kernel: not under the lock. A new open registers anew meanwhile.

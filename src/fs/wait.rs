@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, CUT_WITHIN, Cell, EngineError, Inner};
+use crate::engine::{Admission, Cell, Inner};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -34,6 +34,8 @@ impl<T> Try<T> {
 pub struct Waiter {
     /// The requesting thread as the daemon sees it; 0 where it does not.
     pub pid: u32,
+    /// The user for whom the request is.
+    pub uid: u32,
     /// When its request came.
     pub since: Instant,
 }
@@ -49,6 +51,8 @@ enum On {
     Content(Option<ByteRange>),
     /// All of a small file, before it is opened for reading.
     Open(ByteRange),
+    /// Whether the requester may have content at all, before a stub is opened for reading.
+    Leave,
     /// The end of a short step.
     Step,
     /// A thread that may wait for the disk: each attempt after the first has one.
@@ -70,6 +74,10 @@ impl Blocker {
         Self { cell: cell.clone(), on: On::Open(all) }
     }
 
+    pub(super) fn leave(cell: &Arc<Cell>) -> Self {
+        Self { cell: cell.clone(), on: On::Leave }
+    }
+
     pub(super) fn content(cell: &Arc<Cell>, range: Option<ByteRange>) -> Self {
         Self { cell: cell.clone(), on: On::Content(range) }
     }
@@ -83,13 +91,13 @@ impl Fs {
         let on = match blocker.on {
             // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's
             // first read will.
-            On::Open(_) if self.delays.passes_on(waiter.pid) => return Ok(()),
-            On::Open(all) => On::Content(Some(all)),
+            On::Open(_) | On::Leave if self.delays.passes_on(&self.gate.requesters.of(waiter).program) => return Ok(()),
+            On::Leave if self.gate.refuses(&self.gate.requesters.of(waiter)) => return Err(FsError::Withheld),
             on => on,
         };
         let waiting = async {
             match on {
-                On::Disk | On::Open(_) => Ok(()),
+                On::Disk | On::Leave => Ok(()),
                 On::Step => {
                     // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
                     let mut cancelled = false;
@@ -98,30 +106,22 @@ impl Fs {
                             cancelled = true;
                             false
                         }
-                        Activity::Recalling { cancelled: false } => cancelled,
+                        Activity::Recalling { cancelled: false } if !cancelled => {
+                            // It may go on for as long as somebody reads, or a large file is long.
+                            if let Some(recall) = &inner.recall {
+                                recall.pause();
+                            }
+                            false
+                        }
+                        Activity::Recalling { cancelled: false } => true,
                         Activity::Releasing => false,
                         Activity::None | Activity::Archiving { .. } => true,
                     };
                     blocker.cell.wait_until(rests).await;
                     Ok(())
                 }
-                On::Content(range) => match self.engine.start_recall(&blocker.cell).await? {
-                    None => Ok(()),
-                    Some(recall) => {
-                        let ended = match range {
-                            Some(range) => recall.available(range).await,
-                            None => recall.finished().await,
-                        };
-                        match ended {
-                            // Somebody cuts the file to nothing: the next attempt finds what is there then.
-                            Err(EngineError::Cancelled) => {
-                                tokio::time::sleep(CUT_WITHIN).await;
-                                Ok(())
-                            }
-                            ended => ended,
-                        }
-                    }
-                },
+                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await,
+                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await,
             }
         };
         tokio::pin!(waiting);
@@ -130,12 +130,12 @@ impl Fs {
             let left = patience.map(|patience| patience.saturating_sub(waiter.since.elapsed()));
             let period = left.map_or(SIGNAL_PERIOD, |left| left.min(SIGNAL_PERIOD));
             match tokio::time::timeout(period, &mut waiting).await {
-                Ok(result) => return Ok(result?),
+                Ok(result) => return result,
                 Err(_) if is_signalled(waiter.pid) => return Err(FsError::Interrupted),
                 Err(_) => {}
             }
             if patience.is_some_and(|patience| waiter.since.elapsed() >= patience) {
-                if self.delays.applies(file, waiter) {
+                if self.delays.applies(file, &self.gate.requesters.of(waiter).program) {
                     return Err(FsError::TryLater);
                 }
                 patience = None;
@@ -144,17 +144,18 @@ impl Fs {
     }
 }
 
-/// Whether a thread has a signal waiting that it does not block (`/proc/PID/status`, proc(5)). Such a thread sleeps in
-/// our request and can act on the signal only after our answer.
+/// Whether a thread is being killed, or is gone: it has a signal waiting that it does not block (`/proc/PID/status`, proc(5)), and sleeps in
+/// our request, so that it can act on the signal only after our answer; or it has ended, as readers can who wait for pages that read-ahead asked for.
 fn is_signalled(pid: u32) -> bool {
     if pid == 0 {
         return false;
     }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
+    let status = match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) => return error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
     };
-    let of = |name| mask(name).unwrap_or(0);
-    (of("SigPnd:") | of("ShdPnd:")) & !of("SigBlk:") & !of("SigIgn:") != 0
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let of = |name| field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    let ended = field("State:").is_some_and(|state| state.starts_with(['Z', 'X']));
+    ended || (of("SigPnd:") | of("ShdPnd:")) & !of("SigBlk:") & !of("SigIgn:") != 0
 }

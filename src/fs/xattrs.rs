@@ -7,20 +7,33 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use tokio::time::Instant;
+
 use super::error::{FsError, FsResult};
+use super::wait::Waiter;
 use super::{Fs, ROOT};
 use crate::catalog::index::Who;
 use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
-use crate::types::SOCKET_XATTR;
+use crate::types::{Inode, RECALLS_XATTR, RecallPolicy, SOCKET_XATTR};
 
 const VIRTUAL: &str = "user.tierfs.";
+const RECALL_POLICY: &str = "recall_policy";
+/// Longest value that the kernel takes.
+const XATTR_MAX: usize = 64 << 10;
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
 
 /// A virtual attribute that was set: what to do.
 pub struct Command {
-    kind: JobKind,
+    what: What,
     file: Candidate,
+    who: Waiter,
+}
+
+enum What {
+    Job(JobKind),
+    /// End the recall that runs.
+    Cancel,
 }
 
 fn is_ours(name: &OsStr) -> bool {
@@ -42,9 +55,16 @@ impl Fs {
             let socket = self.options.socket.as_ref().ok_or(FsError::NoAttribute)?;
             return Ok(socket.as_os_str().as_bytes().to_vec());
         }
+        if id == ROOT && name == RECALLS_XATTR {
+            return Ok(self.recalls_of(who.uid));
+        }
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)) else {
             return Err(FsError::NoAttribute);
         };
+        if name == RECALL_POLICY && self.lower.stat(&node)?.kind == FileKind::Directory {
+            let policy = self.engine.directory_policy(&node)?.ok_or(FsError::NoAttribute)?;
+            return Ok(policy.as_str().into());
+        }
         if !matches!(name, "state" | "pair" | "pin") || self.lower.stat(&node)?.kind != FileKind::Regular {
             return Err(FsError::NoAttribute);
         }
@@ -84,12 +104,17 @@ impl Fs {
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
-        let kind = match (verb, value) {
-            ("migrate", _) => JobKind::Migrate,
-            ("release", _) => JobKind::Release,
-            ("recall", _) => JobKind::Recall,
-            ("pin", b"0") => JobKind::Unpin,
-            ("pin", b"1" | b"") => JobKind::Pin,
+        if verb == RECALL_POLICY {
+            self.set_recall_policy(&node, Some(value), who)?;
+            return Ok(None);
+        }
+        let what = match (verb, value) {
+            ("migrate", _) => What::Job(JobKind::Migrate),
+            ("release", _) => What::Job(JobKind::Release),
+            ("recall", b"cancel") => What::Cancel,
+            ("recall", _) => What::Job(JobKind::Recall),
+            ("pin", b"0") => What::Job(JobKind::Unpin),
+            ("pin", b"1" | b"") => What::Job(JobKind::Pin),
             ("pin", _) => return Err(FsError::Invalid("pin is 0 or 1")),
             _ => return Err(FsError::NotPermitted),
         };
@@ -98,21 +123,59 @@ impl Fs {
         if who.uid != 0 && who.uid != attr.uid {
             return Err(FsError::NotPermitted);
         }
-        if kind == JobKind::Recall {
+        if matches!(what, What::Job(JobKind::Recall)) {
             self.recorder().wanted_by(node.id, Who::User { uid: who.uid, pid: who.pid });
         }
         let path = self.lower.path_of(&node)?.unwrap_or_else(|| PathBuf::from("unnamed"));
-        Ok(Some(Command { kind, file: Candidate { node, attr, path } }))
+        let who = Waiter { pid: who.pid, uid: who.uid, since: Instant::now() };
+        Ok(Some(Command { what, file: Candidate { node, attr, path }, who }))
+    }
+
+    /// The recalls that run as JSON, one a line: for root all, for others those that they asked for or whose file is theirs. As many as an
+    /// attribute can hold.
+    fn recalls_of(&self, uid: u32) -> Vec<u8> {
+        let own = |node: &Inode| self.lower.stat(node).is_ok_and(|attr| attr.uid == uid);
+        let recalls =
+            self.engine.running_recalls(|node, by| uid == 0 || by.iter().any(|who| who.uid == uid) || own(node));
+        let mut lines = Vec::new();
+        for (_, recall) in recalls {
+            let Ok(line) = serde_json::to_vec(&recall) else { continue };
+            if lines.len() + line.len() < XATTR_MAX {
+                lines.extend(line);
+                lines.push(b'\n');
+            }
+        }
+        lines
+    }
+
+    /// What reads below a directory bring back: its owner's and root's to say.
+    fn set_recall_policy(&self, node: &Inode, value: Option<&[u8]>, who: &Caller) -> FsResult<()> {
+        let attr = self.lower.stat(node)?;
+        if attr.kind != FileKind::Directory {
+            return Err(FsError::Invalid("only directories say how their files are recalled"));
+        }
+        if who.uid != 0 && who.uid != attr.uid {
+            return Err(FsError::NotPermitted);
+        }
+        let parse = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<RecallPolicy>().ok();
+        let policy = value.map(|word| parse(word).ok_or(FsError::Invalid("no such way to recall"))).transpose()?;
+        Ok(self.engine.set_directory_policy(node, policy)?)
     }
 
     /// Carries out a command and waits for its end.
     pub async fn run_command(&self, command: Command) -> FsResult<()> {
-        let ended = self.engine.run_locked(command.kind, &command.file).await;
+        let kind = match command.what {
+            What::Job(kind) => kind,
+            What::Cancel if self.engine.stop_recall(command.file.node.id).await => return Ok(()),
+            What::Cancel => return Err(FsError::Invalid("no recall of it runs")),
+        };
+        let who = self.gate.requesters.of(command.who);
+        let ended = self.engine.run_locked(kind, &command.file, &who).await;
         if let Err(error) = &ended
             && !error.is_skip()
         {
             // Who asks by an attribute is answered by a number only.
-            tracing::warn!(path = %command.file.path.display(), "{:?} failed: {error}", command.kind);
+            tracing::warn!(path = %command.file.path.display(), "{kind:?} failed: {error}");
         }
         ended?;
         Ok(())
@@ -129,8 +192,12 @@ impl Fs {
             .collect())
     }
 
-    pub fn remove_xattr(&self, id: u64, name: &OsStr) -> FsResult<()> {
+    pub fn remove_xattr(&self, id: u64, name: &OsStr, who: &Caller) -> FsResult<()> {
         self.check_writable()?;
+        if name.as_bytes().strip_prefix(VIRTUAL.as_bytes()) == Some(RECALL_POLICY.as_bytes()) {
+            self.xattr(id, name, who)?;
+            return self.set_recall_policy(&self.node(id)?, None, who);
+        }
         if is_ours(name) {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }

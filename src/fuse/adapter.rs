@@ -38,8 +38,9 @@ const WANTED: [InitFlags; 14] = [
     InitFlags::FUSE_BIG_WRITES,
 ];
 const MAX_WRITE: u32 = 1 << 20;
-/// Requests the kernel may queue in the background; read-ahead of slow stubs takes these, so there must be plenty.
-const MAX_BACKGROUND: u16 = 128;
+/// Requests the kernel sends in the background. Read-ahead of stubs takes four for each reader, and what is above waits in one line for all users: one's
+/// slow recalls would hold up another's reads.
+const MAX_BACKGROUND: u16 = 4096;
 
 /// How long the kernel may keep attributes of files that mappings may be writing to.
 const FLEETING_TTL: Duration = Duration::from_secs(1);
@@ -79,7 +80,7 @@ impl Adapter {
     fn set(&self, request: &Request, id: INodeNo, changes: SetAttr, reply: ReplyAttr) {
         let (ttl, mut file) = (self.ttl, Asked::new(id.0));
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, patience| fs.try_set_attr(&mut file, &changes, patience),
             move |reply, result| match result {
@@ -250,7 +251,7 @@ impl Filesystem for Adapter {
         self.note(Call::Open);
         let (flags, mut file) = (open_flags(flags.0), Asked::new(id.0).by(request.uid(), request.pid()));
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, reply, patience| fs.try_open(&mut file, flags, patience, reply),
             |reply, result| match result {
@@ -277,7 +278,7 @@ impl Filesystem for Adapter {
         let (flags, who, name) = (open_flags(flags), caller(request, umask), name.to_owned());
         let ttl = self.ttl;
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, reply, patience| fs.try_create(parent.0, &name, mode & 0o7777, flags, &who, patience, reply),
             move |reply, result| match result {
@@ -307,7 +308,7 @@ impl Filesystem for Adapter {
     ) {
         self.note(Call::Read);
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, _| fs.try_read(fh.0, offset, size),
             |reply, result| match result {
@@ -474,9 +475,9 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, self.fs.list_xattrs(id.0, &caller(request, 0)));
     }
 
-    fn removexattr(&self, _request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.note(Call::Removexattr);
-        finish_empty(reply, self.fs.remove_xattr(id.0, name));
+        finish_empty(reply, self.fs.remove_xattr(id.0, name, &caller(request, 0)));
     }
 
     fn ioctl(
@@ -542,7 +543,7 @@ impl Filesystem for Adapter {
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         self.drive(
-            request.pid(),
+            request,
             reply,
             move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
             |reply, result| match result {

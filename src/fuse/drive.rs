@@ -52,7 +52,7 @@ impl Adapter {
     /// may wait for the disk.
     pub(super) fn drive<R: Send + Sync + 'static, T: Send + 'static>(
         &self,
-        pid: u32,
+        request: &Request,
         reply: R,
         mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
@@ -61,7 +61,8 @@ impl Adapter {
             Try::Done(result) => return finish(reply, result),
             Try::Blocked(blocker) => blocker,
         };
-        let (fs, waiter) = (self.fs.clone(), Waiter { pid, since: Instant::now() });
+        let fs = self.fs.clone();
+        let waiter = Waiter { pid: request.pid(), uid: request.uid(), since: Instant::now() };
         let mut at_hand = (reply, attempt);
         self.fs.engine.runtime.spawn(async move {
             loop {

@@ -21,6 +21,8 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Interrupted => libc::EINTR,
         // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
         FsError::TryLater => libc::EAGAIN,
+        // Not EREMOTEIO, which says that something is wrong: "Object is remote" is all there is to say.
+        FsError::Withheld => libc::EREMOTE,
         FsError::ReadOnly => libc::EROFS,
     })
 }
@@ -35,11 +37,11 @@ fn engine_errno(error: &EngineError) -> i32 {
             | RemoteErrorKind::SlowDown
             | RemoteErrorKind::Server => libc::ETIMEDOUT,
             // The pair is at fault, not the file: EACCES would send people to the file's permissions.
-            RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket => libc::EREMOTEIO,
+            // So is what is archived: the content is whole, and not here yet.
+            RemoteErrorKind::Denied | RemoteErrorKind::NoSuchBucket | RemoteErrorKind::Archived => libc::EREMOTEIO,
             RemoteErrorKind::NotFound
             | RemoteErrorKind::Conflict
             | RemoteErrorKind::Corrupt
-            | RemoteErrorKind::Archived
             | RemoteErrorKind::Source
             | RemoteErrorKind::Rejected => libc::EIO,
         },
@@ -53,7 +55,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         | EngineError::Shared { .. }
         | EngineError::RecordLost { .. } => libc::EIO,
         EngineError::Unproven { .. } => libc::EIO,
-        EngineError::ForeignPair { .. } | EngineError::NoPair => libc::EREMOTEIO,
+        EngineError::ForeignPair { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,
@@ -68,6 +70,6 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::NoSpace { .. } => libc::ENOSPC,
         EngineError::ReadOnly => libc::EROFS,
         EngineError::ShuttingDown => libc::ESHUTDOWN,
-        EngineError::Cancelled => libc::ECANCELED,
+        EngineError::Cancelled | EngineError::Stopped => libc::ECANCELED,
     }
 }

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
+use tokio::sync::oneshot;
 
 use super::adapter::Adapter;
 use crate::fs::Fs;
@@ -88,7 +89,7 @@ impl Mount {
             .spawn(move || notify(&receiver, &notifier))
             .map_err(MountError::Handshake)?;
         let weak = Arc::downgrade(&fs);
-        let (names, of_names) = (weak.clone(), sender.clone());
+        let (names, of_names, marks) = (weak.clone(), sender.clone(), sender.clone());
         fs.engine.on_change(Box::new(move |file| {
             if let Some(fs) = weak.upgrade() {
                 announce(&sender, Stale::Inode(fs.node_id(file.ino)));
@@ -100,6 +101,7 @@ impl Mount {
                 announce(&of_names, Stale::Name(fs.node_id(directory.ino), name.to_owned()));
             }
         }));
+        fs.engine.on_told(Box::new(move |told| announce(&marks, Stale::Mark(told))));
         Ok(Self { session, mountpoint: mountpoint.into() })
     }
 
@@ -123,6 +125,8 @@ enum Stale {
     Inode(u64),
     /// What a directory has under a name.
     Name(u64, OsString),
+    /// Nothing: somebody waits until all before it is told.
+    Mark(oneshot::Sender<()>),
 }
 
 fn announce(sender: &SyncSender<Stale>, stale: Stale) {
@@ -139,6 +143,11 @@ fn notify(changes: &Receiver<Stale>, notifier: &Notifier) {
         let _ = match stale {
             Stale::Inode(id) => notifier.inval_inode(INodeNo(id), -1, 0),
             Stale::Name(directory, name) => notifier.inval_entry(INodeNo(directory), &name),
+            Stale::Mark(told) => {
+                // Who waited may have given up.
+                let _ = told.send(());
+                Ok(())
+            }
         };
     }
 }

@@ -17,6 +17,8 @@ pub struct Requests {
     pub by_op: BTreeMap<&'static str, u64>,
     /// TCP connections accepted.
     pub connections: u64,
+    /// Bytes of content that answers to GetObject said they have.
+    pub content: u64,
 }
 
 impl Requests {
@@ -36,9 +38,14 @@ pub struct Counters {
     by_method: Mutex<BTreeMap<String, u64>>,
     by_op: Mutex<BTreeMap<&'static str, u64>>,
     connections: AtomicU64,
+    content: AtomicU64,
 }
 
 impl Counters {
+    pub fn count_content(&self, bytes: Option<i64>) {
+        self.content.fetch_add(bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0), Ordering::Relaxed);
+    }
+
     pub fn count(&self, op: &'static str) {
         *self.by_op.lock().entry(op).or_default() += 1;
     }
@@ -63,6 +70,7 @@ impl Counters {
             by_method: self.by_method.lock().clone(),
             by_op: self.by_op.lock().clone(),
             connections: self.connections.load(Ordering::Relaxed),
+            content: self.content.load(Ordering::Relaxed),
         }
     }
 }

@@ -24,12 +24,15 @@ use tokio::task::JoinSet;
 
 use super::counters::Counters;
 use super::faults::{self, Effect, Faults};
+use super::tls::Tls;
 use super::{drain, s3, unsigned};
 
 /// Most connections at a time; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 1_024;
 /// How long requests in flight may take to finish after the end was asked for.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a client may take to agree on a key.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// After a failed accept (out of descriptors, say): how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Largest read from a connection, bytes; also bounds the headers.
@@ -42,6 +45,7 @@ pub struct Handler {
     pub faults: Faults,
     /// There are no credentials: any signature will do.
     pub open: bool,
+    pub tls: Option<Tls>,
 }
 
 /// Serves `listener` until `stop` changes; then lets requests in flight finish and drops the handler.
@@ -89,7 +93,27 @@ async fn serve(stream: TcpStream, peer: SocketAddr, handler: Arc<Handler>, mut s
         tracing::debug!(%peer, %error, "no TCP_NODELAY");
     }
     let reset = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Connection { stream, reset: reset.clone() });
+    let stream = Connection { stream, reset: reset.clone() };
+    let Some(tls) = &handler.tls else { return serve_on(stream, peer, handler, reset, stop).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(stream)) => shaken,
+        () = stopped(&mut stop) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => serve_on(stream, peer, handler, reset, stop).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+        Err(_) => tracing::debug!(%peer, "no TLS handshake in time"),
+    }
+}
+
+async fn serve_on(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    handler: Arc<Handler>,
+    reset: Arc<AtomicBool>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let io = TokioIo::new(stream);
     let service = service_fn(move |request| answer(handler.clone(), reset.clone(), request));
     let connection = http1::Builder::new().max_buf_size(READ_BYTES_MAX).serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);

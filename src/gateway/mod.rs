@@ -6,6 +6,8 @@
 //! s3       the protocol, in terms of ↓
 //! store    what the protocol needs: traits and values
 //! dir      the store over a bare directory
+//! share    the store over a share and its engine
+//! identities, tls
 //! ```
 //!
 //! [`Server::start`] serves a directory; [`Server::serve`] puts the same server over any other [`Store`].
@@ -14,9 +16,12 @@ mod counters;
 mod dir;
 mod drain;
 pub mod faults;
+mod identities;
 mod listen;
 mod s3;
+mod share;
 pub mod store;
+mod tls;
 mod unsigned;
 
 use std::fmt;
@@ -24,6 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::S3ServiceBuilder;
@@ -35,10 +41,15 @@ use tokio::task::JoinHandle;
 pub use counters::Requests;
 pub use dir::{DirStore, OpenError};
 use faults::Faults;
+pub use identities::{Identities, IdentityError, Role};
+pub use share::{Handover, Ownership, ShareError, ShareOptions, ShareStore};
 use store::Store;
+pub use tls::{Tls, TlsError};
 
 /// S3's least size of a part that is not the last, bytes.
 const PART_BYTES_MIN: u64 = 5 << 20;
+/// What a restore takes where nothing else is said: S3's hours would keep people waiting who only try it.
+pub const RESTORE_AFTER: Duration = Duration::from_secs(5);
 
 /// Why the endpoint could not start. Each message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +80,20 @@ impl fmt::Debug for Credentials {
 pub struct Options {
     /// Where to listen; port 0 takes a free one, see [`Server::addr`].
     pub listen: SocketAddr,
-    /// `None`: anonymous requests are accepted, and any signature.
+    /// `None`: anonymous requests are accepted, and any signature, unless there are `identities`.
     pub credentials: Option<Credentials>,
+    /// Many who may use the endpoint; the store tells them apart.
+    pub identities: Option<Arc<Identities>>,
+    /// `None`: plain HTTP.
+    pub tls: Option<Tls>,
+    /// ETags of new objects are MD5s where S3's are; off by default, which is faster.
+    pub md5_etags: bool,
     /// A PutObject, CopyObject or CreateMultipartUpload to a missing bucket makes it. On by default.
     pub make_buckets: bool,
     /// Parts smaller than this, but for the last, are refused. S3's 5 MiB by default; tests may want less.
     pub part_bytes_min: u64,
+    /// How long a restore from an archive class takes; 5 s by default.
+    pub restore_after: Duration,
     /// A test aid; empty by default.
     pub faults: Faults,
 }
@@ -85,8 +104,12 @@ impl Options {
         Self {
             listen,
             credentials: None,
+            identities: None,
+            tls: None,
+            md5_etags: false,
             make_buckets: true,
             part_bytes_min: PART_BYTES_MIN,
+            restore_after: RESTORE_AFTER,
             faults: Faults::default(),
         }
     }
@@ -95,6 +118,7 @@ impl Options {
 /// A running endpoint. Dropping it stops it hard; [`Server::shutdown`] in good order.
 pub struct Server {
     addr: SocketAddr,
+    secure: bool,
     counters: Arc<counters::Counters>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -128,22 +152,32 @@ impl Server {
             store,
             counters: counters.clone(),
             make_buckets: options.make_buckets,
+            restores: Arc::new(s3::restore::Restores::new(options.restore_after)),
             part_bytes_min: options.part_bytes_min,
+            md5_etags: options.md5_etags,
         };
         let mut builder = S3ServiceBuilder::new(protocol);
-        let open = options.credentials.is_none();
-        if let Some(credentials) = options.credentials {
+        let open = options.credentials.is_none() && options.identities.is_none();
+        if let Some(identities) = options.identities {
+            builder.set_auth(ByIdentity(identities));
+        } else if let Some(credentials) = options.credentials {
             if credentials.access_key.is_empty() {
                 return Err(Error::EmptyKey);
             }
             builder
                 .set_auth(OneKey { secret: SecretKey::from(credentials.secret_key), access: credentials.access_key });
         }
-        let handler =
-            listen::Handler { service: builder.build(), counters: counters.clone(), faults: options.faults, open };
+        let secure = options.tls.is_some();
+        let handler = listen::Handler {
+            service: builder.build(),
+            counters: counters.clone(),
+            faults: options.faults,
+            open,
+            tls: options.tls,
+        };
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(listen::run(listener, Arc::new(handler), stopped));
-        Ok(Self { addr, counters, stop, task })
+        Ok(Self { addr, secure, counters, stop, task })
     }
 
     /// Where it listens.
@@ -151,9 +185,9 @@ impl Server {
         self.addr
     }
 
-    /// `http://…`, for clients.
+    /// `http://…` or `https://…`, for clients.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://{}", if self.secure { "https" } else { "http" }, self.addr)
     }
 
     /// What has come in so far.
@@ -176,6 +210,13 @@ impl Drop for Server {
     }
 }
 
+/// Runs `work` where blocking is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> store::StoreResult<T> + Send + 'static,
+) -> store::StoreResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| store::StoreError::Closed)?
+}
+
 async fn bind(addr: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })
 }
@@ -190,8 +231,23 @@ struct OneKey {
 impl S3Auth for OneKey {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         if access_key != self.access {
-            return Err(s3_error!(InvalidAccessKeyId, "the access key is not known here"));
+            return Err(unknown_key());
         }
         Ok(self.secret.clone())
     }
+}
+
+/// Knows the keys of all identities.
+struct ByIdentity(Arc<Identities>);
+
+#[async_trait::async_trait]
+impl S3Auth for ByIdentity {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let known = self.0.get(access_key);
+        known.map(|identity| SecretKey::from(identity.secret_key())).ok_or_else(unknown_key)
+    }
+}
+
+fn unknown_key() -> s3s::S3Error {
+    s3_error!(InvalidAccessKeyId, "the access key is not known here")
 }

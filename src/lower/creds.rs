@@ -20,7 +20,7 @@ use rustix::thread::{
 };
 
 use super::Step;
-use crate::ports::{Caller, LowerError, LowerResult};
+use crate::ports::{Caller, LowerError, LowerResult, User};
 
 /// What the kernel drops from a thread whose filesystem uid is not root (`CAP_FS_SET`), as far as it matters to opening.
 const FILE_CAPS: CapabilitySet = CapabilitySet::CHOWN
@@ -97,6 +97,20 @@ pub(super) struct ActingAs {
 
 impl ActingAs {
     pub(super) fn new(who: &Caller, how: As) -> LowerResult<Self> {
+        Self::with(who, how, || Rights::of(who))
+    }
+
+    /// As [`As::Themselves`], for a user who has no process here.
+    pub(super) fn user(user: &User) -> LowerResult<Self> {
+        let who = Caller { uid: user.uid, gid: user.gid, pid: 0, umask: user.umask };
+        let rights = || Rights {
+            groups: user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
+            effective: if user.uid == 0 { CapabilitySet::all() } else { CapabilitySet::empty() },
+        };
+        Self::with(&who, As::Themselves, rights)
+    }
+
+    fn with(who: &Caller, how: As, rights: impl FnOnce() -> Rights) -> LowerResult<Self> {
         let own_umask = prepare_thread()?;
         let mut guard =
             Self { uid: None, gid: None, umask: None, groups: None, caps: None, _here: std::marker::PhantomData };
@@ -107,7 +121,7 @@ impl ActingAs {
             guard.umask = Some(own_umask);
         }
         if how != As::Maker {
-            let rights = Rights::of(who);
+            let rights = rights();
             let own = capabilities(None).step("capget")?;
             guard.groups = Some(getgroups().step("getgroups")?);
             set_thread_groups(&rights.groups).step("setgroups")?;

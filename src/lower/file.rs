@@ -109,6 +109,10 @@ impl LowerFile for OpenFile {
         if data_only { fdatasync(&self.fd).step("fdatasync") } else { fsync(&self.fd).step("fsync") }
     }
 
+    fn put_back_privileges(&self) -> LowerResult<()> {
+        self.change(|| Ok(()))
+    }
+
     fn stat(&self) -> LowerResult<Attr> {
         Ok(stat_fd(&self.fd)?.attr)
     }

@@ -7,6 +7,7 @@
 //! - Nothing but a regular file or a directory is ever opened for I/O; devices, fifos and sockets are only `O_PATH`.
 //! - A thread that acted as somebody else is itself again when the call returns; if it cannot be, the process aborts.
 
+mod as_user;
 mod attr;
 mod creds;
 mod dir;
@@ -24,10 +25,11 @@ mod share;
 mod survey;
 mod xattr;
 
+pub use as_user::{Access, Dir, Seen};
 pub use creds::drop_privileges;
 pub use lease::ignore_sigio;
 pub use share::{DESCRIPTORS_MAX_DEFAULT, Share};
-pub use survey::{Seen, Survey};
+pub use survey::{Survey, Surveyed};
 
 use crate::ports::{LowerError, LowerResult};
 

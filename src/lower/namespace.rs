@@ -133,6 +133,16 @@ pub(super) fn link(share: &Share, node: &Inode, dir: &Inode, name: &OsStr) -> Lo
     Ok(stat_fd(node.fd())?.attr)
 }
 
+/// The kernel's word for a mode, and whether it takes the place of what is there.
+pub(super) fn rename_flags(mode: RenameMode) -> (RenameFlags, bool) {
+    match mode {
+        RenameMode::Replace => (RenameFlags::empty(), true),
+        RenameMode::NoReplace => (RenameFlags::NOREPLACE, false),
+        RenameMode::Exchange => (RenameFlags::EXCHANGE, false),
+        RenameMode::Whiteout => (RenameFlags::WHITEOUT, true),
+    }
+}
+
 pub(super) fn rename(
     share: &Share,
     dir: &Inode,
@@ -144,12 +154,7 @@ pub(super) fn rename(
     check_name(name)?;
     check_name(to)?;
     let (dir, to_dir) = (share.node(dir)?, share.node(to_dir)?);
-    let (flags, replaces) = match mode {
-        RenameMode::Replace => (RenameFlags::empty(), true),
-        RenameMode::NoReplace => (RenameFlags::NOREPLACE, false),
-        RenameMode::Exchange => (RenameFlags::EXCHANGE, false),
-        RenameMode::Whiteout => (RenameFlags::WHITEOUT, true),
-    };
+    let (flags, replaces) = rename_flags(mode);
     let replaced = if replaces { share.identity(to_dir.fd(), to) } else { None };
     renameat_with(dir.fd(), name, to_dir.fd(), to, flags).step("renameat2")?;
     share.release_unlinked(replaced);

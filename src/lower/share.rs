@@ -148,7 +148,7 @@ impl Share {
     }
 
     /// The node of the inode behind `fd`, an `O_PATH` descriptor: attributes, identity and handle all come from it.
-    fn adopt(&self, fd: OwnedFd) -> LowerResult<(Arc<Node>, Attr)> {
+    pub(super) fn adopt(&self, fd: OwnedFd) -> LowerResult<(Arc<Node>, Attr)> {
         let stat = stat_fd(&fd)?;
         if stat.dev != self.dev {
             // A btrfs subvolume: its inode numbers are others' too.

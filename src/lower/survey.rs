@@ -29,7 +29,7 @@ const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
 
 /// One inode as a directory names it.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct Surveyed<'a> {
     pub name: &'a OsStr,
     pub id: FileId,
     pub attr: Attr,
@@ -115,11 +115,11 @@ impl Survey {
     }
 
     /// Looks at entry `at`. `None`: it is gone, or of another filesystem.
-    pub fn look(&self, at: usize) -> LowerResult<Option<Seen<'_>>> {
+    pub fn look(&self, at: usize) -> LowerResult<Option<Surveyed<'_>>> {
         let name = self.name(at);
         match stat_name_c(self.dir()?, name) {
             Ok(stat) if stat.dev != self.dev => Ok(None),
-            Ok(stat) => Ok(Some(Seen { name: OsStr::from_bytes(name.to_bytes()), id: stat.id, attr: stat.attr })),
+            Ok(stat) => Ok(Some(Surveyed { name: OsStr::from_bytes(name.to_bytes()), id: stat.id, attr: stat.attr })),
             Err(error) if error.errno() == libc::ENOENT => Ok(None),
             Err(error) => Err(error),
         }

@@ -12,15 +12,15 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
+    MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
     syntax, units,
 };
-use crate::types::PairName;
+use crate::types::{PairName, RecallPolicy};
 
 /// Largest pair file read, bytes. A real one has a few hundred.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 15] = [
     "local_cluster",
     "local_share",
     "remote_cluster",
@@ -33,6 +33,9 @@ const KEYS: [&str; 12] = [
     "credentials_profile",
     "chunk_size",
     "retention",
+    "recall",
+    "archived",
+    "restore_days",
 ];
 
 /// Parts of key names that mean somebody wrote a secret, or is about to.
@@ -88,10 +91,11 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
         meta_sync: table.text("meta_sync_role", |word| word.parse::<MetaSyncRole>())?,
         credentials_file: table.text("credentials_file", syntax::credentials_file)?,
         credentials_profile: table.text("credentials_profile", syntax::credentials_profile)?,
-        chunk_size: table
-            .quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?
-            .unwrap_or(CHUNK_SIZE_DEFAULT),
+        chunk_size: table.quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?,
         retention_s: table.quantity("retention", units::parse_duration)?.unwrap_or(RETENTION_DEFAULT_S),
+        recall: table.text("recall", |word| word.parse::<RecallPolicy>())?.unwrap_or_default(),
+        archived: table.text("archived", |word| word.parse())?.unwrap_or_default(),
+        restore_days: table.quantity("restore_days", syntax::restore_days)?.unwrap_or(RESTORE_DAYS_DEFAULT),
     })
 }
 
@@ -213,8 +217,16 @@ pub fn format(pair: &Pair) -> PairResult<String> {
     if let Some(profile) = &pair.credentials_profile {
         lines.push(format!("credentials_profile = {}", quoted(profile)));
     }
-    lines.push(format!("chunk_size = {}", quoted(&units::exact_size(pair.chunk_size.into()))));
+    if let Some(size) = pair.chunk_size {
+        lines.push(format!("chunk_size = {}", quoted(&units::exact_size(size.into()))));
+    }
     lines.push(format!("retention = {}", quoted(&units::exact_duration(pair.retention_s))));
+    // Only where it is not the default: an older tierfs knows no such key.
+    if pair.recall != RecallPolicy::default() {
+        lines.push(format!("recall = {}", quoted(pair.recall.as_str())));
+    }
+    lines.push(format!("archived = {}", quoted(pair.archived.as_str())));
+    lines.push(format!("restore_days = {}", pair.restore_days));
     Ok(lines.join("\n") + "\n")
 }
 
@@ -224,6 +236,7 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::WhenArchived;
     use super::*;
 
     const GOOD: &str = r#"
@@ -242,11 +255,12 @@ remote_role = "gfs"
     #[test]
     fn defaults() {
         let pair = read(GOOD).unwrap();
-        assert_eq!(pair.chunk_size, 4 << 20);
+        assert_eq!(pair.chunk_size, None);
         assert_eq!(pair.retention_s, 86_400);
         assert_eq!(pair.region, "us-east-1");
         assert_eq!((pair.bucket.as_str(), pair.prefix.as_str()), ("cold", "east"));
         assert_eq!(pair.meta_sync, None);
+        assert_eq!((pair.archived, pair.restore_days), (WhenArchived::Fail, 7));
         assert_eq!(pair.identifiers(), "east,/srv/share,west,s3://cold/east");
     }
 
@@ -261,8 +275,10 @@ remote_role = "gfs"
         pair.role = RemoteRole::Gpeer;
         pair.credentials_file = Some("/root/creds".into());
         pair.credentials_profile = Some("west".into());
-        pair.chunk_size = 64 << 10;
+        pair.chunk_size = Some(64 << 10);
         pair.retention_s = 5_400;
+        pair.archived = WhenArchived::Wait;
+        pair.restore_days = 30;
         assert_eq!(read(&format(&pair).unwrap()).unwrap(), pair);
     }
 
@@ -274,6 +290,9 @@ remote_role = "gfs"
             (format!("{GOOD}chunk_size = 4194304\nretention = 5\n"), 9, vec!["retention", "units"]),
             (format!("{GOOD}retention = true\n"), 8, vec!["retention", "boolean"]),
             (format!("{GOOD}endpoint = \"http://x\"\n"), 8, vec!["did you mean endpoints"]),
+            (format!("{GOOD}archived = \"never\"\n"), 8, vec!["archived", "wait"]),
+            (format!("{GOOD}restore_days = 0\n"), 8, vec!["restore_days", "1 to 365"]),
+            (format!("{GOOD}restore_days = \"7d\"\n"), 8, vec!["restore_days", "1 to 365"]),
             (format!("{GOOD}colour = \"red\"\n"), 8, vec!["colour", "known are"]),
             (format!("{GOOD}[credentials]\nkey = \"x\"\n"), 8, vec!["credentials"]),
             (GOOD.replace("\"gfs\"", "\"nfs\""), 7, vec!["remote_role", "gpeer"]),

@@ -14,15 +14,15 @@ pub mod units;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::types::{ClusterId, PairName};
+use crate::types::{ClusterId, PairName, RecallPolicy};
 
 pub use error::{PairError, PairResult};
 pub use store::{ClaimCheck, Store};
 
-/// Bytes per manifest chunk unless the pair says otherwise.
-pub const CHUNK_SIZE_DEFAULT: u32 = 4 << 20;
 /// Seconds a superseded or deleted object is kept unless the pair says otherwise: a day to notice a mistake.
 pub const RETENTION_DEFAULT_S: u64 = 24 * 3600;
+/// Days a restored object can be read unless the pair says otherwise: longer than a weekend.
+pub const RESTORE_DAYS_DEFAULT: u32 = 7;
 /// Region unless the pair says otherwise: what stores that know no regions expect in a signature.
 pub const REGION_DEFAULT: &str = "us-east-1";
 
@@ -42,6 +42,17 @@ pub enum RemoteRole {
 pub enum MetaSyncRole {
     Master,
     Slave,
+}
+
+/// What happens to who wants content that lies in an archive class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenArchived {
+    /// The restore is asked for, and the reader is told.
+    #[default]
+    Fail,
+    /// The reader waits for the restore.
+    Wait,
 }
 
 /// A validated pair.
@@ -64,10 +75,15 @@ pub struct Pair {
     pub credentials_file: Option<PathBuf>,
     /// Profile in that file (or in the standard one).
     pub credentials_profile: Option<String>,
-    /// Bytes per manifest chunk; a power of two, 64 KiB to 64 MiB.
-    pub chunk_size: u32,
+    /// Bytes per manifest chunk; a power of two, 64 KiB to 64 MiB. `None`: by the length of each file.
+    pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// What a read of a stub brings back.
+    pub recall: RecallPolicy,
+    pub archived: WhenArchived,
+    /// Days a restored object can be read.
+    pub restore_days: u32,
 }
 
 impl Pair {
@@ -151,6 +167,27 @@ impl std::str::FromStr for RemoteRole {
             "gfs" => Ok(Self::Gfs),
             "gpeer" => Ok(Self::Gpeer),
             _ => Err(format!("{word:?} is not a role: use \"gfs\" (a plain object store) or \"gpeer\" (a share)")),
+        }
+    }
+}
+
+impl WhenArchived {
+    /// The word in configuration and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Wait => "wait",
+        }
+    }
+}
+
+impl std::str::FromStr for WhenArchived {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "fail" => Ok(Self::Fail),
+            "wait" => Ok(Self::Wait),
+            _ => Err(format!("{word:?} is not known: use \"fail\" (readers are told) or \"wait\" (they wait)")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{CHUNK_SIZE_DEFAULT, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole};
+use super::super::{REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
 use super::*;
 
 fn pair(name: &str) -> Pair {
@@ -19,8 +19,11 @@ fn pair(name: &str) -> Pair {
         meta_sync: None,
         credentials_file: None,
         credentials_profile: None,
-        chunk_size: CHUNK_SIZE_DEFAULT,
+        chunk_size: None,
         retention_s: RETENTION_DEFAULT_S,
+        recall: Default::default(),
+        archived: WhenArchived::Fail,
+        restore_days: RESTORE_DAYS_DEFAULT,
     }
 }
 
@@ -129,8 +132,8 @@ fn edits_keep_identity_and_roles_apart() {
     assert!(message.contains("at least 3 files"), "{message}");
     store.edit(&p.name, |p| Ok(Pair { role: RemoteRole::Gpeer, ..p }), &nothing_claims).unwrap();
     // An edit that would not read back leaves the file as it was.
-    store.edit(&p.name, |p| Ok(Pair { chunk_size: 5, ..p }), &nothing_claims).unwrap_err();
-    assert_eq!(store.load(&p.name).unwrap().chunk_size, CHUNK_SIZE_DEFAULT);
+    store.edit(&p.name, |p| Ok(Pair { chunk_size: Some(5), ..p }), &nothing_claims).unwrap_err();
+    assert_eq!(store.load(&p.name).unwrap().chunk_size, None);
 }
 
 #[test]

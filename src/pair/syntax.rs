@@ -171,6 +171,12 @@ pub fn endpoints<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Str
     }
 }
 
+/// Days a restored object can be read.
+pub fn restore_days(text: &str) -> Result<u32, String> {
+    let days = text.parse().ok().filter(|days| (1..=365).contains(days));
+    days.ok_or_else(|| format!("{text:?} is not a number of days: use 1 to 365"))
+}
+
 /// A power of two, 64 KiB to 64 MiB.
 pub fn chunk_size(bytes: u64) -> Result<u32, String> {
     match u32::try_from(bytes) {

@@ -115,6 +115,17 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// A user who comes in by another way than the kernel, so that nobody has checked yet what they may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Mode bits that what they make does not get, where no default ACL says otherwise.
+    pub umask: u32,
+}
+
 /// What tiering leaves alone of the privileges of a file (setuid, setgid, file capabilities), which every change of content costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
@@ -235,6 +246,11 @@ pub trait LowerFile: Send + Sync {
     /// `fsync`, or `fdatasync` with `data_only`.
     fn sync(&self, data_only: bool) -> LowerResult<()>;
     fn stat(&self) -> LowerResult<Attr>;
+    /// Changes nothing, but what a transfer that was interrupted has left beside the file of its privileges is put back as after a change
+    /// ([`Keep::OwnAndLeft`]).
+    fn put_back_privileges(&self) -> LowerResult<()> {
+        Ok(())
+    }
     /// An extended attribute; `ENODATA` where it is not set.
     fn xattr(&self, name: &OsStr) -> LowerResult<Vec<u8>>;
     /// Acts with the uid of the file's owner, so that blocks which the filesystem keeps for root stay root's.

@@ -85,6 +85,18 @@ pub struct Stored {
     pub version: Option<String>,
 }
 
+/// Whether an object can be read, as far as its storage class goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestoreState {
+    /// It can: it was never archived, or is restored for a while.
+    #[default]
+    Readable,
+    /// It is in an archive class, and nobody has asked for it.
+    Archived,
+    /// It is on its way back.
+    Restoring,
+}
+
 /// What a HEAD says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -92,6 +104,7 @@ pub struct ObjectInfo {
     pub etag: String,
     /// User metadata, keys in lower case without `x-amz-meta-`.
     pub metadata: Vec<(String, String)>,
+    pub restore: RestoreState,
 }
 
 /// What an endpoint was found to do.
@@ -158,6 +171,11 @@ pub trait Remote: Send + Sync {
         self.get(key, ByteRange { offset: 0, len: info.len }, Some(&info.etag)).await
     }
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo>;
+    /// Asks for an archived object to be readable for so many days, and says where it stands. Asked again while it is under way, or of
+    /// an object that can be read, it changes nothing.
+    async fn restore(&self, _key: &ObjectKey, _days: u32) -> RemoteResult<RestoreState> {
+        Ok(RestoreState::Readable)
+    }
     /// Removes an object; an object that is not there is success. Also ends unfinished multipart uploads of this key.
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()>;
     /// Up to 1,000 keys that start with `prefix` (on top of the pair's own), with lengths, after `after` in key order.

@@ -12,7 +12,8 @@ use crate::types::{
 };
 
 const MAGIC: &[u8; 4] = b"TFS1";
-const VERSION: u8 = 1;
+/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts.
+const VERSION: u8 = 2;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
 /// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
@@ -208,7 +209,7 @@ impl Record {
 
     fn encoded(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        out.push(VERSION);
+        out.push(if self.claim == Claim::Partial { 2 } else { 1 });
         let mut out = postcard::to_extend(self, out).expect("a record of plain fields always encodes");
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
         out
@@ -227,12 +228,15 @@ impl Record {
         if crc != crc32fast::hash(&stored[..stored.len() - 4]).to_le_bytes() {
             return Err(RecordError::Checksum);
         }
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(RecordError::Version(version));
         }
         let (record, rest) = postcard::take_from_bytes::<Record>(body).map_err(|e| RecordError::Body(e.to_string()))?;
         if !rest.is_empty() {
             return Err(RecordError::Body("trailing bytes".into()));
+        }
+        if version == 1 && record.claim == Claim::Partial {
+            return Err(RecordError::Contradiction("a claim that its version does not have"));
         }
         record.check()?;
         Ok(record)

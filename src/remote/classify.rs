@@ -54,9 +54,7 @@ impl Place<'_> {
                 self.refused(status, code, message)
             }
             SdkError::TimeoutError(_) => self.timed_out("no answer"),
-            SdkError::DispatchFailure(failure) if failure.is_timeout() => {
-                self.timed_out(&format!("no connection within {:?}", self.config.timeouts.connect))
-            }
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => self.no_connection(),
             SdkError::DispatchFailure(failure) if failure.is_user() => {
                 self.error(RemoteErrorKind::Rejected, format!("the request cannot be sent: {}", innermost(error)))
             }
@@ -86,7 +84,19 @@ impl Place<'_> {
         self.error(RemoteErrorKind::Unreachable, format!("cannot be reached ({reason}): {way_out}"))
     }
 
-    fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
+    /// A request that the SDK did not send, and that had no answer.
+    pub(super) fn not_sent(&self, error: &hyper_util::client::legacy::Error) -> RemoteError {
+        if error.is_connect() && find::<tokio::time::error::Elapsed>(error).is_some() {
+            return self.no_connection();
+        }
+        self.unreachable(error)
+    }
+
+    fn no_connection(&self) -> RemoteError {
+        self.timed_out(&format!("no connection within {:?}", self.config.timeouts.connect))
+    }
+
+    pub(super) fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
         let wanted = self.config.credentials.describe();
         let pair = &self.config.pair;
         let way_out = format!("provide them, or name a file (`tierfs pair edit {pair}`)");

@@ -27,9 +27,9 @@ use super::config::{CredentialsFrom, RemoteConfig};
 /// How long a failed endpoint is asked last.
 const PENALTY: Duration = Duration::from_secs(30);
 /// Idle connections kept an endpoint: as many as small files are moved at once.
-const IDLE_MAX: usize = 128;
+pub(super) const IDLE_MAX: usize = 128;
 /// Shorter than servers' own (20 s and more), so that a request seldom meets a connection the server just closed.
-const IDLE_TIME: Duration = Duration::from_secs(15);
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(15);
 
 /// One endpoint.
 pub(super) struct Endpoint {
@@ -46,7 +46,8 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    pub(super) async fn connect(config: &RemoteConfig) -> RemoteResult<Self> {
+    /// With the provider of their credentials, for requests that the SDK does not send.
+    pub(super) async fn connect(config: &RemoteConfig) -> RemoteResult<(Self, SharedCredentialsProvider)> {
         let http = http_client(config);
         let credentials = credentials(config, &http).await?;
         let mut all = Vec::with_capacity(config.endpoints.len());
@@ -65,34 +66,39 @@ impl Endpoints {
             let detail = format!("the pair has no endpoint: `tierfs pair edit {}`", config.pair);
             return Err(refused(config, "nowhere", RemoteErrorKind::Rejected, detail));
         }
-        Ok(Self { start: Instant::now(), all })
+        Ok((Self { start: Instant::now(), all }, credentials))
     }
 
     /// The endpoint to ask first.
     pub(super) fn first(&self) -> &Endpoint {
-        self.best(None)
+        &self.all[self.best(None)]
     }
 
     /// The endpoint for a retry after `failed`: another one where there is one.
-    fn second<'a>(&'a self, failed: &'a Endpoint) -> &'a Endpoint {
+    fn second(&self, failed: usize) -> usize {
         if self.all.len() > 1 { self.best(Some(failed)) } else { failed }
     }
 
-    fn best(&self, except: Option<&Endpoint>) -> &Endpoint {
+    fn best(&self, except: Option<usize>) -> usize {
         let now = self.now_ms();
-        let standing = |endpoint: &&Endpoint| {
-            let until = endpoint.shunned_until_ms.load(Ordering::Relaxed);
+        let standing = |at: &usize| {
+            let until = self.all[*at].shunned_until_ms.load(Ordering::Relaxed);
             if until <= now { 0 } else { until }
         };
-        let candidates = self.all.iter().filter(|one| !except.is_some_and(|except| std::ptr::eq(*one, except)));
+        let candidates = (0..self.all.len()).filter(|at| Some(*at) != except);
         // `min_by_key` keeps the first of equals: the configured order. There is at least one endpoint, and `second`
         // excludes one only if there are more.
-        candidates.min_by_key(standing).unwrap_or(&self.all[0])
+        candidates.min_by_key(standing).unwrap_or(0)
     }
 
     /// A call's attempts: one, and another where that can mend the failure.
     pub(super) fn attempts(&self) -> Attempts<'_> {
-        Attempts { endpoints: self, endpoint: self.first(), retried: false }
+        Attempts { endpoints: self, turn: self.turn() }
+    }
+
+    /// The same, for who cannot borrow.
+    pub(super) fn turn(&self) -> Turn {
+        Turn { at: self.best(None), retried: false }
     }
 
     fn now_ms(&self) -> u64 {
@@ -100,55 +106,74 @@ impl Endpoints {
     }
 }
 
-/// The attempts of one call. The retry comes at once, on another endpoint where there is one; a deadline that passed is
+/// Whose turn it is in a call. The retry comes at once, on another endpoint where there is one; a deadline that passed is
 /// not retried on the same endpoint, for the caller was promised an answer by then.
+pub(super) struct Turn {
+    at: usize,
+    retried: bool,
+}
+
+impl Turn {
+    /// Where this attempt goes.
+    pub(super) fn endpoint<'a>(&self, endpoints: &'a Endpoints) -> &'a Endpoint {
+        &endpoints.all[self.at]
+    }
+
+    /// The attempt succeeded.
+    pub(super) fn worked(&self, endpoints: &Endpoints) {
+        let endpoint = self.endpoint(endpoints);
+        // Reading first spares the cache line that all requests share.
+        if endpoint.shunned_until_ms.load(Ordering::Relaxed) != 0 {
+            endpoint.shunned_until_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The attempt failed: whether that is the end. If not, the next attempt has its place.
+    pub(super) fn is_over(&mut self, endpoints: &Endpoints, error: &RemoteError) -> bool {
+        if error.kind.is_transient() {
+            let until = endpoints.now_ms() + PENALTY.as_millis() as u64;
+            self.endpoint(endpoints).shunned_until_ms.store(until, Ordering::Relaxed);
+        }
+        let next = endpoints.second(self.at);
+        let worth_it = match error.kind {
+            RemoteErrorKind::TimedOut => next != self.at,
+            RemoteErrorKind::Corrupt => true,
+            kind => kind.is_transient(),
+        };
+        if self.retried || !worth_it {
+            return true;
+        }
+        *self = Self { at: next, retried: true };
+        tracing::debug!(%error, retry_at = self.endpoint(endpoints).url, "remote request is tried once more");
+        false
+    }
+}
+
+/// The attempts of one call.
 pub(super) struct Attempts<'a> {
     endpoints: &'a Endpoints,
-    endpoint: &'a Endpoint,
-    retried: bool,
+    turn: Turn,
 }
 
 impl<'a> Attempts<'a> {
     /// Where this attempt goes.
     pub(super) fn endpoint(&self) -> &'a Endpoint {
-        self.endpoint
+        self.turn.endpoint(self.endpoints)
     }
 
     /// Whether this is the second attempt.
     pub(super) fn retried(&self) -> bool {
-        self.retried
+        self.turn.retried
     }
 
     /// Takes what an attempt came to: `Some` is the call's outcome, `None` asks for the next attempt.
     pub(super) fn settle<T>(&mut self, outcome: RemoteResult<T>) -> Option<RemoteResult<T>> {
-        let endpoint = self.endpoint;
-        let error = match &outcome {
-            Ok(_) => {
-                // Reading first spares the cache line that all requests share.
-                if endpoint.shunned_until_ms.load(Ordering::Relaxed) != 0 {
-                    endpoint.shunned_until_ms.store(0, Ordering::Relaxed);
-                }
-                return Some(outcome);
-            }
-            Err(error) => error,
-        };
-        if error.kind.is_transient() {
-            let until = self.endpoints.now_ms() + PENALTY.as_millis() as u64;
-            endpoint.shunned_until_ms.store(until, Ordering::Relaxed);
+        match &outcome {
+            Ok(_) => self.turn.worked(self.endpoints),
+            Err(error) if self.turn.is_over(self.endpoints, error) => {}
+            Err(_) => return None,
         }
-        let next = self.endpoints.second(endpoint);
-        let worth_it = match error.kind {
-            RemoteErrorKind::TimedOut => !std::ptr::eq(endpoint, next),
-            RemoteErrorKind::Corrupt => true,
-            kind => kind.is_transient(),
-        };
-        if self.retried || !worth_it {
-            return Some(outcome);
-        }
-        tracing::debug!(%error, retry_at = next.url, "remote request is tried once more");
-        self.endpoint = next;
-        self.retried = true;
-        None
+        Some(outcome)
     }
 }
 
@@ -157,7 +182,7 @@ fn is_url(url: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && url.parse::<hyper::Uri>().is_ok_and(|uri| uri.host().is_some()))
 }
 
-fn refused(config: &RemoteConfig, endpoint: &str, kind: RemoteErrorKind, detail: String) -> RemoteError {
+pub(super) fn refused(config: &RemoteConfig, endpoint: &str, kind: RemoteErrorKind, detail: String) -> RemoteError {
     Place { operation: "connect", key: None, endpoint, config }.error(kind, detail)
 }
 
@@ -240,7 +265,7 @@ mod tests {
         let mut config = RemoteConfig::new("p".parse().unwrap(), "b", "http://a");
         config.endpoints.extend(["http://b".into(), "http://c:80".into()]);
         config.credentials = CredentialsFrom::File { path, profile: None };
-        Endpoints::connect(&config).await.unwrap()
+        Endpoints::connect(&config).await.unwrap().0
     }
 
     fn error(kind: RemoteErrorKind) -> RemoteError {

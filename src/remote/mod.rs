@@ -13,11 +13,15 @@ mod config;
 mod deadline;
 mod endpoints;
 mod get;
+mod http;
 pub mod manifest;
 mod multipart;
 mod objects;
 mod probe;
 mod put;
+mod refusal;
+mod restore;
+mod signer;
 mod unfinished;
 
 use std::sync::Arc;
@@ -27,13 +31,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use crate::ports::{Capabilities, ObjectInfo, ObjectSource, Remote, RemoteResult, Stored};
+use crate::ports::{
+    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteErrorKind, RemoteResult, RestoreState, Stored,
+};
 use crate::types::{ByteRange, ObjectKey};
 
 pub use config::{CredentialsFrom, RemoteConfig, Timeouts};
 
 use classify::Place;
 use endpoints::{Endpoint, Endpoints};
+use http::Http;
+use signer::Signer;
 use unfinished::Unfinished;
 
 /// One pair's bucket. Cheap to clone; clones share connections, endpoint health and the limit on parts in flight.
@@ -45,6 +53,9 @@ pub struct S3Remote {
 struct Shared {
     config: RemoteConfig,
     endpoints: Endpoints,
+    /// What content comes by; all else goes by the SDK.
+    http: Http,
+    signer: Signer,
     /// One permit a part in flight, over all uploads: bounds the memory and the connections large files take.
     parts: Arc<Semaphore>,
     /// Cleared for good once the store says it does not know `If-None-Match` on a PUT.
@@ -56,11 +67,18 @@ impl S3Remote {
     /// Makes the clients; sends no request. Fails if the configuration cannot work: no endpoint, a URL that is none, a
     /// credentials file that cannot be read.
     pub async fn connect(config: RemoteConfig) -> RemoteResult<Self> {
-        let endpoints = Endpoints::connect(&config).await?;
+        let (endpoints, credentials) = Endpoints::connect(&config).await?;
+        let http = Http::new(&config.endpoints, config.timeouts.connect).map_err(|error| {
+            let detail = format!("https cannot be used ({error}): install the system's authorities (ca-certificates)");
+            endpoints::refused(&config, &config.endpoints[0], RemoteErrorKind::Rejected, detail)
+        })?;
+        let signer = Signer::new(credentials, config.region.clone());
         let parts = Arc::new(Semaphore::new(config.parts_in_flight.max(1)));
         let shared = Shared {
             config,
             endpoints,
+            http,
+            signer,
             parts,
             send_condition: AtomicBool::new(true),
             unfinished: Unfinished::default(),
@@ -101,8 +119,20 @@ impl Remote for S3Remote {
         self.shared.get(key, range, etag).await
     }
 
+    async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
+        self.shared.stream(key, range, etag).await
+    }
+
+    async fn get_all(&self, key: &ObjectKey, len_max: u64) -> RemoteResult<Bytes> {
+        self.shared.get_all(key, len_max).await
+    }
+
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
         self.shared.head(key).await
+    }
+
+    async fn restore(&self, key: &ObjectKey, days: u32) -> RemoteResult<RestoreState> {
+        self.shared.restore(key, days).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {

@@ -13,6 +13,7 @@ use super::Shared;
 use super::classify::{Place, one_line};
 use super::deadline::within;
 use super::endpoints::Endpoint;
+use super::restore::state_of;
 
 /// Most keys one listing returns (S3's own limit).
 const LIST_MAX: i32 = 1_000;
@@ -57,10 +58,11 @@ impl Shared {
                 break outcome?;
             }
         };
+        let restore = state_of(&answer);
         let mut metadata: Vec<(String, String)> = answer.metadata.unwrap_or_default().into_iter().collect();
         metadata.sort();
         let len = answer.content_length.and_then(|len| u64::try_from(len).ok()).unwrap_or(0);
-        Ok(ObjectInfo { len, etag: answer.e_tag.as_deref().map(unquoted).unwrap_or_default(), metadata })
+        Ok(ObjectInfo { len, etag: answer.e_tag.as_deref().map(unquoted).unwrap_or_default(), metadata, restore })
     }
 
     pub(super) async fn head_once(&self, endpoint: &Endpoint, key: &ObjectKey) -> RemoteResult<HeadObjectOutput> {

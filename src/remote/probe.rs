@@ -1,5 +1,6 @@
 //! What an endpoint can do, found out by trying: with small objects of our own, removed again whatever happens.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,7 +26,7 @@ struct Traces {
 }
 
 impl Shared {
-    pub(super) async fn probe(&self) -> RemoteResult<Capabilities> {
+    pub(super) async fn probe(self: &Arc<Self>) -> RemoteResult<Capabilities> {
         let endpoint = self.endpoints.first();
         let mut traces = Traces { versions: Vec::new() };
         let outcome = self.try_out(endpoint, &mut traces).await;
@@ -40,7 +41,7 @@ impl Shared {
         Ok(capabilities)
     }
 
-    async fn try_out(&self, endpoint: &Endpoint, traces: &mut Traces) -> RemoteResult<Capabilities> {
+    async fn try_out(self: &Arc<Self>, endpoint: &Endpoint, traces: &mut Traces) -> RemoteResult<Capabilities> {
         let key = self.probe_key("object");
         let crc = crc32fast::hash(CONTENT);
         // The plain object comes first: what fails here makes the pair impossible.

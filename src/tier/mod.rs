@@ -78,6 +78,8 @@ pub enum Event {
     RecallBegin,
     /// All content is local, verified and durable.
     RecallFetched,
+    /// The recall ends before all content is local; what is local may stay.
+    RecallPaused,
     RecallAbandoned,
     Pin(bool),
     /// The record asked for by `Verdict::Save` is stored.
@@ -242,7 +244,7 @@ impl Machine {
                 (Activity::Recalling { .. } | Activity::Releasing, _) => Verdict::Wait,
                 (_, Claim::Resident | Claim::Dual) => Verdict::Already,
                 (Activity::Archiving { .. }, _) => unreachable!("only resident content is archived"),
-                (Activity::None, Claim::Stub | Claim::Releasing) => {
+                (Activity::None, Claim::Stub | Claim::Partial | Claim::Releasing) => {
                     self.activity = Activity::Recalling { cancelled: false };
                     Verdict::Go
                 }
@@ -250,6 +252,11 @@ impl Machine {
             Event::RecallFetched => match self.activity {
                 Activity::Recalling { .. } => Verdict::Save(Claim::Dual),
                 _ => unreachable!("a recall ended that had not begun"),
+            },
+            Event::RecallPaused => match (self.activity, self.claim) {
+                (Activity::Recalling { .. }, Claim::Partial) => self.finish(),
+                (Activity::Recalling { .. }, _) => Verdict::Save(Claim::Partial),
+                _ => unreachable!("a recall paused that had not begun"),
             },
             Event::ArchiveAbandoned | Event::ReleaseAbandoned | Event::RecallAbandoned => self.finish(),
             Event::Pin(pinned) => {
@@ -284,8 +291,8 @@ impl Machine {
             }
             (_, Claim::Resident) => Verdict::Go,
             (_, Claim::Dual) => Verdict::Save(Claim::Resident),
-            (_, Claim::Stub | Claim::Releasing) if to_zero => Verdict::TruncateThenSave,
-            (_, Claim::Stub | Claim::Releasing) => Verdict::Recall,
+            (_, claim) if claim.is_remote() && to_zero => Verdict::TruncateThenSave,
+            (_, Claim::Stub | Claim::Partial | Claim::Releasing) => Verdict::Recall,
         }
     }
 
@@ -330,7 +337,7 @@ impl Machine {
             (Activity::None, _) if self.handles() > 0 => Verdict::Refuse(Refusal::Open),
             (Activity::None, _) if self.pinned => Verdict::Refuse(Refusal::Pinned),
             // A release that a crash cut short goes on where it was: the mark is stored, so it is only repeated.
-            (Activity::None, Claim::Dual | Claim::Releasing) => {
+            (Activity::None, Claim::Dual | Claim::Partial | Claim::Releasing) => {
                 self.activity = Activity::Releasing;
                 Verdict::Save(Claim::Releasing)
             }
@@ -342,6 +349,7 @@ impl Machine {
         self.claim = claim;
         match (self.activity, claim) {
             (Activity::Archiving { .. } | Activity::Recalling { .. }, Claim::Dual)
+            | (Activity::Recalling { .. }, Claim::Partial)
             | (Activity::Releasing, Claim::Stub | Claim::Dual) => self.finish(),
             _ => Verdict::Go,
         }
@@ -365,7 +373,7 @@ impl Machine {
         }
         match self.activity {
             Activity::Archiving { .. } => assert!(self.claim == Claim::Resident || self.unknown, "{self:?}"),
-            Activity::Recalling { .. } => assert!(matches!(self.claim, Claim::Stub | Claim::Releasing) || self.unknown),
+            Activity::Recalling { .. } => assert!(self.claim.is_remote() || self.unknown, "{self:?}"),
             Activity::Releasing | Activity::None => {}
         }
     }

@@ -347,7 +347,7 @@ impl Tree {
                 self.names.entry(path).or_default().became(None, loss);
                 continue;
             };
-            let whole = ["dual", "stub"].contains(&found.state.as_str());
+            let whole = ["dual", "stub", "partial"].contains(&found.state.as_str());
             let mut why = Vec::new();
             let fits = may_be.iter().rev().flatten().copied().find(|id| {
                 let body = &self.bodies[*id];

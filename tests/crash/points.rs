@@ -41,7 +41,8 @@ pub fn all() -> Vec<String> {
 fn before(point: &str) -> &'static [&'static str] {
     match point {
         "recover.recorded" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
-        "recover.punched" => &["release.ended", "recall.written", "recall.dated"],
+        "recover.punched" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
+        "recover.kept" => &["recall.written", "recall.dated"],
         "recover.synced" => &[],
         _ if point.starts_with("recover.") => &["archive.recorded", "recall.filled", "release.noted", "release.dated"],
         _ if point.starts_with("demote.") => &["truncate.cut", "truncate.synced"],
@@ -102,10 +103,10 @@ fn dies_emptying(scene: &mut Scene, point: &str) -> bool {
     scene.rig.mount();
     scene.rig.kill_at = None;
     let name = "emptied";
-    scene.rig.write(name, 9 * CHUNK);
+    scene.rig.write(name, 40 * CHUNK);
     scene.rig.migrate(name);
     let path = scene.rig.mnt(name);
-    scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(400))).method("GET").skip(4));
+    scene.rig.faults.add(Rule::new(Effect::Delay(Duration::from_millis(400))).method("GET").skip(2));
     let reader = std::thread::spawn(move || std::fs::read(path));
     wait_for("some chunks", || scene.rig.allocated(name) > CHUNK as u64);
     // It may have been all, and then nothing is undone.

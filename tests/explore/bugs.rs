@@ -46,8 +46,12 @@ bugs! {
     BodyUnverified,
     /// recall: the end of a cancelled one is not waited for
     RecallOutlivesCut,
-    /// recall: blocks written by a failed one are not freed
+    /// recall: blocks written by one that was cut are not freed
     RecallLeavesBlocks,
+    /// recall: the record of one that ended early does not say that there are parts
+    PartUnrecorded,
+    /// recall: parts that are in the file are believed without a look at their hash
+    PartBelieved,
     /// read: availability is not asked again after the read
     ReadUnchecked,
     /// an open for writing is let in before the resident record is durable

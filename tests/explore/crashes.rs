@@ -11,9 +11,9 @@ use crate::steps::{Judged, Out, judge};
 pub fn served(rec: &Rec, bytes: &Bytes) -> Option<(u8, [u8; 2])> {
     match rec.claim {
         Claim::Resident | Claim::Dual => Some((bytes.size, bytes.ch)),
-        Claim::Stub | Claim::Releasing if bytes.size == 0 => Some((0, bytes.ch)),
-        Claim::Stub | Claim::Releasing if bytes.size == rec.len => Some((rec.len, rec.root)),
-        Claim::Stub | Claim::Releasing => None,
+        _ if bytes.size == 0 => Some((0, bytes.ch)),
+        _ if bytes.size == rec.len => Some((rec.len, rec.root)),
+        _ => None,
     }
 }
 
@@ -136,7 +136,10 @@ pub fn boot(out: &mut Out) {
                     s.boot = Boot::Journal { note: index, named: false };
                     return;
                 }
-                let stub = matches!(rec.claim, Claim::Stub | Claim::Releasing);
+                let stub = rec.claim == Claim::Releasing;
+                if rec.claim == Claim::Stub && s.disk.bytes.has_data() && !world.has(Bug::PartUnrecorded) {
+                    s.save(Rec { claim: Claim::Partial, ..rec });
+                }
                 if stub && !s.is_open_outside() {
                     s.punch(rec.mtime);
                 } else {

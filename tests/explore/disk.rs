@@ -67,6 +67,11 @@ impl Bytes {
         bytes
     }
 
+    /// Whether there is anything but holes.
+    pub fn has_data(&self) -> bool {
+        self.ch.iter().any(|value| ![0, FREED].contains(value))
+    }
+
     pub fn write(&mut self, chunk: usize, value: u8) {
         self.ch[chunk] = value;
         self.chs[chunk] |= 1 << value;

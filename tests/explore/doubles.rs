@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -227,13 +226,32 @@ pub struct Memory {
     pub log: Arc<Log>,
     /// The object under this key cannot be deleted: 403, as of a locked one.
     pub locked: Mutex<Option<ObjectKey>>,
-    /// Reads of content at this offset fail, others take a moment: a recall gives up while fetches still run.
+    /// What was asked for.
+    pub streams: Mutex<Vec<ByteRange>>,
+    /// What is before this offset comes, then the read fails.
     pub broken_at: Mutex<Option<u64>>,
 }
 
 fn absent(key: &ObjectKey) -> RemoteError {
     let (kind, operation) = (RemoteErrorKind::NotFound, "get");
     RemoteError { kind, operation, object: key.to_string(), endpoint: "memory".into(), detail: String::new() }
+}
+
+/// What comes, and how it ends.
+struct Pieces {
+    body: Bytes,
+    failure: Option<RemoteError>,
+}
+
+#[async_trait]
+impl Body for Pieces {
+    async fn next(&mut self) -> RemoteResult<Option<Bytes>> {
+        if !self.body.is_empty() {
+            let piece = self.body.len().min(1_000);
+            return Ok(Some(self.body.split_to(piece)));
+        }
+        self.failure.take().map_or(Ok(None), Err)
+    }
 }
 
 #[async_trait]
@@ -250,16 +268,19 @@ impl Remote for Memory {
         Ok(Stored { etag: "e".into(), version: None })
     }
     async fn get(&self, key: &ObjectKey, range: ByteRange, _: Option<&str>) -> RemoteResult<Bytes> {
-        if self.broken_at.lock().is_some_and(|at| at == range.offset) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            return Err(absent(key));
-        }
         let body = self.objects.lock().get(key).cloned().ok_or_else(|| absent(key))?;
         Ok(body.slice(range.offset as usize..range.end() as usize))
     }
+    async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
+        self.streams.lock().push(range);
+        let broken = (*self.broken_at.lock()).filter(|at| (range.offset..range.end()).contains(at));
+        let whole = ByteRange { offset: range.offset, len: broken.unwrap_or(range.end()) - range.offset };
+        let body = if whole.len > 0 { self.get(key, whole, etag).await? } else { Bytes::new() };
+        Ok(Box::new(Pieces { body, failure: broken.map(|_| absent(key)) }))
+    }
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
         let len = self.objects.lock().get(key).ok_or_else(|| absent(key))?.len() as u64;
-        Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new() })
+        Ok(ObjectInfo { len, etag: "e".into(), metadata: Vec::new(), restore: Default::default() })
     }
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
         if self.locked.lock().as_ref() == Some(key) {

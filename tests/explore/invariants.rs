@@ -70,7 +70,7 @@ fn over_claims(s: &State) -> Option<&'static str> {
                     return Some("a record dual that may survive is of other bytes");
                 }
             }
-            Claim::Stub | Claim::Releasing => {
+            Claim::Stub | Claim::Releasing | Claim::Partial => {
                 if disk.bytes.sizes & !(1 | (1 << rec.len)) != 0 {
                     return Some("a stub that may survive has another size than its object");
                 }

@@ -5,7 +5,7 @@ use tierfs::types::Claim;
 
 use crate::bugs::Bug;
 use crate::disk::Rec;
-use crate::state::{ALL, Ask, At, CHUNKS, CORRUPT, FREED, Fill, NoteKind, Recall, STRAY_TIME, Spawned, State};
+use crate::state::{ALL, Ask, At, CHUNKS, CORRUPT, Fill, NoteKind, Recall, STRAY_TIME, Spawned, State};
 use crate::steps::Out;
 
 /// Holder of the lock, for the recall's own steps.
@@ -54,7 +54,7 @@ pub fn want(out: &mut Out, wanted: u8, ask: Ask, go: impl Fn(&mut State, Option<
         }
         Verdict::Refuse(_) => go(s, None),
         _ => match s.recall {
-            Some(recall) if !recall.cancelled && !recall.failed => go(s, Some(At::Joined(wanted))),
+            Some(recall) if !recall.is_ending() => go(s, Some(At::Joined(wanted))),
             _ => go(s, Some(At::WaitRest)),
         },
     });
@@ -106,8 +106,7 @@ pub fn steps(out: &mut Out) {
     match recall.at {
         Fill::Open => {
             let refuse = |s: &mut State| go(s, Fill::Leave);
-            if recall.rec.claim == Claim::Stub && (0..CHUNKS).any(|c| ![0, FREED].contains(&out.from.disk.bytes.ch[c]))
-            {
+            if recall.rec.claim == Claim::Stub && out.from.disk.bytes.has_data() {
                 return out.system("recall: data that tierfs did not write", |s| {
                     if s.spent.bypasses == 0 && s.spent.faults == 0 && !s.is_open_outside() {
                         s.violate("a stub's own blocks are taken for somebody else's");
@@ -115,17 +114,49 @@ pub fn steps(out: &mut Out) {
                     refuse(s);
                 });
             }
+            let believed = recall.rec.claim == Claim::Partial && out.has(Bug::PartBelieved);
             out.system("recall: noted", |s| {
                 let id = s.add_note(NoteKind::Settle(recall.mtime), recall.rec.key, 0);
                 if let Some(recall) = &mut s.recall {
                     recall.noted = id;
                     recall.at = Fill::Fetch;
+                    if believed {
+                        (recall.written, recall.local) = (ALL, ALL >> (CHUNKS as u8 - recall.rec.len));
+                    }
                 }
             });
             out.fault("  … the journal fails", refuse);
         }
         Fill::Fetch => fetch(out, &recall),
-        Fill::Stop => out.system("recall: ends early", |s| go(s, Fill::Undo)),
+        Fill::Stop if recall.cancelled => out.system("recall: ends, the file is cut", |s| go(s, Fill::Undo)),
+        Fill::Stop => out.system("recall: ends early", |s| go(s, Fill::Rest)),
+        Fill::Rest => {
+            out.system("recall: ends early, the mtime is put back", |s| {
+                s.disk.set_mtime(recall.mtime);
+                s.move_ctime();
+                go(s, Fill::Keep);
+            });
+            out.fault("  … that fails", |s| go(s, Fill::Leave));
+        }
+        Fill::Keep if out.may_lock(LOCK) => {
+            let forgets = out.has(Bug::PartUnrecorded);
+            out.system("recall: the record says that there are parts", |s| {
+                let rec = s.cell().rec;
+                match s.apply(Event::RecallPaused) {
+                    Verdict::Save(Claim::Partial) if !forgets => {
+                        s.store(Rec { claim: Claim::Partial, ..rec });
+                        s.apply(Event::Saved(Claim::Partial));
+                    }
+                    Verdict::Go => {}
+                    _ => {
+                        s.apply(Event::RecallAbandoned);
+                    }
+                }
+                s.spawn(Spawned::Forget { note: recall.noted });
+                finish(s, false);
+            });
+            out.fault("  … the record cannot be stored", |s| go(s, Fill::Leave));
+        }
         Fill::Time => {
             let sync = if out.has(Bug::RecallBeforeData) { Fill::Commit } else { Fill::Sync };
             out.system("recall: the mtime is put back", |s| {
@@ -133,19 +164,19 @@ pub fn steps(out: &mut Out) {
                 s.move_ctime();
                 go(s, sync);
             });
-            out.fault("  … that fails", |s| go(s, Fill::Undo));
+            out.fault("  … that fails", |s| go(s, Fill::Rest));
         }
-        Fill::Sync => out.sync("recall: synced", |s| go(s, Fill::Commit), |s| go(s, Fill::Undo)),
+        Fill::Sync => out.sync("recall: synced", |s| go(s, Fill::Commit), |s| go(s, Fill::Rest)),
         Fill::Commit if out.may_lock(LOCK) => {
             let ended = out.has(Bug::RecallOutlivesCut) && recall.cancelled;
             out.system("recall: the record becomes dual", |s| {
                 if ended {
                     return finish(s, true);
                 }
-                let Verdict::Save(Claim::Dual) = s.apply(Event::RecallFetched) else { return go(s, Fill::Undo) };
+                let Verdict::Save(Claim::Dual) = s.apply(Event::RecallFetched) else { return go(s, Fill::Rest) };
                 let mut rec = s.cell().rec;
                 if s.disk.bytes.size != rec.len {
-                    return go(s, Fill::Undo);
+                    return go(s, Fill::Rest);
                 }
                 (rec.claim, rec.mtime) = (Claim::Dual, s.disk.mtime);
                 s.store(rec);
@@ -153,7 +184,7 @@ pub fn steps(out: &mut Out) {
                 s.spawn(Spawned::Forget { note: recall.noted });
                 finish(s, true);
             });
-            out.fault("  … the record cannot be stored", |s| go(s, Fill::Undo));
+            out.fault("  … the record cannot be stored", |s| go(s, Fill::Rest));
         }
         Fill::Undo => {
             let leaves = out.has(Bug::RecallLeavesBlocks);
@@ -177,7 +208,7 @@ pub fn steps(out: &mut Out) {
 fn fetch(out: &mut Out, recall: &Recall) {
     let stop = |s: &mut State| {
         if let Some(recall) = &mut s.recall {
-            (recall.at, recall.cancelled) = (Fill::Stop, true);
+            recall.at = Fill::Stop;
         }
     };
     let all = ALL >> (CHUNKS as u8 - recall.rec.len);
@@ -199,7 +230,15 @@ fn fetch(out: &mut Out, recall: &Recall) {
                 recall.written |= bit;
             }
         };
-        if recall.written & bit == 0 && !cancelled {
+        let there = recall.rec.claim.is_remote() && recall.rec.claim != Claim::Stub;
+        if recall.written & bit == 0 && !cancelled && there && out.from.disk.bytes.ch[index] == recall.rec.root[index] {
+            out.system("recall: a chunk that is there has its hash", |s| {
+                if let Some(recall) = &mut s.recall {
+                    recall.written |= bit;
+                    recall.local |= bit;
+                }
+            });
+        } else if recall.written & bit == 0 && !cancelled {
             let object = out.from.object(recall.rec.key);
             match object.filter(|object| object.ch[index] == recall.rec.root[index]) {
                 Some(object) => {
@@ -223,6 +262,10 @@ fn fetch(out: &mut Out, recall: &Recall) {
                 }
             });
         }
+    }
+    let waited_for = out.from.requests.iter().flatten().any(|request| matches!(request.at, At::Joined(_)));
+    if !cancelled && !waited_for && recall.written == recall.local {
+        out.system("recall: nobody wants more", stop);
     }
     // Writes that run end by themselves first.
     if cancelled && recall.written == recall.local {

@@ -46,10 +46,10 @@ fn step(out: &mut Out, index: usize, work: Work) {
             if cell.machine.claim() == Claim::Stub || cell.rec.key == 0 {
                 return end(s, index);
             }
-            let seen_releasing = cell.machine.claim() == Claim::Releasing;
+            let seen_remote = cell.machine.claim().is_remote();
             let pc = if work.note == 0 { Pc::Confirm } else { Pc::Mark };
             s.work[index] =
-                Work { pc, key: cell.rec.key, mtime: cell.rec.mtime, seen_releasing, note: work.note, ..Work::idle() };
+                Work { pc, key: cell.rec.key, mtime: cell.rec.mtime, seen_remote, note: work.note, ..Work::idle() };
         }),
         Pc::Confirm if free => {
             let there = from.object(work.key).is_some();
@@ -79,7 +79,7 @@ fn step(out: &mut Out, index: usize, work: Work) {
         ),
         Pc::MarkSync if free => {
             // Where blocks may be free since an earlier attempt, only the object is whole.
-            let holes = work.seen_releasing && !out.has(Bug::HolesCalledDual);
+            let holes = work.seen_remote && !out.has(Bug::HolesCalledDual);
             out.sync(
                 "release: the mark is synced",
                 |s| {
@@ -158,9 +158,8 @@ fn mark(out: &mut Out, index: usize, work: &Work) {
             return false;
         }
         let rec = s.cell().rec;
-        let seen = if work.seen_releasing { Claim::Releasing } else { Claim::Dual };
         let same = loose || (rec.key, rec.mtime) == (work.key, work.mtime);
-        if (rec.claim != seen || !same) && !twice {
+        if (rec.claim.is_remote() != work.seen_remote || !same) && !twice {
             end(s, index);
             return false;
         }
@@ -175,7 +174,7 @@ fn mark(out: &mut Out, index: usize, work: &Work) {
         // An archive's descriptor that is about to be closed is somebody's, too.
         let copying = |work: &Work| matches!(work.pc, Pc::Note | Pc::Copy | Pc::RollBack | Pc::Abandon);
         let open = s.is_open_outside() || s.work.iter().any(copying);
-        let changed = !work.seen_releasing && (s.disk.bytes.size, s.disk.mtime) != (rec.len, rec.mtime);
+        let changed = !work.seen_remote && (s.disk.bytes.size, s.disk.mtime) != (rec.len, rec.mtime);
         if (open && !unleased) || changed {
             abandon(s, index);
             return false;

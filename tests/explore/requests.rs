@@ -151,7 +151,7 @@ fn step(out: &mut Out, index: usize, Request { ask, at }: Request) {
             if match from.activity() {
                 Activity::None => true,
                 Activity::Recalling { cancelled: false } => {
-                    out.has(Bug::WaitSpins) || from.recall.is_some_and(|recall| !recall.cancelled && !recall.failed)
+                    out.has(Bug::WaitSpins) || from.recall.is_some_and(|recall| !recall.is_ending())
                 }
                 _ => false,
             } =>
@@ -212,7 +212,7 @@ fn loaded(world: &World, s: &mut State, turn: &Turn) -> bool {
 fn admit(world: &World, s: &mut State, turn: &Turn, ask: Ask) {
     let cell = *s.cell();
     if ask == Ask::OpenRead && s.small && cell.machine.mode() == IoMode::Idle {
-        let away = matches!(cell.machine.claim(), Claim::Stub | Claim::Releasing);
+        let away = cell.machine.claim().is_remote();
         if away && !available(s, ALL) {
             return turn.go(s, At::WantRecall(ALL));
         }

@@ -127,7 +127,7 @@ pub struct Work {
     pub put: bool,
     pub synced: bool,
     /// What release saw: `Releasing` or (false) `Dual`.
-    pub seen_releasing: bool,
+    pub seen_remote: bool,
     /// 1 + index of the note; 0: none.
     pub note: u8,
     pub lease: bool,
@@ -146,7 +146,7 @@ impl Work {
             moved: false,
             put: false,
             synced: false,
-            seen_releasing: false,
+            seen_remote: false,
             note: 0,
             lease: false,
         }
@@ -163,6 +163,9 @@ pub enum Fill {
     Sync,
     Commit,
     Undo,
+    /// The mtime goes back, and what is there stays.
+    Rest,
+    Keep,
     Leave,
 }
 
@@ -176,6 +179,14 @@ pub struct Recall {
     pub cancelled: bool,
     pub failed: bool,
     pub noted: u8,
+}
+
+impl Recall {
+    /// Nobody can join it any more.
+    pub fn is_ending(&self) -> bool {
+        let ends = matches!(self.at, Fill::Stop | Fill::Rest | Fill::Keep | Fill::Undo | Fill::Leave);
+        self.cancelled || self.failed || ends
+    }
 }
 
 /// What goes on by itself.

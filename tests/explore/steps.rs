@@ -199,8 +199,8 @@ pub fn judge(state: &State, bug: Option<Bug>) -> Judged {
     }
     match rec.claim {
         Claim::Dual if (disk.bytes.size, disk.mtime) != (rec.len, rec.mtime) => Judged::Demote { cut: false },
-        Claim::Stub | Claim::Releasing if disk.bytes.size == 0 => Judged::Demote { cut: true },
-        Claim::Stub | Claim::Releasing if disk.bytes.size != rec.len => Judged::Changed,
+        claim if claim.is_remote() && disk.bytes.size == 0 => Judged::Demote { cut: true },
+        claim if claim.is_remote() && disk.bytes.size != rec.len => Judged::Changed,
         _ => Judged::Fine(rec),
     }
 }

@@ -112,19 +112,18 @@ fn every_pair_of_opens_is_served_on_xfs() {
     every_pair_of_opens(Setup::xfs());
 }
 
-/// Bytes a process has read by system calls so far: what passes through is not among the daemon's.
-fn read_by(pid: i32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+/// Reads that the daemon was asked for so far: what passes through is not among them.
+fn reads(rig: &Rig) -> u64 {
+    rig.info()["requests"]["read"].as_u64().unwrap_or(0)
 }
 
 /// Whether the daemon reads what is read here.
 fn daemon_serves(rig: &Rig, file: &File, len: usize) -> bool {
-    let before = read_by(rig.daemon.unwrap());
+    let before = reads(rig);
     let mut found = vec![0u8; len + 4096];
     let skip = found.as_ptr().align_offset(4096);
     file.read_exact_at(&mut found[skip..skip + len], 0).unwrap();
-    read_by(rig.daemon.unwrap()) - before >= len as u64
+    reads(rig) > before
 }
 
 fn direct(rig: &Rig, name: &str) -> File {

@@ -89,6 +89,8 @@ pub struct Rig {
     make_buckets: bool,
     mount_args: Vec<&'static str>,
     state_below: bool,
+    /// How long a restore takes at the endpoint that is started next.
+    pub restore_after: Duration,
     /// The point at which the next daemon ends itself (`tierfs::kill`).
     pub kill_at: Option<String>,
     /// The secret that children get.
@@ -126,6 +128,7 @@ impl Rig {
             make_buckets: setup.make_buckets,
             mount_args: setup.mount,
             state_below: setup.state_below,
+            restore_after: Duration::ZERO,
             kill_at: None,
             secret: SECRET_KEY,
             daemon: None,
@@ -190,6 +193,7 @@ impl Rig {
         let (access_key, secret_key) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
         options.credentials = Some(Credentials { access_key, secret_key });
         options.make_buckets = self.make_buckets;
+        options.restore_after = self.restore_after;
         options.faults = self.faults.clone();
         let server = self.runtime.block_on(Server::start(&self.dir.path().join("objects"), options)).unwrap();
         self.addr = server.addr();
@@ -218,6 +222,23 @@ impl Rig {
             }
         }
         assert!(removed > 0, "{key} is not in {}", dir.display());
+    }
+
+    /// Moves all objects of files to an archive class, as a rule of the bucket would.
+    pub fn archive_all(&self, class: &str) {
+        let keys = aws_credential_types::Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test");
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+            .endpoint_url(self.endpoint())
+            .region(aws_sdk_s3::config::Region::new("us-east-1"))
+            .force_path_style(true)
+            .credentials_provider(keys)
+            .http_client(aws_smithy_http_client::Builder::new().build_http());
+        let client = aws_sdk_s3::Client::from_conf(config.build());
+        for key in self.objects().iter().map(|key| format!("pre/{key}")) {
+            let copy = client.copy_object().bucket(BUCKET).key(&key).copy_source(format!("{BUCKET}/{key}"));
+            self.block_on(copy.storage_class(class.into()).send()).unwrap();
+        }
     }
 
     pub fn requests(&self) -> Requests {

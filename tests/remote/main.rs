@@ -3,9 +3,12 @@
 //! foreign store too where `TIERFS_TEST_S3_ENDPOINT` names one (bucket `TIERFS_TEST_S3_BUCKET`, credentials from the
 //! standard chain).
 
+mod archived;
 mod configuration;
 mod contract;
 mod failures;
+mod measure;
 mod rig;
 mod scripted;
+mod streams;
 mod uploads;

@@ -75,6 +75,12 @@ impl Rig {
         aws_sdk_s3::Client::from_conf(config.build())
     }
 
+    /// Moves an object to an archive class, as a rule of its bucket would.
+    pub async fn archive(&self, key: &ObjectKey, class: aws_sdk_s3::types::StorageClass) {
+        let copy = self.sdk().copy_object().bucket("bucket").key(&key.0).copy_source(format!("bucket/{key}"));
+        copy.storage_class(class).send().await.unwrap();
+    }
+
     pub async fn unfinished_uploads(&self) -> usize {
         self.sdk().list_multipart_uploads().bucket("bucket").send().await.unwrap().uploads().len()
     }

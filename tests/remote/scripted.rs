@@ -10,7 +10,7 @@ use crate::rig::*;
 
 /// A store by script: gets the request's first line and headers, gives the whole answer. Bodies of requests are read by
 /// their length. Ends with the test's process.
-fn scripted(mut script: impl FnMut(&str) -> String + Send + 'static) -> String {
+pub fn scripted(mut script: impl FnMut(&str) -> String + Send + 'static) -> String {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -48,7 +48,7 @@ fn canned(reply: &'static str) -> String {
     scripted(|_| reply.to_owned())
 }
 
-fn answer(status: &str, headers: &str, body: &str) -> String {
+pub fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}", body.len())
 }
 
@@ -74,7 +74,7 @@ async fn what_is_no_s3_is_told_as_such() {
     fails(ask(gateway).await, Kind::Server, &["502"]);
 }
 
-async fn at(rig: &Rig, url: String) -> S3Remote {
+pub async fn at(rig: &Rig, url: String) -> S3Remote {
     let mut config = rig.config();
     config.endpoints = vec![url];
     S3Remote::connect(config).await.unwrap()

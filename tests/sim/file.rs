@@ -157,7 +157,7 @@ impl LowerFile for SimFile {
                 return;
             };
             let claim = record_of(node).map_or(Claim::Resident, |record| record.claim);
-            if !matches!(claim, Claim::Releasing | Claim::Stub) {
+            if !claim.is_remote() {
                 claimed = Some(claim);
             }
         });

@@ -22,6 +22,8 @@ pub fn situation(state: &State) -> &'static str {
         "with an upload noted"
     } else if noted(|kind| matches!(kind, IntentKind::Settle { .. })) {
         "with a transfer noted"
+    } else if claims.contains(&Claim::Partial) {
+        "with parts"
     } else if claims.contains(&Claim::Stub) {
         "with stubs"
     } else if claims.contains(&Claim::Dual) {
@@ -36,7 +38,7 @@ fn effective(state: &State, ino: u64, node: &Node) -> Result<Content, String> {
     let Some(stored) = node.xattrs.get(std::ffi::OsStr::new(RECORD)) else { return Ok(node.content.clone()) };
     let record = Record::decode(stored).map_err(|why| format!("file {ino}: its record is damaged: {why}"))?;
     let Some(object) = &record.object else { return Ok(node.content.clone()) };
-    let stub = matches!(record.claim, Claim::Stub | Claim::Releasing);
+    let stub = record.claim.is_remote();
     if node.content.size == 0 {
         return Ok(Content::default());
     }

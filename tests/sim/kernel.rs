@@ -133,7 +133,7 @@ impl Kernel {
 
     /// As the adapter does: an attempt at once, later ones after what blocked it.
     async fn drive<T>(&self, mut attempt: impl FnMut(&Fs, Patience) -> Try<T>) -> Answer<T> {
-        let waiter = Waiter { pid: 0, since: Instant::now() };
+        let waiter = Waiter { pid: 0, uid: 0, since: Instant::now() };
         let mut patience = Patience::None;
         loop {
             self.check()?;

@@ -174,7 +174,12 @@ impl Remote for SimRemote {
         self.ask(Kind::Head, "head", key, |state, fault| {
             let object = state.objects.get(key).ok_or(RemoteErrorKind::NotFound)?;
             let len = object.body.len() as u64 + u64::from(fault == Some(Fault::Corrupted));
-            Ok(ObjectInfo { len, etag: object.etag.clone(), metadata: object.metadata.clone() })
+            Ok(ObjectInfo {
+                len,
+                etag: object.etag.clone(),
+                metadata: object.metadata.clone(),
+                restore: Default::default(),
+            })
         })
         .await
     }

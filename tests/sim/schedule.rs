@@ -207,7 +207,15 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         remote_cluster: "west".parse().expect("it is a name"),
         remote_share: "b".into(),
     };
-    let target = Target { pair, prefix: "p".into(), remote, chunk_size: CHUNK as u32, retention_s: manner.retention_s };
+    let target = Target {
+        pair,
+        prefix: "p".into(),
+        remote,
+        chunk_size: Some(CHUNK as u32),
+        retention_s: manner.retention_s,
+        recall: Default::default(),
+        restore: Default::default(),
+    };
     let limits = Limits { fetches_per_file: manner.fetches_per_file, ..Limits::default() };
     let runtime = tokio::runtime::Handle::current();
     let clock = Arc::new(SimClock(world.clone()));

@@ -23,9 +23,11 @@ impl Stats {
             (Claim::Resident, Claim::Dual) => "archived",
             (Claim::Dual, Claim::Releasing) => "releasing",
             (Claim::Releasing, Claim::Stub) => "released",
-            (Claim::Stub | Claim::Releasing, Claim::Dual) => "recalled",
+            (Claim::Stub | Claim::Partial | Claim::Releasing, Claim::Dual) => "recalled",
+            (Claim::Stub | Claim::Releasing, Claim::Partial) => "recalled in part",
+            (Claim::Partial, Claim::Releasing) => "releasing a part",
             (Claim::Dual, Claim::Resident) => "changed while dual",
-            (Claim::Stub | Claim::Releasing, Claim::Resident) => "cut while stub",
+            (Claim::Stub | Claim::Partial | Claim::Releasing, Claim::Resident) => "cut while stub",
             _ => return,
         };
         self.count(step);

@@ -78,10 +78,11 @@ impl Tier {
             Claim::Resident => FileState::Resident,
             // As the engine judges it when it next meets the file.
             Claim::Dual if changed => FileState::Resident,
-            Claim::Stub | Claim::Releasing if attr.size == 0 => FileState::Resident,
+            claim if claim.is_remote() && attr.size == 0 => FileState::Resident,
             Claim::Dual => FileState::Dual,
             Claim::Releasing => FileState::Releasing,
             Claim::Stub => FileState::Stub,
+            Claim::Partial => FileState::Partial,
         };
         let pair = record.object.filter(|_| state != FileState::Resident).map(|object| object.pair.name.into());
         Self { state, pinned: record.flags.pinned, pair, generation: record.generation.0 }
@@ -95,6 +96,7 @@ pub(super) fn state_number(state: FileState) -> i64 {
         FileState::Releasing => 2,
         FileState::Stub => 3,
         FileState::Damaged => 4,
+        FileState::Partial => 5,
     }
 }
 
@@ -104,6 +106,7 @@ pub(super) fn state_of(number: i64) -> FileState {
         1 => FileState::Dual,
         2 => FileState::Releasing,
         3 => FileState::Stub,
+        5 => FileState::Partial,
         _ => FileState::Damaged,
     }
 }

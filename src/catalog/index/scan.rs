@@ -19,7 +19,7 @@ use rusqlite::{Connection, params};
 use super::row::{Facts, Tier, ctime_ns};
 use super::store::{Known, NO_PARENT, Store, known};
 use super::{IndexResult, Inner, sql};
-use crate::lower::{Seen, Share, Survey};
+use crate::lower::{Share, Survey, Surveyed};
 use crate::ports::{FileKind, Lower, LowerResult};
 use crate::types::{FileId, Inode, RawHandle};
 
@@ -216,7 +216,7 @@ impl Reader<'_> {
         records: &mut u64,
         found: &mut Found,
     ) -> LowerResult<()> {
-        let Some(Seen { name, id, attr }) = self.survey.look(at)? else { return Ok(()) };
+        let Some(Surveyed { name, id, attr }) = self.survey.look(at)? else { return Ok(()) };
         let name = name.as_bytes();
         if attr.kind == FileKind::Directory {
             match self.survey.below(at)? {

@@ -39,7 +39,7 @@ CREATE INDEX links_ino ON links (ino);
 -- Directories that the scan under way has yet to read.
 CREATE TABLE todo (ino INTEGER PRIMARY KEY, birth INTEGER NOT NULL, handle_kind INTEGER NOT NULL, handle BLOB NOT NULL);
 CREATE VIEW files AS SELECT path(ino) AS path, name, kind, size, blocks * 512 AS online,
-    CASE WHEN state IN (2, 3) THEN size ELSE 0 END AS offline, state_name(state) AS state, pair, generation, pinned, sealed,
+    CASE WHEN state IN (2, 3) THEN size WHEN state = 5 THEN max(size - blocks * 512, 0) ELSE 0 END AS offline, state_name(state) AS state, pair, generation, pinned, sealed,
     uid, gid, project, mode, nlink, atime, mtime, ctime_ns / 1000000000 AS ctime, btime,
     accesses, coalesce(heat_now(heat), 0.0) AS heat, accessed, recalled, recalled_by, ino, parent
     FROM f WHERE parent <> 0;

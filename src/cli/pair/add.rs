@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
-use super::{Global, as_json, capabilities, output, print};
+use super::{ChunkSize, Global, as_json, capabilities, output, print};
 use crate::pair::{
-    CHUNK_SIZE_DEFAULT, MetaSyncRole, Pair, REGION_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, syntax,
+    MetaSyncRole, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, WhenArchived,
+    syntax,
 };
-use crate::types::{ClusterId, PairName};
+use crate::types::{ClusterId, PairName, RecallPolicy};
 
 /// Bind a share to a remote.
 ///
@@ -48,12 +49,23 @@ pub struct Add {
     /// Profile in that file, or in the standard one.
     #[arg(long, value_name = "NAME", value_parser = syntax::credentials_profile)]
     credentials_profile: Option<String>,
-    /// Unit of verification: a power of two from 64KiB to 64MiB [default: 4MiB].
+    /// Unit of verification and of reads of what is remote: a power of two from 64KiB to 64MiB, or auto: 4MiB for a file of one, else 1MiB to 8MiB by its
+    /// length [default: auto].
     #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
-    chunk_size: Option<u32>,
+    chunk_size: Option<ChunkSize>,
     /// How long superseded and deleted objects are kept, like 0, 24h or 7d [default: 24h].
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
+    /// pass-through (served, and nothing stays) [default: partial].
+    #[arg(long, value_name = "HOW")]
+    recall: Option<RecallPolicy>,
+    /// Whether who reads content in an archive class is told (fail) or waits (wait) while it is restored [default: fail].
+    #[arg(long, value_name = "fail|wait")]
+    archived: Option<WhenArchived>,
+    /// Days a restored object can be read [default: 7].
+    #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
+    restore_days: Option<u32>,
     /// Store the pair without trying the endpoint.
     #[arg(long)]
     no_probe: bool,
@@ -103,8 +115,11 @@ impl Add {
             meta_sync: self.meta_sync,
             credentials_file: self.credentials_file.as_deref().map(super::credentials_file).transpose()?,
             credentials_profile: self.credentials_profile.clone(),
-            chunk_size: self.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
+            chunk_size: self.chunk_size.and_then(|size| size.0),
             retention_s: self.retention.unwrap_or(RETENTION_DEFAULT_S),
+            recall: self.recall.unwrap_or_default(),
+            archived: self.archived.unwrap_or_default(),
+            restore_days: self.restore_days.unwrap_or(RESTORE_DAYS_DEFAULT),
         })
     }
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
-use super::{Global, as_json, capabilities, claims, output, print};
-use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, syntax};
-use crate::types::PairName;
+use super::{ChunkSize, Global, as_json, capabilities, claims, output, print};
+use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
+use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
 ///
@@ -50,12 +50,22 @@ struct Changes {
     /// Profile in that file; empty for the standard one.
     #[arg(long, value_name = "NAME")]
     credentials_profile: Option<String>,
-    /// Unit of verification, for files archived from now on.
+    /// Unit of verification, for files archived from now on; or auto.
     #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
-    chunk_size: Option<u32>,
+    chunk_size: Option<ChunkSize>,
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
+    /// pass-through (served, and nothing stays).
+    #[arg(long, value_name = "HOW")]
+    recall: Option<RecallPolicy>,
+    /// Whether who reads content in an archive class is told (fail) or waits (wait) while it is restored.
+    #[arg(long, value_name = "fail|wait")]
+    archived: Option<WhenArchived>,
+    /// Days a restored object can be read.
+    #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
+    restore_days: Option<u32>,
 }
 
 impl Edit {
@@ -118,10 +128,19 @@ impl Changes {
             };
         }
         if let Some(size) = self.chunk_size {
-            pair.chunk_size = size;
+            pair.chunk_size = size.0;
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
+        }
+        if let Some(recall) = self.recall {
+            pair.recall = recall;
+        }
+        if let Some(archived) = self.archived {
+            pair.archived = archived;
+        }
+        if let Some(days) = self.restore_days {
+            pair.restore_days = days;
         }
         Ok(pair)
     }

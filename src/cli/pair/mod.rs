@@ -71,6 +71,9 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "credentials_profile": pair.credentials_profile,
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
+        "recall": pair.recall.as_str(),
+        "archived": pair.archived.as_str(),
+        "restore_days": pair.restore_days,
         "probed": probed,
     })
 }
@@ -89,8 +92,11 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     let source = pair.credentials_file.as_ref().map(|file| file.display().to_string());
     row("credentials_file", source.unwrap_or_else(|| "- (the SDK's standard chain)".into()));
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
-    row("chunk_size", exact_size(pair.chunk_size.into()));
+    row("chunk_size", pair.chunk_size.map_or("auto".into(), |size| exact_size(size.into())));
     row("retention", exact_duration(pair.retention_s));
+    row("recall", pair.recall.as_str().into());
+    row("archived", pair.archived.as_str().to_owned());
+    row("restore_days", pair.restore_days.to_string());
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",
@@ -151,9 +157,16 @@ fn credentials_file(path: &Path) -> Result<PathBuf, CliError> {
     Ok(absolute)
 }
 
-fn chunk_size(text: &str) -> Result<u32, String> {
-    syntax::chunk_size(parse_size(text)?)
+fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+    if text == "auto" {
+        return Ok(ChunkSize(None));
+    }
+    Ok(ChunkSize(Some(syntax::chunk_size(parse_size(text)?)?)))
 }
+
+/// A chunk size as it is asked for; `None`: by the length of each file.
+#[derive(Clone, Copy, Debug)]
+struct ChunkSize(Option<u32>);
 
 fn retention(text: &str) -> Result<u64, String> {
     parse_duration(text)

@@ -36,13 +36,13 @@ impl Action {
 
     /// States in which there is something to do.
     pub fn states(self) -> &'static [FileState] {
-        use FileState::{Dual, Releasing, Resident, Stub};
+        use FileState::{Dual, Partial, Releasing, Resident, Stub};
         match self {
             Self::Archive => &[Resident],
-            Self::Release => &[Dual],
-            Self::Migrate => &[Resident, Dual],
-            Self::Recall => &[Stub, Releasing],
-            Self::Pin | Self::Unpin => &[Resident, Dual, Releasing, Stub],
+            Self::Release => &[Dual, Partial],
+            Self::Migrate => &[Resident, Dual, Partial],
+            Self::Recall => &[Stub, Partial, Releasing],
+            Self::Pin | Self::Unpin => &[Resident, Dual, Releasing, Partial, Stub],
         }
     }
 

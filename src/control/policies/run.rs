@@ -396,6 +396,7 @@ impl Manager {
             Claim::Dual => FileState::Dual,
             Claim::Releasing => FileState::Releasing,
             Claim::Stub => FileState::Stub,
+            Claim::Partial => FileState::Partial,
         };
         Some((state, pinned))
     }

@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
+use super::blocking;
 use super::store::*;
 use crate::types::Timestamp;
 use commit::{Job, Queue, RemoveJob};
@@ -98,11 +99,6 @@ impl Shared {
             if self.poisoned.load(Ordering::Acquire) { StoreError::Poisoned } else { StoreError::Closed }
         })?
     }
-}
-
-/// Runs `work` where blocking is allowed.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
 }
 
 fn now() -> Timestamp {

@@ -26,8 +26,12 @@ const SIDECAR_MARK: &[u8] = b"TGS\x01";
 const RECORD_BYTES_MAX: u64 = 16 << 20;
 
 /// A stored value and the magic that names it.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait Record: Clone + Serialize + DeserializeOwned {
     const MAGIC: [u8; 4];
+    /// Where the storage class goes that the record's fields leave out; none where there is no such thing.
+    fn class(&mut self) -> Option<&mut Option<String>> {
+        None
+    }
 }
 
 /// One extent of an object completed from parts.
@@ -53,17 +57,33 @@ pub struct UploadRecord {
 
 impl Record for ObjectRecord {
     const MAGIC: [u8; 4] = *b"TGO\x01";
+    fn class(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.info.attributes.class)
+    }
 }
 impl Record for PartInfo {
     const MAGIC: [u8; 4] = *b"TGP\x01";
 }
 impl Record for UploadRecord {
     const MAGIC: [u8; 4] = *b"TGU\x01";
+    fn class(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.new.attributes.class)
+    }
+}
+
+/// The magic of a record in a storage class of its own: the class follows the fields. Others are written as they always were.
+const fn classed(magic: [u8; 4]) -> [u8; 4] {
+    [magic[0], magic[1], magic[2], 2]
 }
 
 /// The stored bytes of `record`.
 pub fn encode<R: Record>(record: &R) -> io::Result<Vec<u8>> {
-    let mut bytes = postcard::to_extend(record, R::MAGIC.to_vec()).map_err(io::Error::other)?;
+    let class = record.clone().class().and_then(|class| class.take());
+    let encoded = match class {
+        None => postcard::to_extend(record, R::MAGIC.to_vec()),
+        Some(class) => postcard::to_extend(&(record, class), classed(R::MAGIC).to_vec()),
+    };
+    let mut bytes = encoded.map_err(io::Error::other)?;
     let sum = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&sum.to_le_bytes());
     Ok(bytes)
@@ -74,11 +94,19 @@ pub fn decode<R: Record>(bytes: &[u8]) -> io::Result<R> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("record: {what}"));
     let body_len = bytes.len().checked_sub(4).ok_or_else(|| bad("too short"))?;
     let (body, sum) = bytes.split_at(body_len);
-    let fields = body.strip_prefix(&R::MAGIC).ok_or_else(|| bad("unknown kind or version"))?;
+    let plain = body.strip_prefix(&R::MAGIC);
+    let fields =
+        plain.or_else(|| body.strip_prefix(&classed(R::MAGIC))).ok_or_else(|| bad("unknown kind or version"))?;
     if crc32fast::hash(body).to_le_bytes() != sum {
         return Err(bad("checksum mismatch"));
     }
-    postcard::from_bytes(fields).map_err(|e| bad(&e.to_string()))
+    let unreadable = |e: postcard::Error| bad(&e.to_string());
+    if plain.is_some() {
+        return postcard::from_bytes(fields).map_err(unreadable);
+    }
+    let (mut record, class): (R, String) = postcard::from_bytes(fields).map_err(unreadable)?;
+    *record.class().ok_or_else(|| bad("of a kind that has no storage class"))? = Some(class);
+    Ok(record)
 }
 
 /// Path of the sidecar of `file`.
@@ -196,10 +224,28 @@ mod tests {
         assert_eq!(written, include_str!("golden/records_v1.hex").trim());
     }
 
+    /// A record with a storage class: the old fields, then the class.
+    #[test]
+    fn golden_with_a_class() {
+        let mut object = sample();
+        let plain = encode(&object).unwrap();
+        object.info.attributes.class = Some("GLACIER".into());
+        let bytes = encode(&object).unwrap();
+        assert_eq!(bytes[..4], *b"TGO\x02");
+        assert_eq!(bytes[4..bytes.len() - 4], [&plain[4..plain.len() - 4], b"\x07GLACIER"].concat());
+    }
+
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let good = encode(&sample()).unwrap();
-        assert_eq!(decode::<ObjectRecord>(&good).unwrap(), sample());
+        every_flip(sample());
+        let mut classed = sample();
+        classed.info.attributes.class = Some("GLACIER".into());
+        every_flip(classed);
+    }
+
+    fn every_flip(record: ObjectRecord) {
+        let good = encode(&record).unwrap();
+        assert_eq!(decode::<ObjectRecord>(&good).unwrap(), record);
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

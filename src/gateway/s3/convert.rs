@@ -43,17 +43,29 @@ pub fn error(error: StoreError) -> S3Error {
         StoreError::Gone => S3ErrorCode::NoSuchKey,
         StoreError::Full(_) => {
             tracing::error!(%error, "the store is full");
-            let mut full = S3Error::with_message(S3ErrorCode::Custom("InsufficientStorage".into()), message);
-            full.set_status_code(hyper::StatusCode::INSUFFICIENT_STORAGE);
-            return full;
+            return custom("InsufficientStorage", hyper::StatusCode::INSUFFICIENT_STORAGE, message);
         }
-        StoreError::Closed => S3ErrorCode::ServiceUnavailable,
-        StoreError::Io { .. } | StoreError::Poisoned | StoreError::Corrupt(_) => {
+        StoreError::Closed | StoreError::Unavailable(_) => S3ErrorCode::ServiceUnavailable,
+        StoreError::Denied(_) => S3ErrorCode::AccessDenied,
+        StoreError::BadKey { .. } => S3ErrorCode::InvalidArgument,
+        StoreError::KeyTooLong => S3ErrorCode::KeyTooLongError,
+        StoreError::MetadataTooLong => S3ErrorCode::MetadataTooLarge,
+        StoreError::NotSupported(_) => S3ErrorCode::NotImplemented,
+        StoreError::InTheWay { .. } => return custom("KeyInTheWay", hyper::StatusCode::CONFLICT, message),
+        StoreError::ReadOnly => return custom("ReadOnly", hyper::StatusCode::FORBIDDEN, message),
+        StoreError::Io { .. } | StoreError::Poisoned | StoreError::Corrupt(_) | StoreError::Failed(_) => {
             tracing::error!(%error, "the store failed");
             S3ErrorCode::InternalError
         }
     };
     S3Error::with_message(code, message)
+}
+
+/// An error that S3 has no code for.
+fn custom(code: &'static str, status: hyper::StatusCode, message: String) -> S3Error {
+    let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), message);
+    error.set_status_code(status);
+    error
 }
 
 pub fn etag(value: &str) -> ETag {
@@ -121,6 +133,7 @@ macro_rules! attributes {
             cache_control: $input.cache_control.take(),
             expires: $input.expires.as_ref().map($crate::gateway::s3::convert::seconds),
             user: $crate::gateway::s3::convert::user_metadata($input.metadata.take())?,
+            class: $crate::gateway::s3::restore::class($input.storage_class.as_ref())?,
         }
     };
 }

@@ -58,6 +58,8 @@ pub struct Claims {
     payload_sha256: Option<String>,
     /// To be computed and stored, whatever else is.
     wanted: Option<Algorithm>,
+    /// The MD5 is wanted whether or not the client told one.
+    md5_wanted: bool,
 }
 
 impl Claims {
@@ -91,6 +93,11 @@ impl Claims {
         Ok(claims)
     }
 
+    /// Has the MD5 computed, too.
+    pub fn md5(self, md5_wanted: bool) -> Self {
+        Self { md5_wanted, ..self }
+    }
+
     /// The algorithm of the checksum to store.
     fn stored(&self) -> Algorithm {
         let named = self.wanted.or(self.sums.first().map(|(algorithm, _)| *algorithm)).or(self.trailer);
@@ -104,7 +111,8 @@ impl Claims {
             start(&mut sums, algorithm);
         }
         let payload = self.payload_sha256.as_ref().map(|_| Sha256::new());
-        Hasher { md5: self.md5.map(|_| Md5::new()), payload, sums, claims: self }
+        let md5 = (self.md5_wanted || self.md5.is_some()).then(Md5::new);
+        Hasher { md5, payload, sums, claims: self }
     }
 }
 
@@ -129,7 +137,7 @@ pub struct Hasher {
 /// What became of the checksums.
 #[derive(Debug, Default)]
 pub struct Verified {
-    /// Hex, if the client sent a Content-MD5.
+    /// Hex, if the client sent a Content-MD5, or it was wanted.
     pub md5: Option<String>,
     /// The one to store.
     pub checksum: Option<Checksum>,
@@ -174,7 +182,7 @@ impl Hasher {
             }
         }
         let md5: Option<[u8; 16]> = md5.map(|md5| md5.finalize().into());
-        if md5 != claims.md5 {
+        if claims.md5.is_some() && md5 != claims.md5 {
             return Err(s3_error!(BadDigest, "the Content-MD5 you specified did not match what was received"));
         }
         let payload = payload.map(|payload| hex(payload.finalize().as_ref()));

@@ -184,6 +184,7 @@ pub async fn get_object(protocol: &Protocol, req: S3Request<GetObjectInput>) -> 
             input.if_none_match.as_ref(),
             input.if_modified_since.as_ref(),
         )?;
+        protocol.restores.check(&input.bucket, &info)?;
         let part = span(&info, input.range, input.part_number)?;
         let whole = part.clone().unwrap_or(0..info.size);
         let mut body = Body { content, at: whole.start, end: whole.end, ready: None, reading: None };
@@ -227,6 +228,7 @@ fn answer(
         e_tag: head.e_tag,
         last_modified: head.last_modified,
         metadata: head.metadata,
+        storage_class: head.storage_class,
         parts_count: input.part_number.and(head.parts_count),
         tag_count: (!info.tags.is_empty()).then_some(info.tags.len() as i32),
         checksum_crc32: sums.checksum_crc32,
@@ -257,6 +259,7 @@ fn head(info: &ObjectInfo, part: Option<Span<u64>>) -> HeadObjectOutput {
         e_tag: Some(convert::etag(&info.etag)),
         last_modified: Some(convert::time(info.modified)),
         metadata: convert::metadata(attributes),
+        storage_class: attributes.class.clone().map(StorageClass::from),
         parts_count: (!info.part_sizes.is_empty()).then_some(info.part_sizes.len() as i32),
         ..HeadObjectOutput::default()
     }
@@ -277,6 +280,7 @@ pub async fn head_object(protocol: &Protocol, req: S3Request<HeadObjectInput>) -
         if part.is_none() && input.checksum_mode.is_some() { checksums(&info.checksum) } else { Checksum::default() };
     let head = head(&info, part);
     Ok(HeadObjectOutput {
+        restore: protocol.restores.header(&input.bucket, &info),
         parts_count: input.part_number.and(head.parts_count),
         checksum_crc32: sums.checksum_crc32,
         checksum_crc32c: sums.checksum_crc32c,

@@ -44,7 +44,10 @@ impl Names {
             size: Some(info.size as i64),
             e_tag: Some(convert::etag(&info.etag)),
             last_modified: Some(convert::time(info.modified)),
-            storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
+            storage_class: Some(info.attributes.class.clone().map_or_else(
+                || ObjectStorageClass::from_static(ObjectStorageClass::STANDARD),
+                ObjectStorageClass::from,
+            )),
             checksum_algorithm: info
                 .checksum
                 .as_ref()

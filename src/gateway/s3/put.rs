@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hyper::HeaderMap;
+use hyper::header::HeaderValue;
 use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, TrailingHeaders, s3_error};
 
 use super::convert::{self, attributes};
 use super::digest::{Claims, Hasher, Verified};
-use super::{Protocol, get};
-use crate::gateway::store::{Algorithm, Content, ObjectInfo, Seal, StoreResult, Target, Upload, UploadId};
+use super::{Protocol, RENAME_SOURCE, get};
+use crate::gateway::store::{Algorithm, Attributes, Content, ObjectInfo, Seal, StoreResult, Target, Upload, UploadId};
 use crate::gateway::unsigned::Unsigned;
 
 /// Bytes gathered before they are hashed and written, off the async threads.
@@ -148,8 +149,11 @@ async fn receive(
 }
 
 pub async fn put_object(protocol: &Protocol, mut req: S3Request<PutObjectInput>) -> S3Result<PutObjectOutput> {
+    if let Some(source) = req.headers.get(RENAME_SOURCE).cloned() {
+        return rename(protocol, &source, req.input).await;
+    }
     let trailers = Trailers::of(&mut req);
-    let claims = Claims::read(&req.headers, None, Unsigned::payload_sha256(&req.extensions))?;
+    let claims = Claims::read(&req.headers, None, Unsigned::payload_sha256(&req.extensions))?.md5(protocol.md5_etags);
     let mut input = req.input;
     let attributes = attributes!(input);
     let tags = convert::tags_of_header(input.tagging.as_deref())?;
@@ -176,6 +180,21 @@ pub async fn put_object(protocol: &Protocol, mut req: S3Request<PutObjectInput>)
     })
 }
 
+/// Renames within a bucket, in one step; the body, if there is one, is not looked at.
+async fn rename(protocol: &Protocol, source: &HeaderValue, input: PutObjectInput) -> S3Result<PutObjectOutput> {
+    let source = source.to_str().ok().and_then(|source| CopySource::parse(source).ok());
+    let Some(CopySource::Bucket { bucket, key, version_id: None }) = source else {
+        return Err(s3_error!(InvalidArgument, "{RENAME_SOURCE} takes /bucket/key, percent-encoded"));
+    };
+    if *bucket != *input.bucket {
+        return Err(s3_error!(InvalidArgument, "an object is renamed within its bucket"));
+    }
+    let condition = convert::condition(input.if_match.as_ref(), input.if_none_match.as_ref());
+    let renamed = protocol.store.rename(&input.bucket, &key, &input.key, condition).await;
+    let info = renamed.map_err(convert::error)?;
+    Ok(PutObjectOutput { e_tag: Some(convert::etag(&info.etag)), ..PutObjectOutput::default() })
+}
+
 pub fn part_number(number: i32) -> S3Result<u16> {
     let valid = u16::try_from(number).ok().filter(|number| (1..=10_000).contains(number));
     valid.ok_or_else(|| s3_error!(InvalidArgument, "part numbers go from 1 to 10000, not {number}"))
@@ -193,7 +212,8 @@ pub async fn upload_part(protocol: &Protocol, mut req: S3Request<UploadPartInput
     let upload = UploadId(input.upload_id);
     let number = part_number(input.part_number)?;
     let algorithm = part_algorithm(protocol, &input.bucket, &input.key, &upload).await?;
-    let claims = Claims::read(&req.headers, Some(algorithm), Unsigned::payload_sha256(&req.extensions))?;
+    let payload = Unsigned::payload_sha256(&req.extensions);
+    let claims = Claims::read(&req.headers, Some(algorithm), payload)?.md5(protocol.md5_etags);
     let target = Target::Part { key: input.key, upload, number };
     let (upload, verified) =
         receive(protocol, &input.bucket, target, input.body, claims, input.content_length, &trailers).await?;
@@ -255,10 +275,15 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
     )?;
     let replaces = |directive: Option<&str>| directive == Some(MetadataDirective::REPLACE);
     let replace_attributes = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str));
-    if !replace_attributes && (from_bucket, from_key) == (input.bucket.as_str(), input.key.as_str()) {
-        return Err(s3_error!(InvalidRequest, "a copy onto itself must replace the metadata"));
+    protocol.restores.check(from_bucket, &info)?;
+    // A copy is in the class that is asked for, whatever its source is in.
+    let class = super::restore::class(input.storage_class.as_ref())?;
+    let itself = (from_bucket, from_key) == (input.bucket.as_str(), input.key.as_str());
+    if itself && !replace_attributes && class == info.attributes.class {
+        return Err(s3_error!(InvalidRequest, "a copy onto itself must replace the metadata or the storage class"));
     }
-    let attributes = if replace_attributes { attributes!(input) } else { info.attributes.clone() };
+    let kept = || Attributes { class, ..info.attributes.clone() };
+    let attributes = if replace_attributes { attributes!(input) } else { kept() };
     let tags = if replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str)) {
         convert::tags_of_header(input.tagging.as_deref())?
     } else {
@@ -270,7 +295,7 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
         Some(algorithm) => Some(super::digest::by_name(algorithm.as_str())?),
         None => whole.as_ref().map(|sum| sum.algorithm),
     };
-    let hasher = Claims::read(&HeaderMap::new(), wanted, None)?.hasher();
+    let hasher = Claims::read(&HeaderMap::new(), wanted, None)?.md5(protocol.md5_etags).hasher();
     let target = Target::Object { key: input.key };
     let (upload, verified) = copy(protocol, content.as_ref(), 0..info.size, &input.bucket, target, hasher).await?;
     if let (Some(read), Some(stored)) = (&verified.checksum, &whole)
@@ -280,8 +305,9 @@ pub async fn copy_object(protocol: &Protocol, req: S3Request<CopyObjectInput>) -
         tracing::error!(bucket = from_bucket, key = from_key, "the stored bytes do not match their checksum");
         return Err(s3_error!(InternalError, "the source is damaged"));
     }
-    // Same bytes, same MD5.
-    let etag = if info.etag.contains('-') { unique_etag(&verified) } else { info.etag.clone() };
+    // Same bytes, same MD5. And what only changes its class is the same object, as after the transition by a rule that this stands for.
+    let anew = info.etag.contains('-') && (replace_attributes || !itself);
+    let etag = if anew || verified.md5.is_some() { unique_etag(&verified) } else { info.etag.clone() };
     let seal = Seal { etag, checksum: verified.checksum, attributes, tags, condition: Default::default() };
     let info = upload.publish(seal).await.map_err(convert::error)?;
     let sums = get::checksums(&info.checksum);
@@ -312,6 +338,7 @@ pub async fn upload_part_copy(
         input.copy_source_if_modified_since.as_ref(),
         input.copy_source_if_unmodified_since.as_ref(),
     )?;
+    protocol.restores.check(from_bucket, &info)?;
     let range = match input.copy_source_range.as_deref() {
         None => 0..info.size,
         Some(text) => {
@@ -322,7 +349,7 @@ pub async fn upload_part_copy(
     let upload = UploadId(input.upload_id);
     let number = part_number(input.part_number)?;
     let algorithm = part_algorithm(protocol, &input.bucket, &input.key, &upload).await?;
-    let hasher = Claims::read(&HeaderMap::new(), Some(algorithm), None)?.hasher();
+    let hasher = Claims::read(&HeaderMap::new(), Some(algorithm), None)?.md5(protocol.md5_etags).hasher();
     let target = Target::Part { key: input.key, upload, number };
     let (upload, verified) = copy(protocol, content.as_ref(), range, &input.bucket, target, hasher).await?;
     let seal = Seal { etag: unique_etag(&verified), checksum: verified.checksum, ..Seal::default() };

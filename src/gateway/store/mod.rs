@@ -55,6 +55,23 @@ pub trait Store: Send + Sync + 'static {
         seal: Seal,
     ) -> StoreResult<Arc<ObjectInfo>>;
     async fn abort(&self, bucket: &str, key: &str, upload: &UploadId) -> StoreResult<()>;
+
+    /// The store as the owner of an access key may use it; `None`: nobody knows who asks. The same for everybody, unless the store knows
+    /// its users.
+    fn used_by(&self, _access_key: Option<&str>) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// Gives the object `from` the key `to`, in one step, if `condition` holds of what is there.
+    async fn rename(
+        &self,
+        _bucket: &str,
+        _from: &str,
+        _to: &str,
+        _condition: Condition,
+    ) -> StoreResult<Arc<ObjectInfo>> {
+        Err(StoreError::NotSupported("objects cannot be renamed here".into()))
+    }
 }
 
 /// Content on its way in.

@@ -46,6 +46,27 @@ pub enum StoreError {
     Closed,
     #[error("{0}")]
     Corrupt(String),
+    /// Who asks may not do this.
+    #[error("{0}: permission denied")]
+    Denied(String),
+    #[error("{key:?} cannot be a key here: {why}")]
+    BadKey { key: String, why: &'static str },
+    #[error("the key, or a name in it, is too long")]
+    KeyTooLong,
+    /// Something is in the way that is no object.
+    #[error("{key:?}: {why}")]
+    InTheWay { key: String, why: &'static str },
+    #[error("the metadata and tags are too long to be kept with the file")]
+    MetadataTooLong,
+    #[error("the share is read-only")]
+    ReadOnly,
+    /// It may work later.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    NotSupported(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +118,9 @@ pub struct Attributes {
     pub expires: Option<i64>,
     /// `x-amz-meta-*`: names without the prefix, in order.
     pub user: Vec<(String, String)>,
+    /// Storage class, none for `STANDARD`. Kept beside the record's other fields, which had none at first.
+    #[serde(skip)]
+    pub class: Option<String>,
 }
 
 /// An object as a client sees it.

@@ -1,0 +1,211 @@
+//! Fetching for a stub: a request for a run of chunks, each of which is verified as it comes, served, and written.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::blocking;
+use super::content::Content;
+use super::error::{EngineError, EngineResult};
+use super::fill::Fill;
+use super::plan::Run;
+use crate::kill;
+use crate::ports::{LowerError, LowerFile, RemoteError, RemoteErrorKind};
+use crate::types::{ByteRange, ContentHash};
+
+/// Chunks that are asked for before it is known whether they are zeros.
+const FEW: usize = 2;
+/// Bytes hashed without a change of threads, which takes longer.
+const HASHED_AT_ONCE: usize = 128 << 10;
+
+/// Why a request brought no more.
+pub(super) enum Bad {
+    /// Its bytes are not what they should be: worth another one.
+    Body(EngineError),
+    Else(EngineError),
+    /// Nobody waits for them any more.
+    Unwanted,
+}
+
+pub(super) fn is_archived(error: &EngineError) -> bool {
+    matches!(error, EngineError::Remote { source, .. } if source.kind == RemoteErrorKind::Archived)
+}
+
+impl From<EngineError> for Bad {
+    fn from(error: EngineError) -> Self {
+        Self::Else(error)
+    }
+}
+
+impl Fill {
+    /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
+    pub(super) async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
+        let mut at = run.chunks.start;
+        let mut again = None;
+        if run.chunks.len() > FEW {
+            // With the hashes at hand, what is all zeros need not be fetched; who waits for little does not wait for them first.
+            match self.hashes_for(&run.chunks).await {
+                Ok(_) => {}
+                Err(Bad::Unwanted) => return Ok(()),
+                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
+            }
+        }
+        while at < run.chunks.end {
+            if self.is_zeros(at) {
+                self.recall.arrived(at);
+                at += 1;
+                continue;
+            }
+            let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
+            let mut fetched = self.request(&file, at..end, run.wanted, &mut at).await;
+            if let Err(Bad::Else(error)) = &fetched
+                && is_archived(error)
+            {
+                fetched = self.restored(error.clone(), &(at..run.chunks.end)).await;
+            }
+            match fetched {
+                Ok(()) => {}
+                Err(Bad::Unwanted) => return Ok(()),
+                Err(Bad::Body(_)) if again != Some(at) => again = Some(at),
+                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a chunk's content is zeros, as its place in the file is: then nothing is to be fetched.
+    fn is_zeros(&self, chunk: usize) -> bool {
+        let Some(hashes) = self.hashes.get() else { return false };
+        let len = self.object.chunk_range(chunk as u64).len;
+        self.recall.keeps()
+            && len == u64::from(self.object.chunk_size)
+            && hashes[chunk] == self.engine.zeros.of(self.object.chunk_size)
+            && !self.spoilt.lock().contains(&chunk)
+    }
+
+    /// One request. `at` moves on with each chunk that is there.
+    async fn request(
+        self: &Arc<Self>,
+        file: &Arc<dyn LowerFile>,
+        chunks: Range<usize>,
+        wanted: bool,
+        at: &mut usize,
+    ) -> Result<(), Bad> {
+        let remote = self.engine.target()?.remote.clone();
+        let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
+        let _slot =
+            self.while_wanted(&chunks, self.slot(wanted, u64::from(self.object.chunk_size).min(range.len))).await??;
+        let begun = Instant::now();
+        let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
+        let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
+        let (mut first, mut piece) = (None, Bytes::new());
+        for chunk in chunks.clone() {
+            let place = self.object.chunk_range(chunk as u64);
+            let left = chunk..chunks.end;
+            let mut content = Content::default();
+            while (content.len() as u64) < place.len {
+                if piece.is_empty() {
+                    let next = self.while_wanted(&left, body.next()).await?.map_err(|error| self.bad(error))?;
+                    piece = next.ok_or_else(|| Bad::Body(self.corrupt(place)))?;
+                    first.get_or_insert_with(|| begun.elapsed());
+                }
+                let missing = (place.len - content.len() as u64) as usize;
+                content.push(piece.split_to(missing.min(piece.len())));
+            }
+            let hashes = self.hashes_for(&left).await?;
+            self.put(file, chunk, place, content, hashes[chunk]).await?;
+            *at = chunk + 1;
+        }
+        let first = first.unwrap_or_default();
+        self.engine.line.note(first, begun.elapsed().saturating_sub(first), range.len);
+        Ok(())
+    }
+
+    /// Waits for the remote as long as somebody wants what it brings.
+    pub(super) async fn while_wanted<T>(&self, chunks: &Range<usize>, work: impl Future<Output = T>) -> Result<T, Bad> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.recall.unwanted(chunks) => Err(Bad::Unwanted),
+        }
+    }
+
+    fn bad(&self, error: RemoteError) -> Bad {
+        let corrupt = error.kind == RemoteErrorKind::Corrupt;
+        let error = EngineError::remote(self.cell.node.id)(error);
+        if corrupt { Bad::Body(error) } else { Bad::Else(error) }
+    }
+
+    fn corrupt(&self, place: ByteRange) -> EngineError {
+        EngineError::Corrupt {
+            file: self.cell.node.id,
+            object: self.object.key.to_string(),
+            offset: place.offset,
+            len: place.len,
+        }
+    }
+
+    /// Verifies a chunk, serves it from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
+    async fn put(
+        &self,
+        file: &Arc<dyn LowerFile>,
+        chunk: usize,
+        place: ByteRange,
+        content: Content,
+        hash: ContentHash,
+    ) -> Result<(), Bad> {
+        // Hashing megabytes takes milliseconds: not on an async worker.
+        let right = if content.len() <= HASHED_AT_ONCE {
+            content.hash() == hash
+        } else {
+            let content = content.clone();
+            blocking(move || content.hash() == hash).await?
+        };
+        if !right {
+            let object = &self.object.key;
+            tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
+            return Err(Bad::Body(self.corrupt(place)));
+        }
+        let keeps = self.recall.keeps();
+        self.recall.hold(chunk, content.clone(), keeps);
+        if !keeps {
+            return Ok(());
+        }
+        self.noted().await?;
+        kill::point("recall.fetched");
+        if self.recall.is_cut() {
+            return Err(Bad::Unwanted);
+        }
+        self.recall.wrote.store(true, Ordering::SeqCst);
+        let file = file.clone();
+        let hole = !self.spoilt.lock().contains(&chunk);
+        match blocking(move || content.write(&*file, place.offset, hole)).await? {
+            Ok(()) => self.recall.arrived(chunk),
+            Err(error) => {
+                // Some of it may be there.
+                self.spoilt.lock().insert(chunk);
+                if !matches!(error.errno(), libc::ENOSPC | libc::EDQUOT) {
+                    return Err(Bad::Else(self.failed()(error)));
+                }
+                // Who reads is served all the same.
+                self.recall.stop_keeping(&self.no_space(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// A write that found the disk full is told like a recall that would not fit: filesystems keep some free blocks back.
+    fn no_space(&self, error: LowerError) -> EngineError {
+        match self.engine.lower.space() {
+            Ok(space) if error.errno() == libc::ENOSPC => EngineError::NoSpace {
+                file: self.cell.node.id,
+                len: self.object.len,
+                available: space.blocks_available * space.fragment_size,
+            },
+            _ => self.failed()(error),
+        }
+    }
+}
