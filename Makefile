@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild storm soak bench bench-recall fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,10 @@ bench: ## Measure against the lower filesystem and rclone, then as bench-recall 
 bench-recall: ## Measure reads of what is remote, against rclone mount, s3fs and bare GETs (WRITE=1 updates docs/recall.md, QUICK=1)
 	@scripts/install-deps.sh bench
 	$(CARGO) bench --locked --bench recall -- $(if $(WRITE),--write) $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-index: ## The index: scans against find(1), events, policies, bytes a row (FILES=1000000)
+	@scripts/install-deps.sh test
+	$(CARGO) bench --locked --bench index -- $(if $(FILES),--files $(FILES))
 
 fmt: ## Format the source
 	$(CARGO) fmt

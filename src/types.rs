@@ -363,6 +363,16 @@ impl fmt::Display for FileState {
     }
 }
 
+/// Files and bytes in one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateTotal {
+    pub files: u64,
+    /// Sum of sizes in bytes.
+    pub bytes: u64,
+    /// Sum of local allocation in bytes.
+    pub local: u64,
+}
+
 /// A path relative to the mount's root, as commands and the daemon tell each other. Text where it is UTF-8, bytes where it isn't, so that nothing
 /// is lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,3 +1,4 @@
-//! What is in the share: walks over its names. (The SQL index of a later version fills itself from these.)
+//! What is in the share: walks over its names, and an index of them in SQL that is never the truth.
 
+pub mod index;
 pub mod walk;

@@ -13,7 +13,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
+use crate::catalog::index::Index;
 use crate::control::names::Names;
+use crate::control::policies::{Manager, Policies};
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket};
@@ -81,6 +83,7 @@ pub(super) struct Parts {
     remote: Option<S3Remote>,
     pub engine: Arc<Engine>,
     pub fs: Arc<Fs>,
+    pub index: Option<Arc<Index>>,
     pub read_only: bool,
 }
 
@@ -109,7 +112,13 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
             tracing::info!(settled, "interrupted transfers were settled");
         }
     }
+    let index = open_index(share.clone(), &state.index);
+    if let Some(index) = &index {
+        let recorder = index.recorder().clone();
+        engine.on_state(Box::new(move |file| recorder.changed_id(file)));
+    }
     let options = FsOptions {
+        recorder: index.as_ref().map(|index| index.recorder().clone()).unwrap_or_default(),
         read_only,
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
         passthrough: kernel_can_pass_through() && lower.features().leases,
@@ -119,11 +128,11 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
-    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, read_only })
+    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only })
 }
 
 /// Lets transfers come to rest.
-pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine) {
+pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine, index: Option<Arc<Index>>) {
     engine.stop();
     runtime.block_on(async {
         let rest = async {
@@ -135,6 +144,9 @@ pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine) {
             tracing::warn!("transfers still run; the next mount settles them");
         }
     });
+    if let Some(index) = index {
+        index.close();
+    }
     runtime.shutdown_timeout(Duration::from_secs(5));
 }
 
@@ -154,7 +166,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let parts = assemble(&served)?;
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
-    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, read_only, .. } = parts;
+    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -169,7 +181,13 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         Names::start(lower.clone(), engine.clone(), every)
     };
     let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
+    let policies = index.clone().map(|index| {
+        let (path, rules) = args.policies.clone().unzip();
+        let rules = rules.unwrap_or_else(Policies::none);
+        Manager::new(lower.clone(), engine.clone(), index, path, rules)
+    });
     let server = Arc::new(Server {
+        policies: policies.clone(),
         names,
         lower: lower.clone(),
         engine: engine.clone(),
@@ -178,6 +196,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         mountpoint: args.mountpoint.clone(),
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
+        index: index.clone(),
     });
     runtime.spawn(server.clone().serve(socket));
     if let Some(remote) = remote {
@@ -188,6 +207,9 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     }
     if !read_only {
         engine.start_deletions();
+        if let Some(policies) = policies {
+            runtime.spawn(policies.run());
+        }
         let policy = Policy {
             archive_after: args.policy.archive_after,
             release_above_pct: args.policy.release.map(|(above, _)| above),
@@ -214,8 +236,19 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     if let Some(gateway) = gateway {
         runtime.block_on(gateway.shutdown());
     }
-    come_to_rest(runtime, &engine);
+    come_to_rest(runtime, &engine, index);
     served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
+}
+
+/// A mount works without its index.
+fn open_index(share: Arc<Share>, path: &Path) -> Option<Arc<Index>> {
+    match Index::open(share, path) {
+        Ok(index) => Some(index),
+        Err(error) => {
+            tracing::error!("no index of the share, and no policies or reports by it: {error}");
+            None
+        }
+    }
 }
 
 fn open_share(args: &Served<'_>) -> Result<Share, CliError> {
@@ -247,6 +280,8 @@ struct ShareState {
     /// Tells which filesystem the journal is about.
     identity: PathBuf,
     journal: PathBuf,
+    /// Can be made again at any time.
+    index: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
     _claim: std::fs::File,
@@ -267,6 +302,7 @@ impl ShareState {
             _claim: claim,
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
+            index: dir.join("index.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }

@@ -52,6 +52,12 @@ pub struct Group {
     files: Vec<Located>,
 }
 
+impl Group {
+    pub fn mount(&self) -> &MountEntry {
+        &self.mount
+    }
+}
+
 /// Asks every mount concerned and reports. Paths that lie on no mount are failures of their own; if none lies on one,
 /// nothing could be done.
 pub fn run(global: &Global, paths: &Paths, ask: Ask<'_>) -> Result<Exit, CliError> {
@@ -183,6 +189,34 @@ pub fn ask_mounts(
     outcome.map(|()| exit).map_err(CliError::from)
 }
 
+/// Asks each mount by its socket, for root, and hands on every reply; the sum of the ends.
+pub fn each_reply(
+    groups: Vec<Group>,
+    request: &dyn Fn(Vec<WirePath>) -> Request,
+    each: &mut dyn FnMut(Reply),
+) -> Result<Summary, CliError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::Failed("this needs root: it is about everybody's files".into()));
+    }
+    let mounts = mountinfo::read().map_err(ControlError::NoMountInfo)?;
+    let mut total = Summary::default();
+    for group in &groups {
+        let mut connection = Connection::open(&socket_of(&mounts, &group.mount)?, None)?;
+        let paths = group.files.iter().map(|file| WirePath::from_path(&file.inside)).collect();
+        let ended = connection.ask(&request(paths), &mut |reply| {
+            each(seen_from_here(reply, &group.mount));
+            Ok(())
+        })?;
+        total.files += ended.files;
+        total.bytes += ended.bytes;
+        total.failed += ended.failed;
+        total.skipped += ended.skipped;
+        total.unchanged += ended.unchanged;
+        total.seconds += ended.seconds;
+    }
+    Ok(total)
+}
+
 /// The recalls that the mounts show a user who is not root, of files at or below the paths of the groups.
 pub fn running_seen_by_user(groups: &[Group]) -> Result<Vec<RecallStatus>, CliError> {
     let mut found = Vec::new();
@@ -247,6 +281,14 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
         Reply::DeadLetter(mut failed) => {
             failed.path = here(failed.path);
             Reply::DeadLetter(failed)
+        }
+        Reply::Candidate(mut file) => {
+            file.path = here(file.path);
+            Reply::Candidate(file)
+        }
+        Reply::Why(mut why) => {
+            why.path = here(why.path);
+            Reply::Why(why)
         }
         other => other,
     }

@@ -174,7 +174,7 @@ impl GatewayCommand {
             Ok(())
         });
         parts.runtime.block_on(server.shutdown());
-        daemon::come_to_rest(parts.runtime, &parts.engine);
+        daemon::come_to_rest(parts.runtime, &parts.engine, parts.index);
         waited
     }
 }

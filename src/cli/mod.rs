@@ -13,13 +13,16 @@ pub mod gateway;
 mod gc;
 mod history;
 mod holders;
+mod index;
 mod info;
+mod listing;
 mod migrate;
 pub mod mount;
 mod mount_options;
 mod output;
 mod pair;
 mod pin;
+mod policy;
 mod ready;
 mod rebuild;
 mod recall;
@@ -28,10 +31,12 @@ mod recalls;
 mod release;
 mod report;
 mod save_names;
+mod sql;
 mod status;
 mod umount;
 mod undelete;
 mod verify;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,6 +104,13 @@ enum Command {
     Check(verify::Check),
     Failed(failed::FailedCommand),
     Gc(gc::Gc),
+    Index(index::IndexCommand),
+    Sql(sql::Sql),
+    Du(listing::Du),
+    Ls(listing::Ls),
+    Find(listing::Find),
+    Policy(policy::PolicyCommand),
+    Why(why::Why),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -143,6 +155,13 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(command) => command.run(global),
         Command::Failed(command) => command.run(global),
         Command::Gc(command) => command.run(global),
+        Command::Index(command) => command.run(global),
+        Command::Sql(command) => command.run(global),
+        Command::Du(command) => command.run(global),
+        Command::Ls(command) => command.run(global),
+        Command::Find(command) => command.run(global),
+        Command::Policy(command) => command.run(global),
+        Command::Why(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),

@@ -24,6 +24,7 @@ use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
 use super::{GatewayArgs, Global, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
+use crate::control::policies::{self, Policies};
 use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
@@ -46,7 +47,7 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
 /// recall_memory, who may have content brought back and how much (docs/recalls.md);
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
-/// tls_cert=FILE and tls_key=FILE.
+/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -115,6 +116,8 @@ pub struct MountArgs {
     pub save_names: Option<Duration>,
     /// The share is served as S3 as well.
     pub gateway: Option<GatewayArgs>,
+    /// The file of policies, and what is in it.
+    pub policies: Option<(PathBuf, Policies)>,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
@@ -263,6 +266,13 @@ impl MountCommand {
                 share.display()
             )));
         }
+        let read = match options.policies {
+            Some(path) => {
+                let read = policies::load(&path).map_err(|error| CliError::Failed(error.to_string()))?;
+                Some((path, read))
+            }
+            None => None,
+        };
         let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
         let gateway = options.gateway.checked(&share, &config_dir)?;
         Ok(MountArgs {
@@ -284,6 +294,7 @@ impl MountCommand {
             },
             recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
+            policies: read,
             config_dir,
             state_dir,
         })

@@ -73,6 +73,8 @@ pub struct Options {
     pub recall_scan: Option<Option<usize>>,
     /// Bytes of content in memory for all recalls.
     pub recall_memory: Option<u64>,
+    /// The file of policies.
+    pub policies: Option<PathBuf>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -91,7 +93,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         return none(value);
     }
     let needed = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("write {name}=VALUE"));
-    let dir = || {
+    let place = || {
         let path = PathBuf::from(needed()?);
         if path.is_absolute() { Ok(path) } else { Err("name an absolute path".to_owned()) }
     };
@@ -101,8 +103,8 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "release_below" => options.release_below_pct = Some(parse_percent(needed()?)?),
         "scrub" => options.scrub = Some(parse_rate(needed()?)?),
         "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
-        "config_dir" => options.config_dir = Some(dir()?),
-        "state_dir" => options.state_dir = Some(dir()?),
+        "config_dir" => options.config_dir = Some(place()?),
+        "state_dir" => options.state_dir = Some(place()?),
         "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
         "save_names" => {
             options.save_names = Some(match needed()? {
@@ -111,15 +113,16 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             });
         }
         "gateway" => options.gateway.listen = Some(address(needed()?)?),
-        "identities" => options.gateway.identities = Some(dir()?),
+        "identities" => options.gateway.identities = Some(place()?),
         "bucket" => options.gateway.bucket = Some(needed()?.to_owned()),
-        "tls_cert" => options.gateway.tls_cert = Some(dir()?),
-        "tls_key" => options.gateway.tls_key = Some(dir()?),
+        "tls_cert" => options.gateway.tls_cert = Some(place()?),
+        "tls_key" => options.gateway.tls_key = Some(place()?),
         // With hyphens, too: so do other filesystems' options of several words, and a rule that is overlooked costs much.
         "no_recall" | "no-recall" => options.no_recall = Some(recall_rules::no_recall(needed()?)?),
         "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
         "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
         "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
+        "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
         _ if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
@@ -128,7 +131,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -259,6 +262,7 @@ mod tests {
             ("scrub=0", "reads nothing"),
             ("scrub=fast", "not a size"),
             ("config_dir=etc", "absolute"),
+            ("policies=policies.toml", "absolute"),
             ("delay_for=a::b", "names of programs"),
             ("delay_for=/usr/bin/x", "names of programs"),
             ("delay_after=2", "duration"),

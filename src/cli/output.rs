@@ -10,8 +10,18 @@ use super::exit::Exit;
 
 /// Prints one line on standard output.
 pub fn line(text: &str) {
+    raw(text.as_bytes(), b'\n');
+}
+
+/// Prints a path as it is, ended by NUL, as `xargs -0` wants it.
+pub fn ended_by_nul(path: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    raw(path.as_os_str().as_bytes(), 0);
+}
+
+fn raw(bytes: &[u8], end: u8) {
     let mut stdout = std::io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{text}") {
+    if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.write_all(&[end])) {
         if error.kind() != std::io::ErrorKind::BrokenPipe {
             note(&format!("tierfs: cannot write the output: {error}"));
         }

@@ -96,6 +96,9 @@ impl Reporter {
             Reply::DeadLetter(failed) => self.failed(&failed),
             Reply::Orphan(orphan) => self.orphan(&orphan),
             // The last line of a request comes as a summary; a mount does not describe itself here.
+            // Shown by their commands themselves.
+            Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
+            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) => {}
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
     }

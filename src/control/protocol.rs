@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
-pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, WirePath};
+pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, StateTotal, WirePath};
 
 /// What an administrator asks of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,10 +93,64 @@ pub enum Request {
         /// Identities of shares whose objects count as this one's, or `unmarked`.
         adopt: Vec<String>,
     },
+    /// The index of the share.
+    Index {
+        action: IndexAction,
+    },
+    /// One statement that reads the index.
+    Sql {
+        query: String,
+    },
+    /// The mount's policies.
+    Policy {
+        action: PolicyAction,
+    },
+    /// What decides about files.
+    Why {
+        paths: Vec<WirePath>,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
+}
+
+/// What to do with the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexAction {
+    Status,
+    /// Fill it, or compare it with the share; goes on where a scan was stopped.
+    Scan {
+        /// Inodes a second at most; 0: no bound.
+        rate: u64,
+        /// Threads; 0: two a core.
+        threads: usize,
+    },
+    /// End the scan that runs, to be gone on with later.
+    Stop,
+    /// Throw it away, counts of opens too, and fill it again.
+    Rebuild {
+        rate: u64,
+        threads: usize,
+    },
+}
+
+/// What to do with policies. Without names: with all that are switched on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyAction {
+    List,
+    /// Read the file again.
+    Reload,
+    Run {
+        names: Vec<String>,
+        dry_run: bool,
+    },
+    /// Also what it asks the index, and how many files that is now.
+    Explain {
+        names: Vec<String>,
+    },
 }
 
 /// What to do with entries of the dead-letter list.
@@ -115,15 +170,35 @@ pub enum Reply {
     File(FileStatus),
     Failure(Failure),
     Digest(FileDigest),
-    Repaired { path: WirePath },
+    Repaired {
+        path: WirePath,
+    },
     Version(FileVersion),
-    Restored { path: WirePath, generation: u64, object: String },
+    Restored {
+        path: WirePath,
+        generation: u64,
+        object: String,
+    },
     DeadLetter(FailedFile),
     Recall(RecallStatus),
     Orphan(OrphanObject),
+    Index(IndexInfo),
+    Policy(PolicyInfo),
+    Candidate(PolicyCandidate),
+    Why(WhyFile),
+    /// Names of an answer's columns, before its rows.
+    Columns {
+        columns: Vec<String>,
+    },
+    /// A row of an answer. Bytes that are no text are `{"bytes": [...]}`.
+    Row {
+        cells: Vec<serde_json::Value>,
+    },
     Mount(MountInfo),
     Done(Summary),
-    Error { message: String },
+    Error {
+        message: String,
+    },
 }
 
 /// How far a request is. Sent a few times a second at most.
@@ -259,14 +334,80 @@ pub struct ScrubPass {
     pub damaged: u64,
 }
 
-/// Files and bytes in one state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StateTotal {
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    pub name: String,
+    pub action: String,
+    pub enabled: bool,
+    /// In words.
+    pub conditions: Vec<String>,
+    pub schedule: String,
+    pub trigger: Option<String>,
+    /// For `explain`: what is asked of the index, and how many files and bytes that is.
+    pub filter: Option<String>,
+    pub matches: Option<(u64, u64)>,
+    pub last: Option<PolicyRun>,
+}
+
+/// One run of a policy. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRun {
+    pub began: i64,
+    pub ended: Option<i64>,
+    /// Files that the index proposed and the limits let through.
+    pub matched: u64,
+    /// Files that were changed (in a dry run: would be tried), and their bytes.
     pub files: u64,
-    /// Sum of sizes in bytes.
     pub bytes: u64,
-    /// Sum of local allocation in bytes.
+    /// In use, or not as they were.
+    pub skipped: u64,
+    pub failed: u64,
+    /// Why it ended early.
+    pub problem: Option<String>,
+}
+
+/// A file that a policy would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCandidate {
+    pub policy: String,
+    pub path: WirePath,
+    pub size: u64,
+    /// Bytes allocated.
     pub local: u64,
+}
+
+/// What decides about a file. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyFile {
+    pub path: WirePath,
+    pub state: FileState,
+    /// Whether the index knows it.
+    pub indexed: bool,
+    /// Opens through the mount, and what is left of them as heat.
+    pub accesses: u64,
+    pub heat: f64,
+    pub accessed: Option<i64>,
+    pub recalled: Option<i64>,
+    /// A user and process, a command or a policy.
+    pub recalled_by: Option<String>,
+    /// What keeps every policy off it.
+    pub against: Vec<String>,
+    pub rules: Vec<WhyRule>,
+}
+
+/// What a policy says of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyRule {
+    pub name: String,
+    pub action: String,
+    /// The next run would take it, as far as its limits go.
+    pub applies: bool,
+    /// What of the file itself speaks against it.
+    pub against: Option<String>,
+    /// Each condition, and whether it holds.
+    pub conditions: Vec<(String, bool)>,
+    pub last_run: Option<i64>,
 }
 
 /// The end of a request.

@@ -16,12 +16,14 @@ use tokio::sync::mpsc;
 use super::bring_back;
 use super::gc::Wish;
 use super::names::Names;
+use super::policies::Manager;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
 use crate::admission::Requester;
+use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::{Fs, requester};
@@ -49,6 +51,10 @@ pub struct Server {
     /// What the probe of the pair last found wrong; the engine knows the rest.
     pub probe_problem: parking_lot::Mutex<Option<String>>,
     pub scrub: Option<Arc<Scrub>>,
+    /// `None`: it could not be opened, as the log says.
+    pub index: Option<Arc<Index>>,
+    /// There with an index, with or without rules.
+    pub policies: Option<Arc<Manager>>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -128,7 +134,7 @@ impl Counts {
         self.found_bytes.fetch_add(attr.size, Ordering::Relaxed);
     }
 
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         Progress {
             files_total: self.found.load(Ordering::Relaxed),
             files_done: self.done.load(Ordering::Relaxed),
@@ -232,6 +238,10 @@ impl Server {
                 let paths = paths.iter().map(WirePath::to_path).collect();
                 return self.recalls(Which { paths, recursive, inodes, cancel }, replies).await;
             }
+            Request::Index { action } => return self.index(action, replies).await,
+            Request::Policy { action } => return self.policy(action, replies).await,
+            Request::Why { paths } => return self.why(paths, replies).await,
+            Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
@@ -348,12 +358,15 @@ impl Server {
             _ => Vec::new(),
         };
         let (candidates, taken) = mpsc::channel(WALK_AHEAD);
-        let counted = counts.clone();
+        let (this, counted) = (self.clone(), counts.clone());
         let walking = self.spawn_walk(paths, recursive, replies.clone(), move |found| {
             if !sample.takes() {
                 return Next::Continue;
             }
             counted.add(&found.attr);
+            if kind == JobKind::Recall {
+                this.fs.recorder().wanted_by(found.node.id, Who::Named("a command".into()));
+            }
             let candidate = Candidate { node: found.node, attr: found.attr, path: found.path };
             match candidates.blocking_send(candidate) {
                 Ok(()) => Next::Continue,

@@ -87,6 +87,7 @@ impl Engine {
         cell.changed.notify_waiters();
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
         if let Ok(Archived { bytes, .. }) = &result {
+            self.note_state(cell.node.id);
             self.totals.archived_files.fetch_add(1, Ordering::Relaxed);
             self.totals.archived_bytes.fetch_add(*bytes, Ordering::Relaxed);
         }

@@ -176,6 +176,7 @@ pub struct Engine {
     noting: tokio::sync::RwLock<()>,
     changed: std::sync::OnceLock<ChangeHook>,
     named: std::sync::OnceLock<NameHook>,
+    watched: std::sync::OnceLock<ChangeHook>,
     told: std::sync::OnceLock<ToldHook>,
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
@@ -225,6 +226,7 @@ impl Engine {
             noting: tokio::sync::RwLock::default(),
             changed: std::sync::OnceLock::new(),
             named: std::sync::OnceLock::new(),
+            watched: std::sync::OnceLock::new(),
             told: std::sync::OnceLock::new(),
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
@@ -244,6 +246,19 @@ impl Engine {
     /// Has the kernel ask again for a file's attributes.
     pub fn announce_change(&self, file: FileId) {
         if let Some(hook) = self.changed.get() {
+            hook(file);
+        }
+        self.note_state(file);
+    }
+
+    /// Sets who is told of changes of files' state; once.
+    pub fn on_state(&self, hook: ChangeHook) {
+        let _ = self.watched.set(hook);
+    }
+
+    /// A file's record says something else now.
+    pub(crate) fn note_state(&self, file: FileId) {
+        if let Some(hook) = self.watched.get() {
             hook(file);
         }
     }
@@ -443,6 +458,7 @@ impl Engine {
         kill::point("pin.recorded");
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
+        self.note_state(cell.node.id);
         Ok(true)
     }
 }

@@ -43,6 +43,7 @@ impl Fs {
             Err(error) => return Try::Done(Err(error)),
         };
         let attempt = self.set_attr_inner(node, changes, patience).unwrap_or_else(|error| Try::Done(Err(error)));
+        self.recorder().changed(&node);
         if changes.uid.is_some() {
             // What is registered with the kernel acts as the owner at that time.
             self.let_go(Some(node.id));

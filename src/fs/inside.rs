@@ -41,7 +41,7 @@ impl Fs {
     /// file too are served by the daemon, unless somebody had it open before.
     pub fn try_open_inside(&self, node: &Inode, patience: Patience) -> Try<u64> {
         let flags = OpenFlags { read: true, ..Default::default() };
-        let mut file = Asked { id: node.id.ino, node: Some(*node) };
+        let mut file = Asked { id: node.id.ino, node: Some(*node), who: None };
         self.try_open(&mut file, flags, patience, &NoKernel).map(|opened| opened.fh)
     }
 

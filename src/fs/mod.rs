@@ -33,6 +33,7 @@ pub use requester::look_up as requester;
 pub use wait::{Blocker, Try, Waiter};
 
 use crate::admission::Rules;
+use crate::catalog::index::{Recorder, Who};
 use crate::engine::Engine;
 use crate::ports::{Attr, Lower};
 use crate::types::Inode;
@@ -58,6 +59,8 @@ pub struct FsOptions {
     pub delay: Delay,
     /// Who may have content brought back.
     pub rules: Rules,
+    /// Where the index of the share is told what happens.
+    pub recorder: Arc<Recorder>,
 }
 
 impl Default for FsOptions {
@@ -69,6 +72,7 @@ impl Default for FsOptions {
             socket: None,
             delay: Delay::default(),
             rules: Rules::default(),
+            recorder: Arc::default(),
         }
     }
 }
@@ -93,11 +97,17 @@ pub struct Fs {
 pub struct Asked {
     id: u64,
     node: Option<Inode>,
+    who: Option<Who>,
 }
 
 impl Asked {
     pub fn new(id: u64) -> Self {
-        Self { id, node: None }
+        Self { id, node: None, who: None }
+    }
+
+    /// Who asks, for the report on who had what recalled.
+    pub fn by(self, uid: u32, pid: u32) -> Self {
+        Self { who: Some(Who::User { uid, pid }), ..self }
     }
 }
 
@@ -144,6 +154,11 @@ impl Fs {
     /// The node id under which the kernel knows a lower inode number.
     pub fn node_id(&self, ino: u64) -> u64 {
         if ino == self.lower.root().id.ino { ROOT } else { ino }
+    }
+
+    /// Where the index is told what happens.
+    pub fn recorder(&self) -> &Recorder {
+        &self.options.recorder
     }
 
     fn check_writable(&self) -> FsResult<()> {

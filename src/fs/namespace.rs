@@ -103,6 +103,7 @@ impl Fs {
         Self::check_free(parent, name)?;
         let dir = self.node(parent)?;
         let (node, attr) = self.lower.make(&dir, name, what, mode, who)?;
+        self.recorder().named(&dir, name);
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
     }
@@ -117,6 +118,7 @@ impl Fs {
         let (node, dir) = (self.node(id)?, self.node(parent)?);
         let moving = self.engine.moving();
         let attr = self.lower.link(&node, &dir, name)?;
+        self.recorder().named(&dir, name);
         moving.done(|| Some(node));
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
@@ -209,6 +211,7 @@ impl Fs {
         let dir = self.node(parent)?;
         let unlink = || {
             self.lower.unlink(&dir, name)?;
+            self.recorder().named(&dir, name);
             kill::point("removal.unlinked");
             Ok(())
         };
@@ -227,7 +230,10 @@ impl Fs {
     pub fn remove_dir(&self, parent: u64, name: &OsStr) -> FsResult<()> {
         self.check_writable()?;
         Self::check_shown(parent, name)?;
-        Ok(self.lower.remove_dir(&self.node(parent)?, name)?)
+        let dir = self.node(parent)?;
+        self.lower.remove_dir(&dir, name)?;
+        self.recorder().named(&dir, name);
+        Ok(())
     }
 
     /// Renames. `Some`: not yet, since it would take another file's last name, see [`Fs::note_and_remove`].
@@ -247,6 +253,7 @@ impl Fs {
         let rename = || {
             let moving = self.engine.moving();
             self.lower.rename(&dir, name, &to_dir, to, mode)?;
+            self.recorder().renamed(&dir, name, &to_dir, to);
             kill::point("removal.renamed");
             moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
             if mode == RenameMode::Exchange {

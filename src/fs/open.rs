@@ -12,6 +12,7 @@ use super::error::{FsError, FsResult};
 use super::namespace::Entry;
 use super::wait::{Blocker, Try};
 use super::{Asked, Fs};
+use crate::catalog::index::Who;
 use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
 use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
@@ -89,7 +90,8 @@ impl Fs {
         patience: Patience,
         register: &dyn Register,
     ) -> Try<Opened> {
-        let attempt = self.asked(file).and_then(|node| self.open_inner(&node, flags, patience, register));
+        let who = file.who.clone();
+        let attempt = self.asked(file).and_then(|node| self.open_inner(&node, flags, patience, register, who));
         attempt.unwrap_or_else(|error| Try::Done(Err(error)))
     }
 
@@ -99,6 +101,7 @@ impl Fs {
         flags: OpenFlags,
         patience: Patience,
         register: &dyn Register,
+        who: Option<Who>,
     ) -> FsResult<Try<Opened>> {
         if flags.write || flags.truncate {
             self.check_writable()?;
@@ -111,6 +114,9 @@ impl Fs {
         };
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
+        if let Some(who) = who.filter(|_| inner.machine.claim().is_remote()) {
+            self.recorder().wanted_by(node.id, who);
+        }
         // Once: who was let through without the content is served as it comes.
         if patience == Patience::None && !flags.write && !flags.truncate {
             let away = inner.machine.claim().is_remote();
@@ -124,7 +130,10 @@ impl Fs {
             }
         }
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
-            Ok(opened) => Ok(Try::Done(Ok(opened))),
+            Ok(opened) => {
+                self.recorder().opened(node.id, self.engine.now().secs);
+                Ok(Try::Done(Ok(opened)))
+            }
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
         }
     }
@@ -319,7 +328,9 @@ impl Fs {
         };
         match self.lower.create(&dir, name, mode, below, who) {
             Ok((node, attr, file)) => {
+                self.recorder().named(&dir, name);
                 let opened = self.open_created(&node, flags, file, register)?;
+                self.recorder().opened(node.id, self.engine.now().secs);
                 self.nodes.remember(&node);
                 Ok(Try::Done(Ok((self.entry(&node, attr), opened))))
             }
@@ -327,7 +338,7 @@ impl Fs {
                 let (node, attr) = self.lower.lookup(&dir, name)?;
                 self.nodes.remember(&node);
                 let entry = self.entry(&node, attr);
-                let attempt = self.open_inner(&node, flags, patience, register);
+                let attempt = self.open_inner(&node, flags, patience, register, None);
                 let attempt = attempt.unwrap_or_else(|error| Try::Done(Err(error)));
                 if !matches!(attempt, Try::Done(Ok(_))) {
                     self.forget(entry.id, 1);
@@ -359,6 +370,9 @@ impl Fs {
             return Ok(());
         }
         let file = self.files.remove(fh)?;
+        if file.write {
+            self.recorder().changed(&file.cell.node);
+        }
         let mut inner = file.cell.lock();
         if let Some(since) = file.unseen_since {
             inner.unseen_writers -= 1;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::error::{FsError, FsResult};
 use super::wait::Waiter;
 use super::{Fs, ROOT};
+use crate::catalog::index::Who;
 use crate::engine::{Candidate, JobKind, state_of};
 use crate::ports::{Caller, FileKind, LowerError};
 use crate::types::{Inode, RECALLS_XATTR, RecallPolicy, SOCKET_XATTR};
@@ -99,6 +100,7 @@ impl Fs {
             } else {
                 self.lower.set_xattr(&node, name, value, flags)?;
             }
+            self.recorder().changed(&node);
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
@@ -120,6 +122,9 @@ impl Fs {
         // Write permission is not enough: these move the owner's content.
         if who.uid != 0 && who.uid != attr.uid {
             return Err(FsError::NotPermitted);
+        }
+        if matches!(what, What::Job(JobKind::Recall)) {
+            self.recorder().wanted_by(node.id, Who::User { uid: who.uid, pid: who.pid });
         }
         let path = self.lower.path_of(&node)?.unwrap_or_else(|| PathBuf::from("unnamed"));
         let who = Waiter { pid: who.pid, uid: who.uid, since: Instant::now() };
@@ -196,6 +201,9 @@ impl Fs {
         if is_ours(name) {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }
-        Ok(self.lower.remove_xattr(&self.node(id)?, name)?)
+        let node = self.node(id)?;
+        self.lower.remove_xattr(&node, name)?;
+        self.recorder().changed(&node);
+        Ok(())
     }
 }

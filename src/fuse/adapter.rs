@@ -249,7 +249,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.note(Call::Open);
-        let (flags, mut file) = (open_flags(flags.0), Asked::new(id.0));
+        let (flags, mut file) = (open_flags(flags.0), Asked::new(id.0).by(request.uid(), request.pid()));
         self.drive(
             request,
             reply,

@@ -29,6 +29,11 @@ pub(super) fn stat_name(dir: impl AsFd, name: &std::ffi::OsStr) -> LowerResult<S
     stat_at(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
 }
 
+/// As [`stat_name`], of a name that ends with NUL already.
+pub(super) fn stat_name_c(dir: impl AsFd, name: &std::ffi::CStr) -> LowerResult<Stat> {
+    stat_at(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
+}
+
 fn stat_at<P: rustix::path::Arg>(fd: impl AsFd, name: P, flags: AtFlags) -> LowerResult<Stat> {
     let stx = statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).step("statx")?;
     let btime = if stx.stx_mask & StatxFlags::BTIME.bits() != 0 { time(&stx.stx_btime) } else { Timestamp::default() };

@@ -7,7 +7,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use parking_lot::Mutex;
@@ -44,18 +44,21 @@ impl OpenDir {
 
     /// Reads the next entries into the buffer; `false` at the end.
     fn fill(&self, cursor: &mut Cursor) -> LowerResult<bool> {
-        // SAFETY: the kernel writes at most `buffer.len()` bytes into the buffer, which lives through the call.
-        let got = unsafe {
-            libc::syscall(libc::SYS_getdents64, self.fd.as_raw_fd(), cursor.buffer.as_mut_ptr(), cursor.buffer.len())
-        };
-        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error()).step("getdents64")?;
+        let got = entries(self.fd.as_fd(), &mut cursor.buffer)?;
         cursor.left = 0..got;
         Ok(got > 0)
     }
 }
 
+/// Reads the next entries of a directory into `buffer`, whose length it answers; 0 at the end.
+pub(super) fn entries(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> LowerResult<usize> {
+    // SAFETY: the kernel writes at most `buffer.len()` bytes into the buffer, which lives through the call.
+    let got = unsafe { libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error()).step("getdents64")
+}
+
 /// The entry at the start of `bytes` and its length; `None` for what is no entry.
-fn parse(bytes: &[u8]) -> Option<(DirEntryRef<'_>, usize)> {
+pub(super) fn parse(bytes: &[u8]) -> Option<(DirEntryRef<'_>, usize)> {
     let number = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
     let name = CStr::from_bytes_until_nul(bytes.get(NAME_AT..len)?).ok()?;

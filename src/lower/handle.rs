@@ -115,14 +115,16 @@ struct XattrArgs {
     flags: u32,
 }
 
-/// Whether `name` in `dir` has the extended attribute, without opening it or following a link; `None` where the kernel cannot tell so.
-pub(super) fn has_xattr_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr) -> LowerResult<Option<bool>> {
+/// An extended attribute of `name` in `dir`, without opening it or following a link: its length, and as much as `value` has room for. With no room
+/// at all only the length is told. `ENOSYS`: the kernel cannot do it so.
+pub(super) fn xattr_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr, value: &mut [u8]) -> io::Result<usize> {
     if cfg!(any(target_arch = "mips", target_arch = "mips64")) {
-        return Ok(None);
+        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
     }
-    // No room for a value: only its length is asked for.
-    let mut args = XattrArgs { value: 0, size: 0, flags: 0 };
-    // SAFETY: both strings end with NUL, and `args` has the layout and the size that are told; all live through the call.
+    let address = if value.is_empty() { 0 } else { value.as_mut_ptr() as u64 };
+    let mut args = XattrArgs { value: address, size: value.len() as u32, flags: 0 };
+    // SAFETY: both strings end with NUL, `args` has the layout and the size that are told and names a buffer of that size; all live
+    // through the call.
     let answer = unsafe {
         libc::syscall(
             SYS_GETXATTRAT,
@@ -134,14 +136,18 @@ pub(super) fn has_xattr_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr) -
             size_of::<XattrArgs>(),
         )
     };
-    if answer >= 0 {
-        return Ok(Some(true));
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENODATA) => Ok(Some(false)),
-        Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(None),
-        _ => Err(error).step("getxattrat"),
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether `name` in `dir` has the extended attribute, without opening it or following a link; `None` where the kernel cannot tell so.
+pub(super) fn has_xattr_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr) -> LowerResult<Option<bool>> {
+    match xattr_at(dir, name, attribute, &mut []) {
+        Ok(_) => Ok(Some(true)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENODATA) => Ok(Some(false)),
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(None),
+            _ => Err(error).step("getxattrat"),
+        },
     }
 }
 

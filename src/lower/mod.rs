@@ -22,12 +22,14 @@ mod path;
 mod probe;
 mod setattr;
 mod share;
+mod survey;
 mod xattr;
 
 pub use as_user::{Access, Dir, Seen};
 pub use creds::drop_privileges;
 pub use lease::ignore_sigio;
 pub use share::{DESCRIPTORS_MAX_DEFAULT, Share};
+pub use survey::{Survey, Surveyed};
 
 use crate::ports::{LowerError, LowerResult};
 

@@ -117,6 +117,14 @@ impl Share {
         &self.root
     }
 
+    pub(super) fn mount_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    pub(super) fn dev(&self) -> (u32, u32) {
+        self.dev
+    }
+
     /// The node of an inode known by value; `ESTALE` if that inode is gone.
     pub(super) fn node(&self, inode: &Inode) -> LowerResult<Arc<Node>> {
         Ok(self.node_and_attr(inode)?.0)

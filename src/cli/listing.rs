@@ -1,0 +1,291 @@
+//! `tierfs du`, `ls` and `find`: reports by the index, each a statement of SQL.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::exit::{self, CliError, Exit};
+use super::files::{each_reply, on_mounts};
+use super::report::utc;
+use super::{Global, output};
+use crate::control::mountinfo::MountEntry;
+use crate::control::protocol::{FileState, Reply, Request, Summary, WirePath};
+use crate::pair::units::{format_size, parse_duration, parse_size};
+
+/// What is remote only, in bytes.
+const OFFLINE: &str = "CASE WHEN f.state IN (2, 3) THEN f.size ELSE 0 END";
+/// Rows whose columns are made equally wide.
+const TABLE_ROWS_MAX: usize = 1_000;
+
+/// Show how many bytes are here (online) and how many are remote only (offline), by directory, user, group or project.
+///
+/// Both together are what a user has stored; online is what quotas of the filesystem count. By the index: every inode counts once, where the
+/// index has its name, whatever its other names are.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs du /mnt/tiered/projects\n  \
+     tierfs du --by user /mnt/tiered\n  \
+     tierfs du --by project --json /mnt/tiered"))]
+pub struct Du {
+    /// A directory on a tierfs mount.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// What the sums are of.
+    #[arg(long, value_enum, default_value = "directory")]
+    by: By,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum By {
+    Directory,
+    User,
+    Group,
+    Project,
+}
+
+/// List a directory with where each file's content is and how it is used, by the index.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help("  tierfs ls /mnt/tiered/projects/a"))]
+pub struct Ls {
+    /// A directory on a tierfs mount.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+/// Find files by state, size, age, owner and use, by the index: no walk over the share.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs find /mnt/tiered --state stub --larger-than 1GiB\n  \
+     tierfs find /mnt/tiered/projects --state resident --unused-for 30d\n  \
+     tierfs find -0 /mnt/tiered --name '*.exr' --opened-at-least 5 | xargs -0 ls -l"))]
+pub struct Find {
+    /// A directory on a tierfs mount.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Only files in this state; may be repeated.
+    #[arg(long, value_enum)]
+    state: Vec<State>,
+    /// A pattern of the last name, as in a shell.
+    #[arg(long, value_name = "PATTERN")]
+    name: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    larger_than: Option<u64>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    smaller_than: Option<u64>,
+    /// Neither read nor changed for so long.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    unused_for: Option<u64>,
+    /// Content unchanged for so long.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    unmodified_for: Option<u64>,
+    /// Owner's number.
+    #[arg(long, value_name = "UID")]
+    user: Option<u32>,
+    /// Opened through the mount so often or more.
+    #[arg(long, value_name = "TIMES")]
+    opened_at_least: Option<u64>,
+    /// Only pinned files.
+    #[arg(long)]
+    pinned: bool,
+    /// End each path with NUL, for `xargs -0`.
+    #[arg(short = '0', long)]
+    null: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum State {
+    Resident,
+    Dual,
+    Releasing,
+    Stub,
+    Partial,
+    Damaged,
+}
+
+impl State {
+    fn of_file(self) -> FileState {
+        match self {
+            Self::Resident => FileState::Resident,
+            Self::Dual => FileState::Dual,
+            Self::Releasing => FileState::Releasing,
+            Self::Stub => FileState::Stub,
+            Self::Partial => FileState::Partial,
+            Self::Damaged => FileState::Damaged,
+        }
+    }
+}
+
+/// The inode of a path, in SQL.
+fn inode(path: &Path) -> String {
+    let hex: String = path.as_os_str().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("inode(x'{hex}')")
+}
+
+/// Directories at and below a path, as the table `dirs (top, ino)`; `top`: the one directly below the path that leads there, or the path itself.
+fn dirs(path: &Path) -> String {
+    let start = inode(path);
+    format!(
+        "WITH RECURSIVE below(top, ino) AS (SELECT ino, ino FROM f WHERE parent = {start} AND kind = 'd' \
+         UNION ALL SELECT below.top, f.ino FROM below JOIN f ON f.parent = below.ino WHERE f.kind = 'd'), \
+         dirs(top, ino) AS (SELECT {start}, {start} UNION ALL SELECT top, ino FROM below) "
+    )
+}
+
+/// Asks the mount a path is on; rows go to `each`.
+fn ask(
+    global: &Global,
+    path: &Path,
+    statement: &dyn Fn(&Path) -> String,
+    each: &mut dyn FnMut(&MountEntry, &[Value]),
+) -> Result<Summary, CliError> {
+    let groups = on_mounts(&[path.to_owned()])?;
+    let mount = groups[0].mount().clone();
+    let request = |paths: Vec<WirePath>| {
+        let inside = paths.first().map(WirePath::to_path).unwrap_or_default();
+        Request::Sql { query: statement(&inside) }
+    };
+    each_reply(groups, &request, &mut |reply| match reply {
+        reply @ (Reply::Columns { .. } | Reply::Row { .. }) if global.json => output::json(&reply),
+        Reply::Row { cells } => each(&mount, &cells),
+        _ => {}
+    })
+}
+
+fn number(cell: &Value) -> u64 {
+    cell.as_u64().unwrap_or(0)
+}
+
+/// The path in a cell, as it is seen from here.
+fn path_of(mount: &MountEntry, cell: &Value) -> PathBuf {
+    let inside = serde_json::from_value::<WirePath>(cell.clone()).map(|path| path.to_path()).unwrap_or_default();
+    mount.outside(&inside).unwrap_or(inside)
+}
+
+impl Du {
+    pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
+        let sums = format!(
+            "coalesce(sum(f.blocks), 0) * 512 AS online, coalesce(sum({OFFLINE}), 0) AS offline, count(*) FILTER (WHERE f.kind = 'f') AS files"
+        );
+        let by = self.by;
+        let statement = move |path: &Path| {
+            let (what, group) = match by {
+                By::Directory => ("path(dirs.top) AS path", "dirs.top"),
+                By::User => ("f.uid AS uid", "f.uid"),
+                By::Group => ("f.gid AS gid", "f.gid"),
+                By::Project => ("f.project AS project", "f.project"),
+            };
+            format!(
+                "{}SELECT {what}, {sums} FROM dirs CROSS JOIN f ON f.parent = dirs.ino GROUP BY {group} ORDER BY online + offline DESC",
+                dirs(path)
+            )
+        };
+        let mut rows = Vec::new();
+        let (mut online, mut offline, mut files) = (0, 0, 0);
+        ask(global, &self.path, &statement, &mut |mount, cells| {
+            let [what, here, away, count] = cells else { return };
+            online += number(here);
+            offline += number(away);
+            files += number(count);
+            let name = match by {
+                By::Directory => output::shown(&path_of(mount, what)),
+                _ => number(what).to_string(),
+            };
+            rows.push(vec![
+                format_size(number(here)),
+                format_size(number(away)),
+                format_size(number(here) + number(away)),
+                number(count).to_string(),
+                name,
+            ]);
+        })?;
+        if !global.json {
+            let total = [format_size(online), format_size(offline), format_size(online + offline), files.to_string()];
+            rows.push(total.into_iter().chain(["total".to_owned()]).collect());
+            let name = ["DIRECTORY", "USER", "GROUP", "PROJECT"][by as usize];
+            output::table(&["ONLINE", "OFFLINE", "BOTH", "FILES", name], &rows);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Ls {
+    pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
+        let statement = |path: &Path| {
+            format!(
+                "SELECT name, kind, state, size, online, pinned, accesses, heat, mtime FROM files WHERE parent = {} ORDER BY name",
+                inode(path)
+            )
+        };
+        let header = ["STATE", "SIZE", "LOCAL", "PIN", "OPENS", "HEAT", "MODIFIED", "NAME"];
+        let mut rows = Vec::new();
+        ask(global, &self.path, &statement, &mut |_, cells| {
+            let [name, kind, state, size, online, pinned, opens, heat, mtime] = cells else { return };
+            let file = kind == "f";
+            let name = serde_json::from_value::<WirePath>(name.clone()).map(|name| name.to_path()).unwrap_or_default();
+            rows.push(vec![
+                if file { state.as_str().unwrap_or("-").to_owned() } else { "-".into() },
+                if file { format_size(number(size)) } else { "-".into() },
+                if file { format_size(number(online)) } else { "-".into() },
+                if number(pinned) > 0 { "yes".into() } else { "-".into() },
+                number(opens).to_string(),
+                format!("{:.1}", heat.as_f64().unwrap_or(0.0)),
+                utc(mtime.as_i64().unwrap_or(0)),
+                output::shown(&name) + if kind == "d" { "/" } else { "" },
+            ]);
+            if rows.len() >= TABLE_ROWS_MAX {
+                output::table(&header, &std::mem::take(&mut rows));
+            }
+        })?;
+        if !rows.is_empty() {
+            output::table(&header, &rows);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Find {
+    fn filter(&self) -> String {
+        let mut all = vec!["f.kind = 'f'".to_owned()];
+        if !self.state.is_empty() {
+            let states: Vec<FileState> = self.state.iter().map(|state| state.of_file()).collect();
+            all.push(crate::catalog::index::state_filter(&states));
+        }
+        if let Some(name) = &self.name {
+            all.push(format!("f.name GLOB '{}'", name.replace('\'', "''")));
+        }
+        all.extend(self.larger_than.map(|size| format!("f.size > {size}")));
+        all.extend(self.smaller_than.map(|size| format!("f.size < {size}")));
+        all.extend(
+            self.unused_for.map(|age| format!("max(f.atime, f.mtime, coalesce(f.accessed, 0)) <= unixepoch() - {age}")),
+        );
+        all.extend(self.unmodified_for.map(|age| format!("f.mtime <= unixepoch() - {age}")));
+        all.extend(self.user.map(|uid| format!("f.uid = {uid}")));
+        all.extend(self.opened_at_least.map(|opens| format!("f.accesses >= {opens}")));
+        if self.pinned {
+            all.push("f.pinned = 1".into());
+        }
+        all.join(" AND ")
+    }
+
+    pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
+        let statement = |path: &Path| {
+            let filter = self.filter();
+            let columns = "path(f.ino) AS path, f.size, state_name(f.state) AS state, f.blocks * 512 AS online";
+            if path.as_os_str().is_empty() {
+                return format!("SELECT {columns} FROM f WHERE f.parent <> 0 AND {filter}");
+            }
+            format!("{}SELECT {columns} FROM dirs CROSS JOIN f ON f.parent = dirs.ino WHERE {filter}", dirs(path))
+        };
+        ask(global, &self.path, &statement, &mut |mount, cells| {
+            let path = cells.first().map(|cell| path_of(mount, cell)).unwrap_or_default();
+            if self.null {
+                output::ended_by_nul(&path);
+            } else {
+                output::line(&output::shown(&path));
+            }
+        })?;
+        Ok(Exit::Done)
+    }
+}
