@@ -343,6 +343,18 @@ pub enum FileState {
     Damaged,
 }
 
+impl From<Claim> for FileState {
+    fn from(claim: Claim) -> Self {
+        match claim {
+            Claim::Resident => Self::Resident,
+            Claim::Dual => Self::Dual,
+            Claim::Releasing => Self::Releasing,
+            Claim::Stub => Self::Stub,
+            Claim::Partial => Self::Partial,
+        }
+    }
+}
+
 impl FileState {
     /// The word in output and in `user.tierfs.state`.
     pub fn as_str(self) -> &'static str {

@@ -310,14 +310,7 @@ pub fn same_content(attr: &Attr, record: &Record) -> bool {
 
 /// The state of a file as people see it.
 pub fn state_of(inner: &Inner) -> FileState {
-    match inner.machine.claim() {
-        _ if inner.machine.is_unknown() => FileState::Damaged,
-        Claim::Resident => FileState::Resident,
-        Claim::Dual => FileState::Dual,
-        Claim::Releasing => FileState::Releasing,
-        Claim::Stub => FileState::Stub,
-        Claim::Partial => FileState::Partial,
-    }
+    if inner.machine.is_unknown() { FileState::Damaged } else { inner.machine.claim().into() }
 }
 
 /// The transfer that runs, in a word.

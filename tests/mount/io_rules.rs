@@ -253,7 +253,7 @@ fn a_failed_open_leaves_no_trace() {
     rig.start_server();
     check(&reader, None, &content, "after the endpoint came back");
     drop(reader);
-    wait_for("the end of the recall", || rig.state("large") == "dual");
+    rig.on(&["recall"], &["large"]);
     wait_for("passthrough", || !daemon_serves(&rig, &direct(&rig, "large"), LARGE));
     rig.migrate("large");
     rig.same("large", &content);

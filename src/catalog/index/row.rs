@@ -75,14 +75,10 @@ impl Tier {
         let changed =
             record.object.as_ref().is_some_and(|object| (object.len, object.mtime) != (attr.size, attr.mtime));
         let state = match record.claim {
-            Claim::Resident => FileState::Resident,
             // As the engine judges it when it next meets the file.
             Claim::Dual if changed => FileState::Resident,
             claim if claim.is_remote() && attr.size == 0 => FileState::Resident,
-            Claim::Dual => FileState::Dual,
-            Claim::Releasing => FileState::Releasing,
-            Claim::Stub => FileState::Stub,
-            Claim::Partial => FileState::Partial,
+            claim => claim.into(),
         };
         let pair = record.object.filter(|_| state != FileState::Resident).map(|object| object.pair.name.into());
         Self { state, pinned: record.flags.pinned, pair, generation: record.generation.0 }

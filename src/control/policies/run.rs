@@ -17,7 +17,7 @@ use crate::catalog::walk::{Found, on_own_thread, resolve};
 use crate::control::protocol::PolicyRun;
 use crate::engine::{Asker, Candidate, Engine, JobEvent, Outcome, load_record};
 use crate::ports::{Attr, FileKind, Lower};
-use crate::types::{Claim, FileId, FileState, Inode};
+use crate::types::{FileId, FileState, Inode};
 
 /// Files chosen at a time, with their paths: two megabytes or so.
 const LOT: usize = 20_000;
@@ -391,14 +391,7 @@ impl Manager {
                 (record.claim, record.flags.pinned)
             }
         };
-        let state = match claim {
-            Claim::Resident => FileState::Resident,
-            Claim::Dual => FileState::Dual,
-            Claim::Releasing => FileState::Releasing,
-            Claim::Stub => FileState::Stub,
-            Claim::Partial => FileState::Partial,
-        };
-        Some((state, pinned))
+        Some((claim.into(), pinned))
     }
 
     async fn act(
