@@ -171,19 +171,13 @@ pub const CHUNK_SIZE_MAX: u32 = 64 << 20;
 /// Chunks of one content at most: 64 TiB in chunks of 4 MiB, with 512 MiB of hashes.
 pub const CHUNKS_MAX: u64 = 1 << 24;
 
-/// A file of at most so many bytes is one chunk, where nobody has said otherwise.
-const ONE_CHUNK_MAX: u32 = 4 << 20;
-/// What larger files are cut into: as small as keeps the manifest at [`CHUNKS_WANTED`] hashes (2 MiB), within these bounds.
+/// What content is cut into where nobody has said otherwise: as small as keeps the manifest at [`CHUNKS_WANTED`] hashes (2 MiB), within these bounds.
 const CUT_MIN: u32 = 1 << 20;
 const CUT_MAX: u32 = 8 << 20;
 const CHUNKS_WANTED: u64 = 1 << 16;
 
-/// The size of the chunks of a content of `len` bytes, where nobody has said otherwise: whoever reads a little of a large file waits for one
-/// chunk, and a small one needs no manifest.
+/// The size of the chunks of a content of `len` bytes, where nobody has said otherwise: whoever reads a little of a file waits for one chunk.
 pub fn usual_chunk_size(len: u64) -> u32 {
-    if len <= u64::from(ONE_CHUNK_MAX) {
-        return ONE_CHUNK_MAX;
-    }
     let mut size = CUT_MIN;
     while size < CUT_MAX && len.div_ceil(u64::from(size)) > CHUNKS_WANTED {
         size *= 2;

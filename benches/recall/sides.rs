@@ -214,6 +214,10 @@ impl Sides {
                 if warm.is_empty() {
                     break;
                 }
+                // A stub has no pages; but the kernel may keep those of the file that it was, and throw them away in the open that is measured.
+                for path in &warm {
+                    forget_pages(path)?;
+                }
                 rig::check_interrupted()?;
                 if began.elapsed() > STUB_WITHIN {
                     return Err(format!("{} do not become stubs again", warm.len()));
@@ -228,10 +232,16 @@ impl Sides {
         for name in &set.names {
             // Opening a small stub would recall it: and a stub has no pages.
             if side != Side::Tierfs {
-                let file = File::open(mount.path.join(name)).map_err(said(name))?;
-                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(said(name))?;
+                forget_pages(&mount.path.join(name))?;
             }
         }
         Ok(())
     }
+}
+
+/// Has the kernel drop what it keeps of a file's content.
+fn forget_pages(path: &Path) -> Result<()> {
+    let said = |error: std::io::Error| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(said)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|errno| said(errno.into()))
 }

@@ -49,8 +49,8 @@ pub struct Add {
     /// Profile in that file, or in the standard one.
     #[arg(long, value_name = "NAME", value_parser = syntax::credentials_profile)]
     credentials_profile: Option<String>,
-    /// Unit of verification and of reads of what is remote: a power of two from 64KiB to 64MiB, or auto: 4MiB for a file of one, else 1MiB to 8MiB by its
-    /// length [default: auto].
+    /// Unit of verification and of reads of what is remote: a power of two from 64KiB to 64MiB, or auto: 1MiB, up to 8MiB for files
+    /// over 64GiB [default: auto].
     #[arg(long, value_name = "SIZE", value_parser = super::chunk_size)]
     chunk_size: Option<ChunkSize>,
     /// How long superseded and deleted objects are kept, like 0, 24h or 7d [default: 24h].
