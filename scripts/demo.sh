@@ -171,6 +171,10 @@ same "$work/attributes.before" "$work/attributes.back" "names, sizes, times, mod
 echo "sha256 of all $files files: equal"
 "$tierfs" status -r "$mnt/tree"
 
+title "who reads everything is served, and little is kept for him (docs/recalls.md): bring the rest back"
+run "$tierfs" recall -r "$mnt/tree"
+"$tierfs" status -r "$mnt/tree"
+
 title "unmount"
 run "$tierfs" umount "$mnt"
 # Without tierfs in between: what was read back is in the share itself.
