@@ -207,12 +207,7 @@ pub fn each_reply(
             each(seen_from_here(reply, &group.mount));
             Ok(())
         })?;
-        total.files += ended.files;
-        total.bytes += ended.bytes;
-        total.failed += ended.failed;
-        total.skipped += ended.skipped;
-        total.unchanged += ended.unchanged;
-        total.seconds += ended.seconds;
+        total += ended;
     }
     Ok(total)
 }

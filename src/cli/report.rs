@@ -110,25 +110,7 @@ impl Reporter {
         self.before.bytes_total += self.now.bytes_total;
         self.before.bytes_done += self.now.bytes_done;
         self.now = Progress::default();
-        let total = &mut self.total;
-        total.files += summary.files;
-        total.bytes += summary.bytes;
-        total.unchanged += summary.unchanged;
-        total.skipped += summary.skipped;
-        total.failed += summary.failed;
-        total.seconds += summary.seconds;
-        for (state, more) in summary.states {
-            let sum = total.states.entry(state).or_default();
-            sum.files += more.files;
-            sum.bytes += more.bytes;
-            sum.local += more.local;
-        }
-        for (why, more) in summary.kept {
-            let sum = total.kept.entry(why).or_default();
-            sum.files += more.files;
-            sum.bytes += more.bytes;
-        }
-        total.pair_problem = total.pair_problem.take().or(summary.pair_problem);
+        self.total += summary;
     }
 
     /// Shows the totals. Without `reached`, no mount answered and there are none.

@@ -1,6 +1,7 @@
 //! Messages on the control socket, and the shape of `--json` output.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
@@ -431,6 +432,30 @@ pub struct Summary {
     /// For `status`: why the pair cannot be used at present, if so.
     #[serde(default)]
     pub pair_problem: Option<String>,
+}
+
+/// What several mounts did, together.
+impl AddAssign for Summary {
+    fn add_assign(&mut self, more: Self) {
+        self.files += more.files;
+        self.bytes += more.bytes;
+        self.unchanged += more.unchanged;
+        self.skipped += more.skipped;
+        self.failed += more.failed;
+        self.seconds += more.seconds;
+        for (state, more) in more.states {
+            let sum = self.states.entry(state).or_default();
+            sum.files += more.files;
+            sum.bytes += more.bytes;
+            sum.local += more.local;
+        }
+        for (why, more) in more.kept {
+            let sum = self.kept.entry(why).or_default();
+            sum.files += more.files;
+            sum.bytes += more.bytes;
+        }
+        self.pair_problem = self.pair_problem.take().or(more.pair_problem);
+    }
 }
 
 /// A running mount.

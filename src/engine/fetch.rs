@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::blocking;
 use super::content::Content;
-use super::error::{EngineError, EngineResult};
+use super::error::EngineError;
 use super::fill::Fill;
 use super::plan::Run;
 use crate::kill;
@@ -42,16 +42,12 @@ impl From<EngineError> for Bad {
 
 impl Fill {
     /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
-    pub(super) async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
+    pub(super) async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> Result<(), Bad> {
         let mut at = run.chunks.start;
         let mut again = None;
         if run.chunks.len() > FEW {
             // With the hashes at hand, what is all zeros need not be fetched; who waits for little does not wait for them first.
-            match self.hashes_for(&run.chunks).await {
-                Ok(_) => {}
-                Err(Bad::Unwanted) => return Ok(()),
-                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
-            }
+            self.hashes_for(&run.chunks).await?;
         }
         while at < run.chunks.end {
             if self.is_zeros(at) {
@@ -67,10 +63,8 @@ impl Fill {
                 fetched = self.restored(error.clone(), &(at..run.chunks.end)).await;
             }
             match fetched {
-                Ok(()) => {}
-                Err(Bad::Unwanted) => return Ok(()),
                 Err(Bad::Body(_)) if again != Some(at) => again = Some(at),
-                Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
+                fetched => fetched?,
             }
         }
         Ok(())

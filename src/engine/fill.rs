@@ -247,25 +247,22 @@ impl Fill {
             Work::Compare => self.compare(file, &run).await,
             Work::Fetch => self.fetch(file, &run).await,
         };
-        if let Err(error) = &result {
+        let failure = match result {
+            Ok(()) | Err(Bad::Unwanted) => None,
+            Err(Bad::Body(error) | Bad::Else(error)) => Some(error),
+        };
+        if let Some(error) = &failure {
             self.engine.tell_recall_failed(&self.cell, &self.object, error);
         }
-        self.recall.run_ended(&run, result.err());
+        self.recall.run_ended(&run, failure);
     }
 
     /// Looks whether chunks that are in the file are what they should be.
-    async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> EngineResult<()> {
-        let hashes = match self.hashes_for(&run.chunks).await {
-            Ok(hashes) => hashes,
-            Err(Bad::Unwanted) => return Ok(()),
-            Err(Bad::Body(error) | Bad::Else(error)) => return Err(error),
-        };
+    async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> Result<(), Bad> {
+        let hashes = self.hashes_for(&run.chunks).await?;
         for chunk in run.chunks.clone() {
             let range = self.object.chunk_range(chunk as u64);
-            let _slot = match self.while_wanted(&run.chunks, self.slot(run.wanted, range.len)).await {
-                Ok(slot) => slot?,
-                Err(_) => return Ok(()),
-            };
+            let _slot = self.while_wanted(&run.chunks, self.slot(run.wanted, range.len)).await??;
             let (this, file, hash) = (self.clone(), file.clone(), hashes[chunk]);
             let right = blocking(move || {
                 let mut body = vec![0; range.len as usize];
@@ -275,7 +272,7 @@ impl Fill {
             if right.await?? {
                 self.recall.arrived(chunk);
             } else if self.dated_below {
-                return Err(self.changed_below());
+                return Err(self.changed_below().into());
             } else {
                 self.spoilt.lock().insert(chunk);
                 self.recall.with_plan(|plan| plan.is_spoilt(chunk));
