@@ -14,11 +14,12 @@ use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
+use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
 use crate::control::policy::{Policy, Runner};
 use crate::control::scrub::{self, Scrub};
-use crate::control::server::{Server, Socket};
+use crate::control::server::{Server, Socket, Watch};
 use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
@@ -166,7 +167,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let parts = assemble(&served)?;
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
-    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
+    let metrics = args.observe.bind(&parts.runtime)?;
+    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -197,8 +199,16 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
         index: index.clone(),
+        watch: Watch {
+            descriptors: Some(Box::new(move || share.descriptors_cached())),
+            metrics: metrics.as_ref().map(|(_, at)| *at),
+            ..Watch::default()
+        },
     });
     runtime.spawn(server.clone().serve(socket));
+    if let Some((listener, _)) = metrics {
+        runtime.spawn(metrics::serve(listener, server.clone()));
+    }
     if let Some(remote) = remote {
         runtime.spawn(watch_pair(server, remote));
     }

@@ -63,6 +63,7 @@ impl Info {
             ("deletions", &format!("{deletions} objects wait for theirs")),
             ("failed", &failed),
             ("scrub", &scrub),
+            ("metrics", &info.metrics.map_or("off".into(), |at| format!("http://{at}/metrics"))),
         ] {
             output::line(&output::plain(&format!("{name:<12}{value}")));
         }

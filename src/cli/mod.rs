@@ -19,6 +19,7 @@ mod listing;
 mod migrate;
 pub mod mount;
 mod mount_options;
+mod observe;
 mod output;
 mod pair;
 mod pin;
@@ -48,6 +49,7 @@ use crate::control::protocol::Reply;
 pub use dev_s3::DevS3Args;
 pub use exit::{CliError, Exit};
 pub use gateway::GatewayArgs;
+pub use observe::ObserveArgs;
 pub use mount::{MountArgs, MountFlags, Policy};
 pub use ready::Ready;
 

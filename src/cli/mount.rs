@@ -21,7 +21,7 @@ pub use super::mount_options::MountFlags;
 use super::exit::{self, CliError, Exit};
 use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
-use super::{GatewayArgs, Global, daemon, output};
+use super::{GatewayArgs, Global, ObserveArgs, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
@@ -47,7 +47,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
 /// recall_memory, who may have content brought back and how much (docs/recalls.md);
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
-/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md).
+/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
+/// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -118,6 +119,7 @@ pub struct MountArgs {
     pub gateway: Option<GatewayArgs>,
     /// The file of policies, and what is in it.
     pub policies: Option<(PathBuf, Policies)>,
+    pub observe: ObserveArgs,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
@@ -295,6 +297,7 @@ impl MountCommand {
             recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             policies: read,
+            observe: ObserveArgs { metrics: options.metrics },
             config_dir,
             state_dir,
         })

@@ -75,6 +75,8 @@ pub struct Options {
     pub recall_memory: Option<u64>,
     /// The file of policies.
     pub policies: Option<PathBuf>,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::SocketAddr>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -122,6 +124,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
         "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
         "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
+        "metrics" => options.metrics = Some(address(needed()?)?),
         "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
@@ -131,7 +134,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -268,6 +271,7 @@ mod tests {
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
             ("gateway=9000", "address and a port"),
+            ("metrics=localhost", "address and a port"),
             ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),

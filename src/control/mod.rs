@@ -11,6 +11,7 @@ mod failed;
 mod gc;
 mod index;
 pub mod locate;
+pub mod metrics;
 pub mod mountinfo;
 pub mod names;
 pub mod policies;

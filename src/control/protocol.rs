@@ -477,6 +477,9 @@ pub struct MountInfo {
     pub failed: (u64, u64),
     #[serde(default)]
     pub scrub: Option<ScrubInfo>,
+    /// Where metrics are served.
+    #[serde(default)]
+    pub metrics: Option<String>,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,

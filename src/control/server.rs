@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::bring_back;
 use super::gc::Wish;
+use super::metrics::Cached;
 use super::names::Names;
 use super::policies::Manager;
 use super::protocol::{
@@ -55,6 +56,17 @@ pub struct Server {
     pub index: Option<Arc<Index>>,
     /// There with an index, with or without rules.
     pub policies: Option<Arc<Manager>>,
+    pub watch: Watch,
+}
+
+/// What only reports need.
+#[derive(Default)]
+pub struct Watch {
+    /// How many descriptors of the share are kept.
+    pub descriptors: Option<Box<dyn Fn() -> usize + Send + Sync>>,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::SocketAddr>,
+    pub totals: Arc<Cached>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -248,7 +260,7 @@ impl Server {
         self.job(who, kind, paths, recursive, sample, replies).await
     }
 
-    fn pair_problem(&self) -> Option<String> {
+    pub(super) fn pair_problem(&self) -> Option<String> {
         self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
     }
 
@@ -279,6 +291,7 @@ impl Server {
             failed,
             scrub: self.scrub.as_ref().map(|scrub| scrub.info()),
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
+            metrics: self.watch.metrics.map(|at| at.to_string()),
             requests: self.fs.calls.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
         };
         // A client that is gone needs no answer.

@@ -17,7 +17,7 @@ use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
 use super::trees::travelling_xattrs;
-use super::{Engine, Target, blocking};
+use super::{Engine, Moved, Target, blocking};
 use crate::kill;
 use crate::ports::{
     Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
@@ -86,6 +86,7 @@ impl Engine {
         }
         cell.changed.notify_waiters();
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        self.totals.note_end(Moved::Archive, result.as_ref().err());
         if let Ok(Archived { bytes, .. }) = &result {
             self.note_state(cell.node.id);
             self.totals.archived_files.fetch_add(1, Ordering::Relaxed);

@@ -34,6 +34,7 @@ mod session;
 mod slots;
 mod source;
 mod sync;
+mod totals;
 mod trees;
 mod undelete;
 mod verify;
@@ -42,7 +43,7 @@ mod warm;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -64,6 +65,7 @@ pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
+pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -119,18 +121,6 @@ impl Default for Limits {
     }
 }
 
-/// Counters since the mount began.
-#[derive(Debug, Default)]
-pub struct Totals {
-    pub archived_files: AtomicU64,
-    pub archived_bytes: AtomicU64,
-    pub released_files: AtomicU64,
-    pub recalled_files: AtomicU64,
-    pub recalled_bytes: AtomicU64,
-    /// Transfers running now.
-    pub running: AtomicU64,
-}
-
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
@@ -164,7 +154,7 @@ pub struct Engine {
     line: Arc<line::Line>,
     manifests: Mutex<hashes::Manifests>,
     zeros: hashes::Zeros,
-    pub totals: Totals,
+    pub totals: Arc<Totals>,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
@@ -196,9 +186,9 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
-        let health = Arc::<Health>::default();
+        let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
         let target = target.map(|target| {
-            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
             Target { remote, ..target }
         });
         let engine = Self {
@@ -218,7 +208,7 @@ impl Engine {
             line: Arc::new(line::Line::new(limits.fetches_per_file)),
             manifests: Mutex::default(),
             zeros: hashes::Zeros::default(),
-            totals: Totals::default(),
+            totals,
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             leftovers: Mutex::default(),

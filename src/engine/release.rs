@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
-use super::{Engine, blocking, moving};
+use super::{Engine, Moved, blocking, moving};
 use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef};
@@ -42,8 +42,13 @@ impl Engine {
             self.spawn_forget_when_durable(cell.clone(), note);
         }
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        if !matches!(result, Ok(false)) {
+            self.totals.note_end(Moved::Release, result.as_ref().err());
+        }
         if matches!(result, Ok(true)) {
             self.totals.released_files.fetch_add(1, Ordering::Relaxed);
+            let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
+            self.totals.released_bytes.fetch_add(len, Ordering::Relaxed);
             self.announce_change(cell.node.id);
         }
         result

@@ -235,6 +235,7 @@ impl Engine {
             self.running.raised.notify_waiters();
         }
         if fresh {
+            self.totals.note_recall(class);
             let (this, recall) = (self.clone(), recall.clone());
             self.runtime.spawn(async move {
                 recall.finished().await;
@@ -297,6 +298,17 @@ impl Engine {
             }
         }
         found
+    }
+
+    /// Recalls that run, by class: those that bring something, and those that only wait for their readers to read on.
+    pub fn recall_counts(&self) -> [(Class, u64, u64); Class::ALL.len()] {
+        let files = self.running.files.lock();
+        Class::ALL.map(|class| {
+            let of = files.values().filter(|entry| entry.class == class);
+            let (resting, fetching): (Vec<_>, Vec<_>) =
+                of.partition(|entry| entry.recall.with_plan(|plan| plan.is_at_rest()));
+            (class, fetching.len() as u64, resting.len() as u64)
+        })
     }
 
     /// Ends the recall of a file and waits for its end; what has come stays, and who waits for more is answered [`EngineError::Stopped`].

@@ -8,7 +8,7 @@ use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult};
 use super::fill::{Ending, Fill};
 use super::recall::{CUT_WITHIN, Demand, Recall, Wish};
-use super::{Engine, blocking, moving};
+use super::{Engine, Moved, blocking, moving};
 use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef, Record};
@@ -141,6 +141,7 @@ impl Engine {
             if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
                 this.tell_recall_failed(&cell, &fill.object, error);
             }
+            this.totals.note_end(Moved::Recall, outcome.as_ref().err());
             recall.finish(outcome);
             this.totals.running.fetch_sub(1, Ordering::SeqCst);
             // Who cut the file to nothing tells the kernel its size by itself. An invalidation before that would make the kernel believe

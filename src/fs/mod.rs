@@ -17,6 +17,7 @@ mod namespace;
 mod nodes;
 mod open;
 mod requester;
+mod sizes;
 mod wait;
 mod xattrs;
 
@@ -30,6 +31,7 @@ pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
+pub use sizes::Sizes;
 pub use wait::{Blocker, Try, Waiter};
 
 use crate::admission::Rules;

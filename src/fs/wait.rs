@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Inner};
+use crate::engine::{Admission, Cell, Inner, Stall};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -59,6 +59,18 @@ enum On {
     Disk,
 }
 
+impl On {
+    /// As what the wait is counted; one for the disk alone is none.
+    fn stall(&self) -> Option<Stall> {
+        match self {
+            Self::Content(_) => Some(Stall::Content),
+            Self::Open(_) => Some(Stall::Open),
+            Self::Step => Some(Stall::Step),
+            Self::Leave | Self::Disk => None,
+        }
+    }
+}
+
 impl Blocker {
     /// What an admission that is not `Go` waits for.
     pub(super) fn admission(cell: &Arc<Cell>, admission: Admission) -> Self {
@@ -87,6 +99,15 @@ impl Fs {
     /// Waits until an attempt is worth making again. Ends early when the requester is being killed, and with
     /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
     pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
+        let (begun, stall) = (Instant::now(), blocker.on.stall());
+        let ended = self.wait(blocker, waiter).await;
+        if let Some(stall) = stall {
+            self.engine.totals.note_stall(stall, begun.elapsed());
+        }
+        ended
+    }
+
+    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
         let file = blocker.cell.node.id;
         let on = match blocker.on {
             // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's

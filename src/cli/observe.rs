@@ -1,0 +1,33 @@
+//! What a mount tells of itself while it runs, as the options of `tierfs mount` say it.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use super::daemon::failed;
+use super::exit::CliError;
+use crate::control::metrics;
+
+/// Where a mount's figures go.
+#[derive(Clone, Debug, Default)]
+pub struct ObserveArgs {
+    /// Metrics are served here.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl ObserveArgs {
+    /// Takes the address of the metrics. What is wrong with it is to be told before there is a mount.
+    pub(super) fn bind(&self, runtime: &Runtime) -> Result<Option<(TcpListener, SocketAddr)>, CliError> {
+        let Some(address) = self.metrics else { return Ok(None) };
+        let _guard = runtime.enter();
+        let cannot = |error: std::io::Error| failed(format!("cannot serve metrics at {address}: {error}"));
+        let listener = metrics::bind(address).map_err(cannot)?;
+        let bound = listener.local_addr().map_err(cannot)?;
+        if !bound.ip().is_loopback() {
+            tracing::warn!(%bound, "metrics are served to everybody who reaches this address");
+        }
+        tracing::info!("metrics at http://{bound}/metrics");
+        Ok(Some((listener, bound)))
+    }
+}
