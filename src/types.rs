@@ -350,8 +350,7 @@ impl From<Claim> for FileState {
 }
 
 impl FileState {
-    pub const ALL: [Self; 6] =
-        [Self::Resident, Self::Dual, Self::Releasing, Self::Stub, Self::Partial, Self::Damaged];
+    pub const ALL: [Self; 6] = [Self::Resident, Self::Dual, Self::Releasing, Self::Stub, Self::Partial, Self::Damaged];
 
     /// The word in output and in `user.tierfs.state`.
     pub fn as_str(self) -> &'static str {

@@ -14,6 +14,7 @@ use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
+use crate::control::announce::AnnounceFile;
 use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
@@ -41,6 +42,8 @@ const TTL_S: u64 = 60;
 const BLOCKING_MAX: usize = 64;
 /// How long transfers may take to come to rest when the mount goes away.
 const REST_WITHIN: Duration = Duration::from_secs(30);
+/// How long announcements may take then.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// How long a process that served the share before may take to end.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
@@ -69,6 +72,8 @@ pub(super) struct Served<'a> {
     pub rules: &'a Rules,
     pub recalls: SlotLimits,
     pub state_dir: &'a Path,
+    /// Where finished and failed files are announced.
+    pub announce: Option<&'a Path>,
     /// What serves it, for those who come second.
     pub by: String,
 }
@@ -107,11 +112,17 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
+    if let Some(path) = served.announce {
+        let file = AnnounceFile::open(path)
+            .map_err(|error| failed(format!("cannot announce in {}: {error}", path.display())))?;
+        engine.announce_to(file);
+    }
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
             tracing::info!(settled, "interrupted transfers were settled");
         }
+        runtime.block_on(engine.announce_owed()).map_err(failed)?;
     }
     let index = open_index(share.clone(), &state.index);
     if let Some(index) = &index {
@@ -144,6 +155,14 @@ pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine, index: Option<Arc<
         if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
             tracing::warn!("transfers still run; the next mount settles them");
         }
+        let told = async {
+            while engine.is_announcing() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // What is not told by then is told at the next start.
+        let _ = tokio::time::timeout(TOLD_WITHIN, told).await;
+        engine.close_announcements().await;
     });
     if let Some(index) = index {
         index.close();
@@ -162,6 +181,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         rules: &args.rules,
         recalls: args.recalls,
         state_dir: &args.state_dir,
+        announce: args.observe.announce.as_deref(),
         by: format!("mounted at {}", args.mountpoint.display()),
     };
     let parts = assemble(&served)?;

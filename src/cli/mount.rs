@@ -48,7 +48,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// recall_memory, who may have content brought back and how much (docs/recalls.md);
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
 /// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
-/// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md).
+/// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md); announce=FILE, which gets a line of JSON for each file that is archived,
+/// released, recalled or failed (docs/observing.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -227,6 +228,7 @@ impl MountCommand {
         let mut all: Vec<OsString> = vec!["--config-dir".into(), args.config_dir.clone().into()];
         all.extend(["--state-dir".into(), args.state_dir.clone().into()]);
         all.extend(std::iter::repeat_n("--verbose".into(), global.verbose.into()));
+        all.extend(["--log-format".into(), global.log_format.as_str().into()]);
         all.extend(["mount".into(), "--foreground".into()]);
         for list in &self.options {
             all.extend(["-o".into(), list.into()]);
@@ -276,6 +278,8 @@ impl MountCommand {
             None => None,
         };
         let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
+        let observe = ObserveArgs { metrics: options.metrics, announce: options.announce };
+        observe.check(&share, &mountpoint)?;
         let gateway = options.gateway.checked(&share, &config_dir)?;
         Ok(MountArgs {
             gateway,
@@ -297,7 +301,7 @@ impl MountCommand {
             recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             policies: read,
-            observe: ObserveArgs { metrics: options.metrics },
+            observe,
             config_dir,
             state_dir,
         })

@@ -75,6 +75,8 @@ pub struct Options {
     pub recall_memory: Option<u64>,
     /// The file of policies.
     pub policies: Option<PathBuf>,
+    /// The file in which each file that is done with is announced.
+    pub announce: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics: Option<std::net::SocketAddr>,
 }
@@ -124,6 +126,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
         "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
         "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
+        "announce" => options.announce = Some(place()?),
         "metrics" => options.metrics = Some(address(needed()?)?),
         "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
@@ -134,7 +137,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -271,6 +274,7 @@ mod tests {
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
             ("gateway=9000", "address and a port"),
+            ("announce=file", "absolute"),
             ("metrics=localhost", "address and a port"),
             ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),

@@ -4,6 +4,7 @@
 //! Only root may connect: the socket lies in a directory of mode 0700 and the peer's uid is checked. Other users steer
 //! their own files by virtual xattrs through the mount ([`by_xattr`]).
 
+pub mod announce;
 mod bring_back;
 pub mod by_xattr;
 pub mod client;

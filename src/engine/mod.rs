@@ -3,6 +3,7 @@
 //! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
+mod announce;
 mod archive;
 mod cell;
 mod content;
@@ -35,6 +36,7 @@ mod slots;
 mod source;
 mod sync;
 mod totals;
+mod trace;
 mod trees;
 mod undelete;
 mod verify;
@@ -47,10 +49,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, NotKept, Unfit};
 pub use facts::{Facts, FactsError};
@@ -66,6 +70,7 @@ pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
 pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
+pub use trace::{Tracer, shown};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -155,6 +160,8 @@ pub struct Engine {
     manifests: Mutex<hashes::Manifests>,
     zeros: hashes::Zeros,
     pub totals: Arc<Totals>,
+    /// What happens to files that somebody watches.
+    pub trace: Tracer,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
@@ -174,6 +181,7 @@ pub struct Engine {
     /// Whether any directory says what reads of its files bring back.
     directory_policies: AtomicBool,
     restores: restore::Restores,
+    announcing: announce::Announcing,
 }
 
 impl Engine {
@@ -188,7 +196,8 @@ impl Engine {
     ) -> Arc<Self> {
         let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
         let target = target.map(|target| {
-            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
+            let remote =
+                Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
             Target { remote, ..target }
         });
         let engine = Self {
@@ -209,6 +218,7 @@ impl Engine {
             manifests: Mutex::default(),
             zeros: hashes::Zeros::default(),
             totals,
+            trace: Tracer::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             leftovers: Mutex::default(),
@@ -222,6 +232,7 @@ impl Engine {
             moves: moves::Moves::default(),
             restores: restore::Restores::default(),
             directory_policies: AtomicBool::new(false),
+            announcing: announce::Announcing::default(),
         };
         engine.find_directory_policies();
         Arc::new(engine)
@@ -432,6 +443,7 @@ impl Engine {
         let generation = inner.record.generation.after(self.clock.now());
         let record = inner.record.clone().into_resident(generation);
         self.save_durably(cell, inner, record)?;
+        self.trace.note(cell.node.id, || json!({ "event": "changed", "state": "resident" }));
         self.spawn_note_superseded(cell.clone());
         Ok(())
     }
@@ -449,6 +461,7 @@ impl Engine {
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         self.note_state(cell.node.id);
+        self.trace.note(cell.node.id, || json!({ "event": "pinned", "pinned": pinned }));
         Ok(true)
     }
 }

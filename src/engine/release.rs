@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::announce::Finished;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
@@ -27,6 +28,7 @@ impl Engine {
     /// the object. `Ok(false)`: it was a stub already.
     pub async fn release(self: &Arc<Self>, cell: &Arc<Cell>, note: Option<OpenNote>) -> EngineResult<bool> {
         self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.note_begun(cell.node.id, Moved::Release);
         let mut note = note;
         let result = self.free(cell, &mut note).await;
         if let Err(error) = &result {
@@ -39,11 +41,18 @@ impl Engine {
             inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
         };
         if !stuck {
-            self.spawn_forget_when_durable(cell.clone(), note);
+            let uploaded = matches!(note, Some(OpenNote::Upload(_)));
+            let finished = match &result {
+                Ok(true) => Some(Finished::of(Moved::Release, uploaded)),
+                Ok(false) => None,
+                // The copy stays.
+                Err(_) => uploaded.then_some(Finished::Archived),
+            };
+            self.spawn_end(cell.clone(), note, finished);
         }
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
         if !matches!(result, Ok(false)) {
-            self.totals.note_end(Moved::Release, result.as_ref().err());
+            self.note_ended(cell, Moved::Release, result.as_ref().err());
         }
         if matches!(result, Ok(true)) {
             self.totals.released_files.fetch_add(1, Ordering::Relaxed);

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
 use super::recall::{Demand, Recall, Wish};
 use super::slots::Permit;
+use super::trace::shown;
 use super::{CUT_WITHIN, Cell, Engine};
 use crate::admission::{Class, Requester};
 use crate::types::{FileId, Inode, Timestamp, WirePath};
@@ -226,6 +228,9 @@ impl Engine {
             raised = class < entry.class;
             entry.class = entry.class.min(class);
             let is_new = entry.known.len() < KNOWN_MAX && entry.known.insert((who.uid, who.pid));
+            if is_new {
+                self.trace.note(id, || json!({ "event": "recall", "for": shown(who), "class": class.as_str() }));
+            }
             if is_new && entry.requesters.len() < NAMED_MAX {
                 entry.requesters.push(who.clone());
             }

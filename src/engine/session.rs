@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::announce::Finished;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult};
@@ -135,13 +136,14 @@ impl Engine {
         let fill = Fill::new(self.clone(), cell.clone(), object, claim, mtime, dated_below, recall.clone());
         let (this, cell) = (self.clone(), cell.clone());
         self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.note_begun(cell.node.id, Moved::Recall);
         self.runtime.spawn(async move {
             let _ends = Ends(recall.clone());
             let outcome = this.run_recall(&fill).await;
             if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
                 this.tell_recall_failed(&cell, &fill.object, error);
             }
-            this.totals.note_end(Moved::Recall, outcome.as_ref().err());
+            this.note_ended(&cell, Moved::Recall, outcome.as_ref().err());
             recall.finish(outcome);
             this.totals.running.fetch_sub(1, Ordering::SeqCst);
             // Who cut the file to nothing tells the kernel its size by itself. An invalidation before that would make the kernel believe
@@ -177,7 +179,7 @@ impl Engine {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
                     self.leftover_is_gone(cell);
-                    self.spawn_forget_when_durable(cell.clone(), touched);
+                    self.spawn_end(cell.clone(), touched, Some(Finished::of(Moved::Recall, false)));
                     self.spawn_note_recalled(cell.node.id);
                 } else {
                     self.rest_recall(fill, touched).await;

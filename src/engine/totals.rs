@@ -61,18 +61,8 @@ impl Moved {
 
 /// How a transfer can end: `done`; `skipped` (in use, changed, pinned …); `ended` (nobody wanted it any more, or somebody ended it); else why it
 /// failed, in the words of the dead-letter list.
-pub const ENDS: [&str; 10] = [
-    "done",
-    "skipped",
-    "ended",
-    "remote",
-    "configuration",
-    "checksum",
-    "missing",
-    "refused",
-    "record",
-    "local",
-];
+pub const ENDS: [&str; 10] =
+    ["done", "skipped", "ended", "remote", "configuration", "checksum", "missing", "refused", "record", "local"];
 
 /// The place in [`ENDS`] of how a transfer ended.
 fn end_of(error: Option<&EngineError>) -> usize {

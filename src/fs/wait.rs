@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Inner, Stall};
+use crate::engine::{Admission, Cell, Inner, Stall, shown};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -99,10 +100,14 @@ impl Fs {
     /// Waits until an attempt is worth making again. Ends early when the requester is being killed, and with
     /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
     pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
-        let (begun, stall) = (Instant::now(), blocker.on.stall());
+        let (begun, stall, file) = (Instant::now(), blocker.on.stall(), blocker.cell.node.id);
         let ended = self.wait(blocker, waiter).await;
         if let Some(stall) = stall {
             self.engine.totals.note_stall(stall, begun.elapsed());
+            self.engine.trace.note(file, || {
+                let (who, error) = (self.gate.requesters.of(waiter), ended.as_ref().err().map(ToString::to_string));
+                json!({ "event": "waited", "on": stall.as_str(), "for": shown(&who), "ms": begun.elapsed().as_millis() as u64, "error": error })
+            });
         }
         ended
     }

@@ -9,4 +9,6 @@ mod rig;
 #[allow(dead_code, reason = "the mount tests use the rest")]
 mod tools;
 
+mod announce;
 mod metrics;
+mod trace;

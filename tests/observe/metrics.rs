@@ -61,7 +61,8 @@ fn what_is_served_is_what_the_document_says() {
     let Some(mut rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
     let file = rig.scratch("policies.toml");
     fs::write(&file, "[policy.pin-it]\naction = \"pin\"\nmatch.paths = [\"pinned*\"]\nenabled = false\n").unwrap();
-    let option = format!("metrics=127.0.0.1:0,policies={}", file.display());
+    let (policies, told) = (file.display(), rig.scratch("told"));
+    let option = format!("metrics=127.0.0.1:0,policies={policies},announce={}", told.display());
     let output = rig.try_mount(&["-o", &option]);
     assert!(output.status.success(), "{}", said(&output));
     for name in ["a", "b", "c"] {
@@ -112,6 +113,7 @@ fn what_is_served_is_what_the_document_says() {
     assert!(value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 10.0);
     drop((busy, removed));
 
+    assert!(value("tierfs_announcements_total{result=\"written\"}") >= 4.0);
     assert!(http(&rig, "GET", "/").starts_with("HTTP/1.1 404"));
     assert!(http(&rig, "POST", "/metrics").starts_with("HTTP/1.1 405"));
     assert!(http(&rig, "HEAD", "/metrics").starts_with("HTTP/1.1 200"));

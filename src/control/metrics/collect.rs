@@ -144,6 +144,11 @@ impl Server {
             page.single("tierfs_dead_letters", listed as f64);
             page.single("tierfs_dead_letters_dropped_total", dropped as f64);
         }
+        if let Some(announced) = self.engine.announced_files() {
+            let ends = [("written", announced.told as f64), ("put_off", announced.put_off as f64)];
+            page.each("tierfs_announcements_total", "result", ends);
+            page.single("tierfs_announcements_waiting", announced.waiting as f64);
+        }
     }
 
     async fn totals(&self, page: &mut Page) {
