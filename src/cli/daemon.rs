@@ -18,9 +18,10 @@ use crate::control::announce::AnnounceFile;
 use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
-use crate::control::policy::{Policy, Runner};
+use crate::control::policy::Runner;
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket, Watch};
+use crate::control::space::Keeper;
 use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
@@ -72,6 +73,8 @@ pub(super) struct Served<'a> {
     pub rules: &'a Rules,
     pub recalls: SlotLimits,
     pub state_dir: &'a Path,
+    /// How long requests wait for room on a full share; zero where nobody makes any.
+    pub space_wait: Duration,
     /// Where finished and failed files are announced.
     pub announce: Option<&'a Path>,
     /// What serves it, for those who come second.
@@ -137,6 +140,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         socket: Some(state.socket.clone()),
         delay: served.delay.clone(),
         rules: served.rules.clone(),
+        space_wait: served.space_wait,
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
@@ -181,6 +185,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         rules: &args.rules,
         recalls: args.recalls,
         state_dir: &args.state_dir,
+        // Without a pair nothing can be freed.
+        space_wait: if args.pair.is_some() && !args.read_only { args.space.wait } else { Duration::ZERO },
         announce: args.observe.announce.as_deref(),
         by: format!("mounted at {}", args.mountpoint.display()),
     };
@@ -208,6 +214,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         let rules = rules.unwrap_or_else(Policies::none);
         Manager::new(lower.clone(), engine.clone(), index, path, rules)
     });
+    let served_fs = fs.clone();
     let server = Arc::new(Server {
         policies: policies.clone(),
         names,
@@ -222,6 +229,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         watch: Watch {
             descriptors: Some(Box::new(move || share.descriptors_cached())),
             metrics: metrics.as_ref().map(|(_, at)| *at),
+            space: args.space,
             ..Watch::default()
         },
     });
@@ -240,13 +248,12 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         if let Some(policies) = policies {
             runtime.spawn(policies.run());
         }
-        let policy = Policy {
-            archive_after: args.policy.archive_after,
-            release_above_pct: args.policy.release.map(|(above, _)| above),
-            release_below_pct: args.policy.release.map(|(_, below)| below),
-        };
-        if !policy.is_idle() {
-            let runner = Runner::new(lower, engine.clone(), clock, policy);
+        if args.pair.is_some() && !args.space.is_idle() {
+            let keeper = Keeper::new(lower.clone(), engine.clone(), served_fs, index.clone(), args.space);
+            runtime.spawn(keeper.run());
+        }
+        if let Some(after) = args.policy.archive_after {
+            let runner = Runner::new(lower, engine.clone(), index.clone(), clock, after);
             runtime.spawn(Arc::new(runner).run());
         }
     }

@@ -138,11 +138,7 @@ mod tests {
     fn an_event_is_an_object_whatever_is_in_it() {
         let kept = Kept::default();
         let into = kept.clone();
-        let log = tracing_subscriber::fmt()
-            .with_writer(move || into.clone())
-            .event_format(JsonLines)
-            .with_ansi(false)
-            .finish();
+        let log = tracing_subscriber::fmt().with_writer(move || into.clone()).event_format(JsonLines).finish();
         tracing::subscriber::with_default(log, || {
             tracing::warn!(path = "a\nb\"\u{1b}", count = 3u64, level = "mine", "said {}", "\u{7}");
         });

@@ -25,6 +25,7 @@ use super::{GatewayArgs, Global, ObserveArgs, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
+use crate::control::space::SpaceRules;
 use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
@@ -49,7 +50,8 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
 /// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
 /// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md); announce=FILE, which gets a line of JSON for each file that is archived,
-/// released, recalled or failed (docs/observing.md).
+/// released, recalled or failed (docs/observing.md); space_reserve=5% (or a size), so much is kept free by releasing the coldest files that are archived, and
+/// space_wait=2s (0s for never), how long requests that find the share full wait for that (docs/space.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -121,12 +123,16 @@ pub struct MountArgs {
     /// The file of policies, and what is in it.
     pub policies: Option<(PathBuf, Policies)>,
     pub observe: ObserveArgs,
+    /// When content is freed by itself.
+    pub space: SpaceRules,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
     pub state_dir: PathBuf,
 }
 
+/// How long a request that finds the share full waits for room unless said otherwise.
+const SPACE_WAIT: Duration = Duration::from_secs(2);
 /// How often the names of a share are stored unless said otherwise.
 const SAVE_NAMES_EVERY: Duration = Duration::from_secs(3600);
 
@@ -281,7 +287,16 @@ impl MountCommand {
         let observe = ObserveArgs { metrics: options.metrics, announce: options.announce };
         observe.check(&share, &mountpoint)?;
         let gateway = options.gateway.checked(&share, &config_dir)?;
+        let space = SpaceRules {
+            marks: policy.release,
+            reserve: options.space_reserve.flatten(),
+            wait: options.space_wait.unwrap_or(SPACE_WAIT),
+        };
+        if space.reserve.is_some() && (options.read_only || pair.is_none()) {
+            return Err(CliError::Usage("space_reserve needs a pair and a mount that is not read-only".into()));
+        }
         Ok(MountArgs {
+            space,
             gateway,
             share,
             mountpoint,

@@ -21,6 +21,7 @@ pub mod protocol;
 mod recalls;
 pub mod scrub;
 pub mod server;
+pub mod space;
 
 use std::path::PathBuf;
 

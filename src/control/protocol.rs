@@ -477,10 +477,25 @@ pub struct MountInfo {
     pub failed: (u64, u64),
     #[serde(default)]
     pub scrub: Option<ScrubInfo>,
+    #[serde(default)]
+    pub space: Option<SpaceInfo>,
     /// Where metrics are served.
     #[serde(default)]
     pub metrics: Option<String>,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
+}
+
+/// The filesystem of a mount's share, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceInfo {
+    pub total: u64,
+    /// To users.
+    pub available: u64,
+    /// What is kept so.
+    pub reserve: u64,
+    /// Files removed through the mount that are still open, and what they have allocated.
+    pub removed_files: u64,
+    pub removed_bytes: u64,
 }

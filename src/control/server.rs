@@ -19,10 +19,12 @@ use super::metrics::Cached;
 use super::names::Names;
 use super::policies::Manager;
 use super::protocol::{
-    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
+    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, SpaceInfo, StateTotal, Summary,
+    WirePath,
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
+use super::space::SpaceRules;
 use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
@@ -67,6 +69,7 @@ pub struct Watch {
     /// Where metrics are served.
     pub metrics: Option<std::net::SocketAddr>,
     pub totals: Arc<Cached>,
+    pub space: SpaceRules,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -264,6 +267,19 @@ impl Server {
         self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
     }
 
+    fn space_info(&self) -> Option<SpaceInfo> {
+        let space = self.lower.space().ok()?;
+        // It looks at every open file.
+        let (removed_files, removed_bytes) = tokio::task::block_in_place(|| self.fs.removed_space());
+        Some(SpaceInfo {
+            total: space.blocks * space.fragment_size,
+            available: space.blocks_available * space.fragment_size,
+            reserve: self.watch.space.reserved(&space),
+            removed_files,
+            removed_bytes,
+        })
+    }
+
     /// Lets background transfers come to rest, for a bounded time.
     async fn quiesce(&self) -> Reply {
         let begun = Instant::now();
@@ -291,6 +307,7 @@ impl Server {
             failed,
             scrub: self.scrub.as_ref().map(|scrub| scrub.info()),
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
+            space: self.space_info(),
             metrics: self.watch.metrics.map(|at| at.to_string()),
             requests: self.fs.calls.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
         };

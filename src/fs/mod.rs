@@ -17,12 +17,14 @@ mod namespace;
 mod nodes;
 mod open;
 mod requester;
+mod room;
 mod sizes;
 mod wait;
 mod xattrs;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use calls::{Call, Calls};
 pub use delay::Delay;
@@ -31,6 +33,7 @@ pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
+pub use room::{Patiently, Room};
 pub use sizes::Sizes;
 pub use wait::{Blocker, Try, Waiter};
 
@@ -61,6 +64,8 @@ pub struct FsOptions {
     pub delay: Delay,
     /// Who may have content brought back.
     pub rules: Rules,
+    /// How long a request that finds the share full waits for room; zero where nobody makes any.
+    pub space_wait: Duration,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
 }
@@ -74,6 +79,7 @@ impl Default for FsOptions {
             socket: None,
             delay: Delay::default(),
             rules: Rules::default(),
+            space_wait: Duration::ZERO,
             recorder: Arc::default(),
         }
     }
@@ -85,6 +91,8 @@ pub struct Fs {
     pub engine: Arc<Engine>,
     /// What the kernel has asked for.
     pub calls: Calls,
+    /// Who waits for room on the share.
+    pub room: Room,
     nodes: Nodes,
     files: Handles<OpenFile>,
     listings: Listings,
@@ -121,6 +129,7 @@ impl Fs {
             lower,
             engine,
             calls: Calls::default(),
+            room: Room::new(options.space_wait),
             files: Handles::new(epoch),
             listings: Listings::default(),
             held: Held::default(),

@@ -13,7 +13,7 @@ use crate::tier::Activity;
 use crate::types::ByteRange;
 
 /// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
-const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
+pub(super) const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
 
 /// An attempt that either ended or must wait for a transfer and then be made again.
 pub enum Try<T> {
@@ -172,7 +172,7 @@ impl Fs {
 
 /// Whether a thread is being killed, or is gone: it has a signal waiting that it does not block (`/proc/PID/status`, proc(5)), and sleeps in
 /// our request, so that it can act on the signal only after our answer; or it has ended, as readers can who wait for pages that read-ahead asked for.
-fn is_signalled(pid: u32) -> bool {
+pub(super) fn is_signalled(pid: u32) -> bool {
     if pid == 0 {
         return false;
     }

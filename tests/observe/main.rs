@@ -11,4 +11,5 @@ mod tools;
 
 mod announce;
 mod metrics;
+mod space;
 mod trace;
