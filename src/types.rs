@@ -324,7 +324,7 @@ pub const SOCKET_XATTR: &str = "user.tierfs.socket";
 pub const RECALLS_XATTR: &str = "user.tierfs.recalls";
 
 /// The state of one file as people see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileState {
     Resident,

@@ -22,9 +22,11 @@ pub mod mount;
 mod mount_options;
 mod observe;
 mod output;
+mod overview;
 mod pair;
 mod pin;
 mod policy;
+mod quota;
 mod ready;
 mod rebuild;
 mod recall;
@@ -35,6 +37,7 @@ mod report;
 mod save_names;
 mod sql;
 mod status;
+mod top;
 mod trace;
 mod umount;
 mod undelete;
@@ -119,6 +122,9 @@ enum Command {
     Policy(policy::PolicyCommand),
     Why(why::Why),
     Trace(trace::Trace),
+    Top(top::Top),
+    Quota(quota::QuotaCommand),
+    Report(overview::ReportCommand),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -171,6 +177,9 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
         Command::Trace(command) => command.run(global),
+        Command::Top(command) => command.run(global),
+        Command::Quota(command) => command.run(global),
+        Command::Report(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),

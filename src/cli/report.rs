@@ -99,7 +99,7 @@ impl Reporter {
             // Shown by their commands themselves.
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
             Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) => {}
-            Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
+            Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
     }
 

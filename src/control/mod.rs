@@ -9,6 +9,7 @@ mod bring_back;
 pub mod by_xattr;
 pub mod client;
 mod failed;
+mod figures;
 mod gc;
 mod index;
 pub mod locate;

@@ -112,6 +112,8 @@ pub enum Request {
     },
     /// What the mount is and does.
     Mount,
+    /// What it does just now.
+    Figures,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
 }
@@ -196,6 +198,7 @@ pub enum Reply {
         cells: Vec<serde_json::Value>,
     },
     Mount(MountInfo),
+    Figures(Box<Figures>),
     Done(Summary),
     Error {
         message: String,
@@ -498,4 +501,41 @@ pub struct SpaceInfo {
     /// Files removed through the mount that are still open, and what they have allocated.
     pub removed_files: u64,
     pub removed_bytes: u64,
+}
+
+/// What a mount does just now. Counts and bytes are since the mount unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Seconds since 1970.
+    pub time: f64,
+    pub mountpoint: String,
+    pub pair: Option<String>,
+    pub pair_problem: Option<String>,
+    pub archived_bytes: u64,
+    pub released_bytes: u64,
+    pub recalled_bytes: u64,
+    /// By operation and end.
+    pub transfers: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Transfers that run now.
+    pub running: u64,
+    /// Recalls that bring something now, by class; and those that wait for their readers to read on.
+    pub recalls_fetching: BTreeMap<String, u64>,
+    pub recalls_resting: u64,
+    /// Those with the most to bring.
+    pub recalls: Vec<RecallStatus>,
+    /// Requests for content that run now, and their memory.
+    pub fetches: u64,
+    pub fetch_bytes: u64,
+    /// Of the kernel.
+    pub requests: u64,
+    pub open_handles: u64,
+    /// Noted transfers and deletions.
+    pub notes: (u64, u64),
+    /// Dead letters, and how many the bound of their list cost.
+    pub failed: (u64, u64),
+    pub announcements_waiting: u64,
+    /// Of the index, as old as that, in seconds.
+    pub states: BTreeMap<String, StateTotal>,
+    pub states_age: Option<f64>,
+    pub space: Option<SpaceInfo>,
 }

@@ -258,6 +258,7 @@ impl Server {
             Request::Why { paths } => return self.why(paths, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,
+            Request::Figures => return self.figures(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
         self.job(who, kind, paths, recursive, sample, replies).await
@@ -267,7 +268,7 @@ impl Server {
         self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
     }
 
-    fn space_info(&self) -> Option<SpaceInfo> {
+    pub(super) fn space_info(&self) -> Option<SpaceInfo> {
         let space = self.lower.space().ok()?;
         // It looks at every open file.
         let (removed_files, removed_bytes) = tokio::task::block_in_place(|| self.fs.removed_space());

@@ -11,5 +11,6 @@ mod tools;
 
 mod announce;
 mod metrics;
+mod reports;
 mod space;
 mod trace;

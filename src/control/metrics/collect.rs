@@ -38,7 +38,7 @@ struct Totals {
 
 impl Cached {
     /// The totals, and their age; read anew in the background where they are old. `None`: there are none yet.
-    async fn get(self: &Arc<Self>, index: &Arc<Index>) -> Option<(IndexInfo, Duration)> {
+    pub(in crate::control) async fn get(self: &Arc<Self>, index: &Arc<Index>) -> Option<(IndexInfo, Duration)> {
         let last = self.last.lock().clone();
         let old = last.as_ref().is_none_or(|totals| {
             totals.at.elapsed() >= TOTALS_EVERY.max(totals.took.saturating_mul(TOTALS_EVERY_TIMES))

@@ -301,7 +301,7 @@ mod tests {
         }
         assert_eq!(
             SpaceRules { reserve: Some(Amount::Bytes(u64::MAX)), ..SpaceRules::default() }.reserved(&space(1)) / GIB,
-            101
+            100
         );
     }
 
