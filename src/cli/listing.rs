@@ -16,7 +16,7 @@ use crate::pair::units::{format_size, parse_duration, parse_size};
 
 /// What is remote only, in bytes.
 pub(super) const OFFLINE: &str =
-    "CASE WHEN f.state IN (2, 3) THEN f.size WHEN f.state = 5 THEN max(f.size - f.blocks * 512, 0) ELSE 0 END";
+    "CASE WHEN f.state IN (2, 3) THEN f.size WHEN f.state IN (5, 6) THEN max(f.size - f.blocks * 512, 0) ELSE 0 END";
 /// Rows whose columns are made equally wide.
 const TABLE_ROWS_MAX: usize = 1_000;
 
@@ -102,6 +102,7 @@ enum State {
     Releasing,
     Stub,
     Partial,
+    Patched,
     Damaged,
 }
 
@@ -113,6 +114,7 @@ impl State {
             Self::Releasing => FileState::Releasing,
             Self::Stub => FileState::Stub,
             Self::Partial => FileState::Partial,
+            Self::Patched => FileState::Patched,
             Self::Damaged => FileState::Damaged,
         }
     }

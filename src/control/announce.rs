@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -98,7 +98,7 @@ fn append(path: &Path, file: &mut Option<File>, text: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-fn write(path: &PathBuf, file: File, mut waiting: mpsc::Receiver<Line>) {
+fn write(path: &Path, file: File, mut waiting: mpsc::Receiver<Line>) {
     let mut file = Some(file);
     let mut failing = false;
     let mut batch = Vec::new();

@@ -50,7 +50,7 @@ impl Warm {
     }
 
     /// Files kept just now.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.files.lock().by_id.len()
     }
 

@@ -15,8 +15,9 @@ use fuser::{
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
-use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
+use super::drive::{NOTHING, Next, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
+use crate::engine::Patience;
 use crate::fs::{Asked, Call, Entry, Fs, FsResult, Opened, Try};
 use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
@@ -346,23 +347,19 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.note(Call::Write);
-        match self.fs.write(fh.0, offset, data) {
-            Ok(()) => reply.written(data.len() as u32),
-            // Bytes of it that were written are written again.
-            Err(error) if self.fs.is_for_room(&error) => {
-                let data = data.to_vec();
-                self.drive_for(
-                    request,
-                    reply,
-                    data.len() as u64,
-                    move |fs, _, _| Try::Done(fs.write(fh.0, offset, &data).map(|()| data.len() as u32)),
-                    |reply, result| match result {
-                        Ok(written) => reply.written(written),
-                        Err(error) => reply.error(errno(&error)),
-                    },
-                );
-            }
+        let written = data.len() as u32;
+        let finish = move |reply: ReplyWrite, result| match result {
+            Ok(()) => reply.written(written),
             Err(error) => reply.error(errno(&error)),
+        };
+        match self.fs.next(self.fs.try_write(fh.0, offset, data, Patience::None)) {
+            Next::Finish(result) => finish(reply, result),
+            // Bytes of it that were written before there was no room are written again.
+            Next::Wait(wait) => {
+                let data = data.to_vec();
+                let again = move |fs: &Fs, _: &ReplyWrite, patience| fs.try_write(fh.0, offset, &data, patience);
+                self.drive_on(request, wait, u64::from(written), reply, again, finish);
+            }
         }
     }
 
@@ -535,13 +532,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.note(Call::Fallocate);
-        self.drive_for(
-            request,
-            reply,
-            length,
-            move |fs, _, _| Try::Done(fs.allocate(fh.0, mode, offset, length)),
-            finish_empty,
-        );
+        let allocate = move |fs: &Fs, _: &ReplyEmpty, patience| fs.try_allocate(fh.0, mode, offset, length, patience);
+        self.drive_for(request, length, reply, allocate, finish_empty);
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -580,7 +572,7 @@ impl Filesystem for Adapter {
         self.drive(
             request,
             reply,
-            move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
+            move |fs, _, patience| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len, patience),
             |reply, result| match result {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(&error)),

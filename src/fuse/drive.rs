@@ -48,19 +48,19 @@ pub(super) fn backing(service: &Service) -> Option<&BackingId> {
 }
 
 /// What a request waits for before its next attempt.
-enum Wait {
+pub(super) enum Wait {
     Over(Blocker),
     /// Room, after this.
     Room(FsError),
 }
 
-enum Next<T> {
+pub(super) enum Next<T> {
     Finish(FsResult<T>),
     Wait(Wait),
 }
 
 impl Fs {
-    fn next<T>(&self, attempted: Try<T>) -> Next<T> {
+    pub(super) fn next<T>(&self, attempted: Try<T>) -> Next<T> {
         match attempted {
             Try::Done(Err(error)) if self.is_for_room(&error) => Next::Wait(Wait::Room(error)),
             Try::Done(result) => Next::Finish(result),
@@ -79,22 +79,34 @@ impl Adapter {
         attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
-        self.drive_for(request, reply, 0, attempt, finish);
+        self.drive_for(request, 0, reply, attempt, finish);
     }
 
     /// The same for a request that needs room for `bytes`, if it fails for want of it.
     pub(super) fn drive_for<R: Send + Sync + 'static, T: Send + 'static>(
         &self,
         request: &Request,
-        reply: R,
         bytes: u64,
+        reply: R,
         mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
-        let mut wait = match self.fs.next(attempt(&self.fs, &reply, Patience::None)) {
-            Next::Finish(result) => return finish(reply, result),
-            Next::Wait(wait) => wait,
-        };
+        match self.fs.next(attempt(&self.fs, &reply, Patience::None)) {
+            Next::Finish(result) => finish(reply, result),
+            Next::Wait(wait) => self.drive_on(request, wait, bytes, reply, attempt, finish),
+        }
+    }
+
+    /// Goes on after a first attempt that has to wait before the next one.
+    pub(super) fn drive_on<R: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        request: &Request,
+        mut wait: Wait,
+        bytes: u64,
+        reply: R,
+        attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
+        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
+    ) {
         let fs = self.fs.clone();
         let waiter = Waiter { pid: request.pid(), uid: request.uid(), since: Instant::now() };
         let (mut at_hand, mut patiently) = ((reply, attempt), Patiently::default());

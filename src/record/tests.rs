@@ -26,12 +26,22 @@ fn sample() -> Record {
             root: ContentHash::of(b"root"),
         }),
         superseded: None,
+        patch: None,
     }
+}
+
+fn patched() -> Record {
+    let mut record = sample().into_patched(Generation(0x0006_4a3c_1234_5679));
+    let patch = record.patch.as_mut().unwrap();
+    patch.wrote(ByteRange { offset: 100, len: 50 }, 9);
+    patch.synced(&patch.fresh.clone());
+    patch.wrote(ByteRange { offset: 5_000, len: 1 }, 0xdead_beef);
+    record
 }
 
 #[test]
 fn round_trips() {
-    for record in [sample(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
+    for record in [sample(), patched(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
         assert_eq!(Record::decode(&record.encode()), Ok(record));
     }
 }
@@ -44,9 +54,38 @@ fn golden_version_1() {
     assert_eq!(sample().encode(), golden);
 }
 
+/// Version 3, which has patches.
+#[test]
+fn golden_version_3() {
+    let golden = include_bytes!("golden/v3.bin");
+    assert_eq!(Record::decode(golden), Ok(patched()));
+    assert_eq!(patched().encode(), golden);
+}
+
+#[test]
+fn the_longest_patch_can_be_stored() {
+    let mut record = sample();
+    let object = record.object.as_mut().unwrap();
+    (object.len, object.chunk_size) = (64 << 40, 64 << 20);
+    object.key = ObjectKey("k".repeat(1024));
+    let mut record = record.into_patched(Generation(u64::MAX));
+    let patch = record.patch.as_mut().unwrap();
+    let far = |n: u64| ByteRange { offset: (32 << 40) + (n << 32), len: (1 << 31) + n };
+    for n in 0..PATCH_RANGES_MAX as u64 {
+        assert!(!patch.is_full_for(far(n)));
+        patch.wrote(far(n), u64::MAX);
+    }
+    assert!(patch.is_full_for(far(PATCH_RANGES_MAX as u64)));
+    assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
+}
+
 #[test]
 fn every_flipped_bit_and_every_truncation_is_noticed() {
-    let good = sample().encode();
+    [sample(), patched()].iter().for_each(every_damage_is_noticed);
+}
+
+fn every_damage_is_noticed(record: &Record) {
+    let good = record.encode();
     for bit in 0..good.len() * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
@@ -70,7 +109,7 @@ fn contradictions_are_refused_even_with_a_right_checksum() {
     other_generation.generation = Generation(1);
     wrong.push(other_generation);
     for record in wrong {
-        let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
+        let mut bytes = [MAGIC.as_slice(), &[2]].concat();
         bytes = postcard::to_extend(&record, bytes).unwrap();
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         assert!(matches!(Record::decode(&bytes), Err(RecordError::Contradiction(_))), "{record:?}");

@@ -221,7 +221,7 @@ fn tables(found: &Found) {
         for (states, mark) in [
             (&[FileState::Resident, FileState::Damaged][..], '█'),
             (&[FileState::Dual], '▒'),
-            (&[FileState::Stub, FileState::Partial, FileState::Releasing], '░'),
+            (&[FileState::Stub, FileState::Partial, FileState::Patched, FileState::Releasing], '░'),
         ] {
             let part = found.sum(|of, _, state| of == age && states.contains(&state)).bytes;
             let width = (part as f64 * 30.0 / largest as f64).round() as usize;

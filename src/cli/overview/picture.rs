@@ -28,6 +28,7 @@ fn colour(state: FileState) -> &'static str {
         FileState::Releasing => "#edc948",
         FileState::Stub => "#b9b2a8",
         FileState::Partial => "#f28e2b",
+        FileState::Patched => "#af7aa1",
         FileState::Damaged => "#e15759",
     }
 }

@@ -175,8 +175,8 @@ impl Server {
         let entries = [
             ("inodes", sizes.inodes),
             ("descriptors", self.watch.descriptors.as_ref().map_or(0, |count| count())),
-            ("cells", self.engine.cells.len()),
-            ("warm", self.engine.warm.len()),
+            ("cells", self.engine.cells.count()),
+            ("warm", self.engine.warm.count()),
             ("listings", sizes.listings),
             ("removed", sizes.removed),
         ];
