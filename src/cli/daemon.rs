@@ -22,6 +22,7 @@ use crate::control::policy::Runner;
 use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket, Watch};
 use crate::control::space::Keeper;
+use crate::control::tasks::Queue;
 use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
@@ -238,7 +239,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         runtime.spawn(metrics::serve(listener, server.clone()));
     }
     if let Some(remote) = remote {
-        runtime.spawn(watch_pair(server, remote));
+        runtime.spawn(watch_pair(server.clone(), remote));
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());
@@ -251,6 +252,16 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         if args.pair.is_some() && !args.space.is_idle() {
             let keeper = Keeper::new(lower.clone(), engine.clone(), served_fs, index.clone(), args.space);
             runtime.spawn(keeper.run());
+        }
+        if args.pair.is_some() {
+            let rates = args.task_rates.clone();
+            match Queue::open(&state.tasks, lower.clone(), engine.clone(), server.fs.recorder_handle(), rates) {
+                Ok(queue) => {
+                    let _ = server.watch.tasks.set(queue.clone());
+                    runtime.spawn(queue.run());
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
         }
         if let Some(after) = args.policy.archive_after {
             let runner = Runner::new(lower, engine.clone(), index.clone(), clock, after);
@@ -319,6 +330,7 @@ struct ShareState {
     journal: PathBuf,
     /// Can be made again at any time.
     index: PathBuf,
+    tasks: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
     _claim: std::fs::File,
@@ -340,6 +352,7 @@ impl ShareState {
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
+            tasks: dir.join("tasks.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }

@@ -37,6 +37,7 @@ mod report;
 mod save_names;
 mod sql;
 mod status;
+mod tasks;
 mod top;
 mod trace;
 mod umount;
@@ -122,6 +123,7 @@ enum Command {
     Policy(policy::PolicyCommand),
     Why(why::Why),
     Trace(trace::Trace),
+    Tasks(tasks::TasksCommand),
     Top(top::Top),
     Quota(quota::QuotaCommand),
     Report(overview::ReportCommand),
@@ -177,6 +179,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
         Command::Trace(command) => command.run(global),
+        Command::Tasks(command) => command.run(global),
         Command::Top(command) => command.run(global),
         Command::Quota(command) => command.run(global),
         Command::Report(command) => command.run(global),

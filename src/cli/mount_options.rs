@@ -9,6 +9,7 @@ use super::gateway::GatewayOptions;
 use super::recall_rules;
 use crate::admission::{Budget, Subject};
 use crate::control::space::Amount;
+use crate::control::tasks::Rates;
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
 
@@ -80,6 +81,8 @@ pub struct Options {
     pub space_reserve: Option<Option<Amount>>,
     /// How long who finds the share full waits.
     pub space_wait: Option<Duration>,
+    /// How fast tasks go at which hour.
+    pub task_rate: Option<Rates>,
     /// The file in which each file that is done with is announced.
     pub announce: Option<PathBuf>,
     /// Where metrics are served.
@@ -133,6 +136,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
         "space_reserve" | "space-reserve" => options.space_reserve = Some(amount(needed()?)?),
         "space_wait" | "space-wait" => options.space_wait = Some(wait(needed()?)?),
+        "task_rate" | "task-rate" => options.task_rate = Some(Rates::parse(needed()?)?),
         "announce" => options.announce = Some(place()?),
         "metrics" => options.metrics = Some(address(needed()?)?),
         "policies" => options.policies = Some(place()?),
@@ -144,7 +148,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, space_reserve, space_wait, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, space_reserve, space_wait, task_rate, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -317,6 +321,7 @@ mod tests {
             ("gateway=9000", "address and a port"),
             ("space_reserve=some", "a size like"),
             ("space_reserve=60%", "from 1% to 50%"),
+            ("task_rate=fast", "no rate"),
             ("space_wait=2m", "a minute"),
             ("announce=file", "absolute"),
             ("metrics=localhost", "address and a port"),

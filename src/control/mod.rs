@@ -23,6 +23,8 @@ mod recalls;
 pub mod scrub;
 pub mod server;
 pub mod space;
+pub mod tasks;
+mod told;
 
 use std::path::PathBuf;
 

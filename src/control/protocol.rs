@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::told::{Figures, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
 pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, StateTotal, WirePath};
@@ -106,6 +107,10 @@ pub enum Request {
     Policy {
         action: PolicyAction,
     },
+    /// Jobs over many files that go on by themselves.
+    Tasks {
+        action: TaskAction,
+    },
     /// What decides about files.
     Why {
         paths: Vec<WirePath>,
@@ -156,6 +161,37 @@ pub enum PolicyAction {
     },
 }
 
+/// What to do with tasks. Without ids: with all that are not over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskAction {
+    Add {
+        /// `migrate`, `archive`, `release` or `recall`.
+        kind: String,
+        paths: Vec<WirePath>,
+        recursive: bool,
+        /// Higher ones come first.
+        priority: i64,
+    },
+    List {
+        /// Also those that are over.
+        all: bool,
+    },
+    Pause {
+        ids: Vec<i64>,
+    },
+    Resume {
+        ids: Vec<i64>,
+    },
+    Cancel {
+        ids: Vec<i64>,
+    },
+    Priority {
+        id: i64,
+        priority: i64,
+    },
+}
+
 /// What to do with entries of the dead-letter list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -189,6 +225,7 @@ pub enum Reply {
     Policy(PolicyInfo),
     Candidate(PolicyCandidate),
     Why(WhyFile),
+    Task(TaskInfo),
     /// Names of an answer's columns, before its rows.
     Columns {
         columns: Vec<String>,
@@ -488,54 +525,4 @@ pub struct MountInfo {
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
-}
-
-/// The filesystem of a mount's share, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpaceInfo {
-    pub total: u64,
-    /// To users.
-    pub available: u64,
-    /// What is kept so.
-    pub reserve: u64,
-    /// Files removed through the mount that are still open, and what they have allocated.
-    pub removed_files: u64,
-    pub removed_bytes: u64,
-}
-
-/// What a mount does just now. Counts and bytes are since the mount unless said otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
-    /// Seconds since 1970.
-    pub time: f64,
-    pub mountpoint: String,
-    pub pair: Option<String>,
-    pub pair_problem: Option<String>,
-    pub archived_bytes: u64,
-    pub released_bytes: u64,
-    pub recalled_bytes: u64,
-    /// By operation and end.
-    pub transfers: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Transfers that run now.
-    pub running: u64,
-    /// Recalls that bring something now, by class; and those that wait for their readers to read on.
-    pub recalls_fetching: BTreeMap<String, u64>,
-    pub recalls_resting: u64,
-    /// Those with the most to bring.
-    pub recalls: Vec<RecallStatus>,
-    /// Requests for content that run now, and their memory.
-    pub fetches: u64,
-    pub fetch_bytes: u64,
-    /// Of the kernel.
-    pub requests: u64,
-    pub open_handles: u64,
-    /// Noted transfers and deletions.
-    pub notes: (u64, u64),
-    /// Dead letters, and how many the bound of their list cost.
-    pub failed: (u64, u64),
-    pub announcements_waiting: u64,
-    /// Of the index, as old as that, in seconds.
-    pub states: BTreeMap<String, StateTotal>,
-    pub states_age: Option<f64>,
-    pub space: Option<SpaceInfo>,
 }

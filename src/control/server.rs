@@ -25,6 +25,7 @@ use super::protocol::{
 use super::recalls::Which;
 use super::scrub::Scrub;
 use super::space::SpaceRules;
+use super::tasks::Queue;
 use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
@@ -70,6 +71,8 @@ pub struct Watch {
     pub metrics: Option<std::net::SocketAddr>,
     pub totals: Arc<Cached>,
     pub space: SpaceRules,
+    /// There where files can be moved.
+    pub tasks: std::sync::OnceLock<Arc<Queue>>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -255,6 +258,7 @@ impl Server {
             }
             Request::Index { action } => return self.index(action, replies).await,
             Request::Policy { action } => return self.policy(action, replies).await,
+            Request::Tasks { action } => return self.tasks(action, replies).await,
             Request::Why { paths } => return self.why(paths, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,

@@ -172,6 +172,11 @@ impl Fs {
         &self.options.recorder
     }
 
+    /// The same, to be kept.
+    pub fn recorder_handle(&self) -> Arc<Recorder> {
+        self.options.recorder.clone()
+    }
+
     fn check_writable(&self) -> FsResult<()> {
         if self.options.read_only { Err(FsError::ReadOnly) } else { Ok(()) }
     }

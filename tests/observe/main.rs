@@ -13,4 +13,5 @@ mod announce;
 mod metrics;
 mod reports;
 mod space;
+mod tasks;
 mod trace;

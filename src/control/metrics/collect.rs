@@ -82,6 +82,7 @@ impl Server {
         self.transfers(&mut page);
         self.remote(&mut page);
         self.notes(&mut page).await;
+        self.task_queue(&mut page).await;
         self.totals(&mut page).await;
         self.tables(&mut page);
         self.policy_runs(&mut page);
@@ -149,6 +150,13 @@ impl Server {
             page.each("tierfs_announcements_total", "result", ends);
             page.single("tierfs_announcements_waiting", announced.waiting as f64);
         }
+    }
+
+    async fn task_queue(&self, page: &mut Page) {
+        let Some(queue) = self.watch.tasks.get() else { return };
+        let Ok((waiting, paused, files)) = queue.with(|store| store.lengths()).await else { return };
+        page.each("tierfs_tasks", "state", [("waiting", waiting as f64), ("paused", paused as f64)]);
+        page.single("tierfs_task_files", files as f64);
     }
 
     async fn totals(&self, page: &mut Page) {

@@ -64,6 +64,8 @@ pub const FAMILIES: &[Family] = &[
     counter("tierfs_dead_letters_dropped_total", "Entries that the bound of the list cost, ever."),
     counter("tierfs_announcements_total", "Ends of files that were announced, or left to the next start."),
     gauge("tierfs_announcements_waiting", "Ends of files that could not be announced, and are tried again."),
+    gauge("tierfs_tasks", "Tasks that are not over, by state."),
+    gauge("tierfs_task_files", "Files that are in the queue of tasks."),
     gauge("tierfs_files", "Regular files by state, of the index."),
     gauge("tierfs_file_bytes", "Their sizes."),
     gauge("tierfs_file_local_bytes", "What they have allocated on the share."),
