@@ -41,14 +41,19 @@ impl Tracer {
         if self.watched.load(Ordering::Relaxed) == 0 {
             return;
         }
+        {
+            let mut files = self.files.lock();
+            let Some(events) = files.get(&file) else { return };
+            if events.asked.elapsed() > WATCHED_FOR {
+                files.remove(&file);
+                self.watched.store(files.len(), Ordering::Relaxed);
+                return;
+            }
+        }
+        // Not under the lock: it may take others, a file's too, and who notes something may hold that already.
+        let mut what = what();
         let mut files = self.files.lock();
         let Some(events) = files.get_mut(&file) else { return };
-        if events.asked.elapsed() > WATCHED_FOR {
-            files.remove(&file);
-            self.watched.store(files.len(), Ordering::Relaxed);
-            return;
-        }
-        let mut what = what();
         if let Some(object) = what.as_object_mut() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             object.insert("n".into(), events.next.into());

@@ -18,6 +18,9 @@ use crate::engine::{EngineError, Stall};
 const WAITING_MAX: usize = 256;
 /// What is asked for where it is not known how much is missing; doubled with every attempt that still finds too little.
 const LEAST: u64 = 1 << 20;
+/// Attempts that may double it, and all: what is not for want of blocks (an attribute that does not fit, say) must not empty the share.
+const DOUBLED_MAX: u32 = 6;
+const ATTEMPTS_MAX: u32 = 16;
 /// For so long after nothing could be freed nobody waits.
 const NOTHING_FOR: Duration = Duration::from_secs(1);
 
@@ -154,12 +157,12 @@ impl Fs {
 
     /// Waits for room after an attempt that ended with `error`; `false`: the request is to end so. `wanted`: bytes that it is about, 0 where that is not known.
     pub async fn wait_for_room(&self, error: &FsError, wanted: u64, waiter: Waiter, patiently: &mut Patiently) -> bool {
-        if !self.is_for_room(error) {
+        if !self.is_for_room(error) || patiently.attempts >= ATTEMPTS_MAX {
             return false;
         }
         let begun = Instant::now();
         let until = *patiently.since.get_or_insert(begun) + self.room.wait;
-        let least = (LEAST << patiently.attempts.min(20)).max(wanted);
+        let least = (LEAST << patiently.attempts.min(DOUBLED_MAX)).max(wanted);
         patiently.attempts += 1;
         let waiting = self.room.wait(error.missing().unwrap_or(0).max(least), until);
         tokio::pin!(waiting);

@@ -175,9 +175,9 @@ impl Keeper {
             let found = look(&self.rules, &space, rate, freeing);
             freeing = found.freeing;
             let asked = self.fs.room.missing();
-            // What is freed frees no inodes.
-            let of_use = space.files == 0 || space.files_free > 0;
-            let asked_for = asked.map_or(0, |bytes| (bytes + SLACK).saturating_sub(available(&space)));
+            // What is freed frees no inodes, and is no more than there is.
+            let of_use = (space.files == 0 || space.files_free > 0) && asked.is_none_or(|bytes| bytes <= all(&space));
+            let asked_for = asked.map_or(0, |bytes| bytes.saturating_add(SLACK).saturating_sub(available(&space)));
             let missing = found.missing.max(if of_use { asked_for } else { 0 });
             if missing > 0 {
                 let freed =

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::rate::{Rate, Rates};
 use super::store::{Ended, Item, Job, JobState, Store, StoreResult, TASK_FILES};
@@ -20,6 +20,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// After a task that the store, or the pair, made end early; doubled up to the maximum.
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Jobs whose files are looked for at a time.
+const WALKS_MAX: usize = 4;
 /// Paths of a job that cannot be read are named up to this.
 const PROBLEMS_MAX: usize = 3;
 
@@ -52,6 +54,8 @@ pub struct Queue {
     rates: Rates,
     stirred: Notify,
     at_work: Mutex<Option<AtWork>>,
+    /// Walks at a time.
+    walks: Semaphore,
 }
 
 impl Queue {
@@ -65,8 +69,8 @@ impl Queue {
     ) -> Result<Arc<Self>, String> {
         let store = Store::open(path, &lower.root().id.to_string());
         let store = Mutex::new(store.map_err(|error| format!("the tasks in {}: {error}", path.display()))?);
-        let (stirred, at_work) = (Notify::new(), Mutex::default());
-        Ok(Arc::new(Self { lower, engine, recorder, store, rates, stirred, at_work }))
+        let (stirred, at_work, walks) = (Notify::new(), Mutex::default(), Semaphore::new(WALKS_MAX));
+        Ok(Arc::new(Self { lower, engine, recorder, store, rates, stirred, at_work, walks }))
     }
 
     /// Does something with the store, off the async workers.
@@ -169,7 +173,7 @@ impl Queue {
                 }
                 Outcome::Unchanged => sums.unchanged += 1,
                 Outcome::Failed(EngineError::ShuttingDown) => continue,
-                Outcome::Failed(error) if error.is_transient() => {
+                Outcome::Failed(error) if error.is_transient() || error.is_configuration() => {
                     later.push(id);
                     continue;
                 }
@@ -182,9 +186,13 @@ impl Queue {
         sums.skipped += gone.len() as u64;
         sums.files.extend(gone);
         let outcome = working.await.map_err(|error| format!("the task failed: {error}"))?;
-        let problem = outcome.as_ref().err().map(ToString::to_string);
-        if outcome.is_ok() {
-            // The store answers: these are failures of the files, and on the dead-letter list.
+        let problem = match outcome {
+            Ok(()) => None,
+            Err(error) if error.is_configuration() || !self.engine.remote_answers().await => Some(error.to_string()),
+            // The store answers: these are failures of the files, and must not stand in the way of others.
+            Err(_) => None,
+        };
+        if problem.is_none() {
             sums.failed += later.len() as u64;
             sums.files.append(&mut later);
         }
@@ -237,6 +245,8 @@ impl Queue {
     fn start_filling(self: &Arc<Self>, job: Job) {
         let this = self.clone();
         tokio::spawn(async move {
+            // Never closed.
+            let Ok(_walk) = this.walks.acquire().await else { return };
             let (walker, id) = (this.clone(), job.id);
             let found = on_own_thread(move || walker.fill(&job)).await;
             match found {
