@@ -3,6 +3,7 @@
 //! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
+mod announce;
 mod archive;
 mod cell;
 mod content;
@@ -35,6 +36,8 @@ mod session;
 mod slots;
 mod source;
 mod sync;
+mod totals;
+mod trace;
 mod trees;
 mod undelete;
 mod verify;
@@ -43,14 +46,16 @@ mod warm;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, NotKept, Unfit};
 pub use facts::{Facts, FactsError};
@@ -65,6 +70,8 @@ pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
+pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
+pub use trace::{Tracer, shown};
 pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -120,18 +127,6 @@ impl Default for Limits {
     }
 }
 
-/// Counters since the mount began.
-#[derive(Debug, Default)]
-pub struct Totals {
-    pub archived_files: AtomicU64,
-    pub archived_bytes: AtomicU64,
-    pub released_files: AtomicU64,
-    pub recalled_files: AtomicU64,
-    pub recalled_bytes: AtomicU64,
-    /// Transfers running now.
-    pub running: AtomicU64,
-}
-
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
@@ -165,7 +160,9 @@ pub struct Engine {
     line: Arc<line::Line>,
     manifests: Mutex<hashes::Manifests>,
     zeros: hashes::Zeros,
-    pub totals: Totals,
+    pub totals: Arc<Totals>,
+    /// What happens to files that somebody watches.
+    pub trace: Tracer,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
@@ -185,6 +182,7 @@ pub struct Engine {
     /// Whether any directory says what reads of its files bring back.
     directory_policies: AtomicBool,
     restores: restore::Restores,
+    announcing: announce::Announcing,
 }
 
 impl Engine {
@@ -197,9 +195,10 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
-        let health = Arc::<Health>::default();
+        let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
         let target = target.map(|target| {
-            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            let remote =
+                Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
             Target { remote, ..target }
         });
         let engine = Self {
@@ -219,7 +218,8 @@ impl Engine {
             line: Arc::new(line::Line::new(limits.fetches_per_file)),
             manifests: Mutex::default(),
             zeros: hashes::Zeros::default(),
-            totals: Totals::default(),
+            totals,
+            trace: Tracer::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             leftovers: Mutex::default(),
@@ -233,6 +233,7 @@ impl Engine {
             moves: moves::Moves::default(),
             restores: restore::Restores::default(),
             directory_policies: AtomicBool::new(false),
+            announcing: announce::Announcing::default(),
         };
         engine.find_directory_policies();
         Arc::new(engine)
@@ -450,6 +451,7 @@ impl Engine {
         let generation = inner.record.generation.after(self.clock.now());
         let record = inner.record.clone().into_resident(generation);
         self.save_durably(cell, inner, record)?;
+        self.trace.note(cell.node.id, || json!({ "event": "changed", "state": "resident" }));
         self.spawn_note_superseded(cell.clone());
         Ok(())
     }
@@ -467,6 +469,7 @@ impl Engine {
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         self.note_state(cell.node.id);
+        self.trace.note(cell.node.id, || json!({ "event": "pinned", "pinned": pinned }));
         Ok(true)
     }
 }
