@@ -21,6 +21,8 @@ pub struct Staged {
 pub struct Local {
     /// Somebody has it open for writing or mapped so: by our own tables, or the kernel refuses a lease for reading.
     pub writers: bool,
+    /// Nothing was written since the local bytes were last synced. Counts for owners; `false` if in doubt, as after a start.
+    pub synced: bool,
     /// Somebody may read the local bytes without asking: a passthrough handle or mapping from when all of them were here, or the kernel refuses a lease for writing.
     /// That does not keep ownership here: such readers go on with the generation that they opened. But these bytes are neither freed nor replaced meanwhile;
     /// other readers of a newer generation get it from memory.
@@ -81,6 +83,8 @@ pub enum Verdict {
     Take,
     /// Store this durably, then feed the event again.
     Save(Ownership),
+    /// Sync the local bytes, then feed the event again: a generation that is told of must not have other bytes after a power loss.
+    Sync,
     /// Note the intent durably, then feed the event again.
     Intend,
     /// Note durably, beside no file, that no attempt up to this ticket may be granted for this file id; then feed again. May be forgotten
@@ -171,22 +175,25 @@ fn open_call(own: &Ownership) -> Call {
     }
 }
 
-/// The bytes here are to be told of. `Err`: something comes first, or it cannot be.
+/// The bytes here are to be told of. `Err`: it cannot be (`Refuse`), or something comes first.
 fn publish(own: &Ownership, local: &Local) -> Result<(), Verdict> {
     match own.phase {
         Phase::Owner { .. } if local.writers => Err(Verdict::Refuse(Refusal::OpenForWriting)),
         Phase::Owner { published: true } => Ok(()),
+        Phase::Owner { published: false } if !local.synced => Err(Verdict::Sync),
         Phase::Owner { published: false } => {
             let phase = Phase::Owner { published: true };
             Err(Verdict::Save(Ownership { phase, content: here(own, local), ..*own }))
         }
+        Phase::Offering => Ok(()),
+        Phase::Taking => Err(Verdict::Refuse(Refusal::Handover)),
         Phase::Stub => Err(Verdict::Refuse(Refusal::NotOwner)),
-        Phase::Offering | Phase::Taking => Err(Verdict::Refuse(Refusal::Handover)),
     }
 }
 
 fn stage_begin(own: &Ownership, local: &Local) -> Verdict {
     match publish(own, local) {
+        Ok(()) if own.phase == Phase::Offering => Verdict::Refuse(Refusal::Handover),
         Ok(()) => {
             let (file, epoch, content) = (own.file, own.epoch.next(), here(own, local));
             Verdict::Call(Call::Stage { file, epoch, content })
@@ -232,15 +239,15 @@ fn called(own: &Ownership, local: &Local, call: Call) -> Verdict {
     };
     match call {
         Call::Head { .. } => match publish(own, local) {
-            Err(save @ Verdict::Save(_)) => save,
-            Ok(()) | Err(_) => Verdict::Answer(Answer::Facts(facts(own, local))),
+            Ok(()) | Err(Verdict::Refuse(_)) => Verdict::Answer(Answer::Facts(facts(own, local))),
+            Err(first) => first,
         },
-        Call::Get { generation, .. } => match own.phase {
-            Phase::Stub | Phase::Taking => refuse(Refusal::NotOwner),
-            // What is not published cannot have been told, but may be guessed.
-            Phase::Owner { published: false } => refuse(Refusal::Changed),
-            _ if own.content.generation != generation => refuse(Refusal::Changed),
-            _ => Verdict::SendBytes(Answer::Bytes(facts(own, local))),
+        // Published first in any case: a refusal then tells the generation to ask for.
+        Call::Get { generation, .. } => match publish(own, local) {
+            Ok(()) if own.content.generation == generation => Verdict::SendBytes(Answer::Bytes(facts(own, local))),
+            Ok(()) => refuse(Refusal::Changed),
+            Err(Verdict::Refuse(refusal)) => refuse(refusal),
+            Err(first) => first,
         },
         Call::Stage { epoch, content, .. } => stage(own, local, Staged { epoch, content }).unwrap_or_else(refuse),
         Call::Ltr { ticket, content, .. } => handover(own, local, ticket, accept(own, local, ticket, content)),
@@ -336,10 +343,11 @@ fn give_up(own: &Ownership, local: &Local, generation: Generation) -> Outcome {
     match own.phase {
         Phase::Stub | Phase::Taking => Outcome::No(Refusal::Diverged),
         Phase::Owner { .. } | Phase::Offering if generation > own.content.generation => Outcome::No(Refusal::Diverged),
-        // Generations never come back.
-        Phase::Owner { .. } | Phase::Offering if generation < own.content.generation => {
-            Outcome::Never(Refusal::Changed)
-        }
+        // Generations never come back. Published first: the refusal tells which to fetch.
+        Phase::Owner { .. } | Phase::Offering if generation < own.content.generation => match publish(own, local) {
+            Ok(()) | Err(Verdict::Refuse(_)) => Outcome::Never(Refusal::Changed),
+            Err(first) => Outcome::First(first),
+        },
         Phase::Owner { published: false } => Outcome::No(Refusal::Changed),
         Phase::Owner { .. } if local.writers => Outcome::No(Refusal::OpenForWriting),
         Phase::Owner { .. } | Phase::Offering => {

@@ -41,9 +41,9 @@ fn locals() -> Vec<Local> {
     let mut all = Vec::new();
     for staged in [None, staged(3, 4), staged(3, 5), staged(3, 6), staged(2, 5)] {
         for whole in [None, Some(Generation(4)), Some(Generation(5)), Some(Generation(6))] {
-            for bits in 0..8 {
-                let (writers, held, intended) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-                let seen = Local { writers, held, intended, whole, staged, len: 5, ..Local::default() };
+            for bits in 0..16 {
+                let (writers, held, intended, synced) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0, bits & 8 != 0);
+                let seen = Local { writers, held, intended, synced, whole, staged, len: 5, ..Local::default() };
                 all.push(seen);
             }
         }
@@ -133,6 +133,7 @@ fn every_combination_has_a_verdict_and_ends() {
                             assert_eq!(content, own.content);
                             local.whole = Some(content.generation);
                         }
+                        Verdict::Sync => local.synced = true,
                         Verdict::Keep(staged) => local.staged = Some(staged),
                         Verdict::NoteRefused(_, ticket) => local.refused = ticket,
                         _ => break,
@@ -152,24 +153,23 @@ fn what_was_refused_is_never_granted() {
     for event in calls {
         for first in states() {
             for seen in &locals {
-                let mut own = first;
-                let refused = loop {
-                    match decide(&own, seen, *event) {
-                        Verdict::Save(saved) => own = saved,
-                        Verdict::Answer(Answer::Refused { .. }) => break true,
-                        _ => break false,
-                    }
-                };
-                if !refused {
-                    continue;
-                }
+                let Some(own) = refused(first, *seen, *event) else { continue };
                 for later in &locals {
-                    match decide(&own, later, *event) {
-                        Verdict::Answer(Answer::Refused { .. }) => {}
-                        other => panic!("{own:?}\n{later:?}\n{event:?}\n→ {other:?}"),
-                    }
+                    assert!(refused(own, *later, *event).is_some(), "{own:?}\n{later:?}\n{event:?}");
                 }
             }
+        }
+    }
+}
+
+/// What is durable when the call has been refused; `None`: it is granted, or on its way to be.
+fn refused(mut own: Ownership, mut local: Local, call: Event) -> Option<Ownership> {
+    loop {
+        match decide(&own, &local, call) {
+            Verdict::Save(saved) if saved.epoch == own.epoch => own = saved,
+            Verdict::Sync => local.synced = true,
+            Verdict::Answer(Answer::Refused { .. }) => return Some(own),
+            _ => return None,
         }
     }
 }
