@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::cell::{Cell, Inner};
-use super::error::{EngineError, EngineResult, Unfit};
+use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
@@ -61,6 +61,10 @@ impl Engine {
         let target = self.target()?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
+        }
+        if target.peer {
+            // Content has one owner among two shares: there is no copy beside it.
+            return Err(EngineError::Peer { file: cell.node.id, why: PeerTrouble::NoCopies });
         }
         let failed = EngineError::lower(cell.node.id);
         check_fit(cell, &self.lower.stat(&cell.node).map_err(&failed)?)?;

@@ -101,12 +101,18 @@ pub enum PeerTrouble {
         "this share has no peer: the pair's role is not gpeer, the share below keeps no trusted attributes, or it knows no leases"
     )]
     NoPeer,
+    #[error("a pair of two shares has no copies: `tierfs migrate` gives the content to the other side")]
+    NoCopies,
     #[error("the other side has been asked who owns it, and has not answered yet: that is repeated until it does")]
     Undecided,
-    #[error("the other side keeps its content where it is for now: somebody has it open there, or there is no room: try again")]
+    #[error(
+        "the other side keeps its content where it is for now: somebody has it open there, or there is no room: try again"
+    )]
     Refused,
     #[error("it was changed at the other side meanwhile: try again")]
     Moved,
+    #[error("the other side has no such file: `tierfs sync --reconcile` tells what is missing")]
+    NotThere,
     #[error("it is being written")]
     BeingWritten,
     #[error("the other side's file of this name is another one: `tierfs sync --reconcile` tells which")]

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::ports::{
-    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, RestoreState,
-    Stored,
+    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
+    RestoreState, Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 

@@ -61,7 +61,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use peer::{PeerFacts, StagedCopy, wire};
+pub use peer::{OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};

@@ -35,13 +35,6 @@ impl HashingSource {
         let hashes = self.hashes.lock().iter().copied().collect::<Option<Vec<_>>>()?;
         Manifest::new(self.len, self.chunk_size, hashes).ok()
     }
-
-    /// The hashes of a range of whole chunks that was handed out.
-    pub fn hashes_of(&self, range: ByteRange) -> Vec<ContentHash> {
-        let chunk = u64::from(self.chunk_size);
-        let chunks = (range.offset / chunk) as usize..range.end().div_ceil(chunk) as usize;
-        self.hashes.lock()[chunks].iter().filter_map(|hash| *hash).collect()
-    }
 }
 
 #[async_trait]

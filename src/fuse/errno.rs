@@ -57,10 +57,10 @@ fn engine_errno(error: &EngineError) -> i32 {
         EngineError::Unproven { .. } => libc::EIO,
         EngineError::ForeignPair { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
         EngineError::Peer { why, .. } => match why {
-            PeerTrouble::NotPaired | PeerTrouble::AtStore | PeerTrouble::NoPeer => libc::EINVAL,
+            PeerTrouble::NotPaired | PeerTrouble::AtStore | PeerTrouble::NoPeer | PeerTrouble::NoCopies => libc::EINVAL,
             PeerTrouble::Undecided => libc::EAGAIN,
             PeerTrouble::Refused | PeerTrouble::Moved | PeerTrouble::BeingWritten => libc::EBUSY,
-            PeerTrouble::OtherFile | PeerTrouble::NotEmpty | PeerTrouble::Contradiction => libc::EIO,
+            PeerTrouble::OtherFile | PeerTrouble::NotThere | PeerTrouble::NotEmpty | PeerTrouble::Contradiction => libc::EIO,
         },
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,

@@ -433,7 +433,8 @@ impl Machine {
 
     fn assert_invariants(&self) {
         assert!(self.writers <= self.handles(), "{self:?}");
-        let writable = self.claim == Claim::Resident && !self.sealed && !self.foreign && self.activity != Activity::HandingOver;
+        let writable =
+            self.claim == Claim::Resident && !self.sealed && !self.foreign && self.activity != Activity::HandingOver;
         assert!(self.writers == 0 || writable || self.unknown, "{self:?}");
         match self.mode {
             IoMode::Pass(_) => {

@@ -103,11 +103,7 @@ impl Engine {
     }
 
     /// Asks, at once and once more; where there is no answer, it goes on in the background, and the asker is told so.
-    pub(super) async fn ask_until_decided(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        note: IntentId,
-    ) -> EngineResult<()> {
+    pub(super) async fn ask_until_decided(self: &Arc<Self>, cell: &Arc<Cell>, note: IntentId) -> EngineResult<()> {
         for attempt in 0..2 {
             if attempt > 0 {
                 tokio::time::sleep(ASK_AGAIN_FIRST).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking};
-use crate::kill;
 use super::state::{NOWHERE, ownership};
+use crate::kill;
 use crate::peer::{Content, Ownership};
 use crate::ports::{Attr, FileKind};
 use crate::record::{Attempted, Claim, PeerState, Phase, Record, Seal};
@@ -142,8 +142,10 @@ impl Engine {
             if let Some(recall) = cell.lock().recall.clone() {
                 recall.pause();
             }
-            cell.wait_until(|inner| !matches!(inner.machine.activity(), Activity::Recalling { .. } | Activity::Releasing))
-                .await;
+            cell.wait_until(|inner| {
+                !matches!(inner.machine.activity(), Activity::Recalling { .. } | Activity::Releasing)
+            })
+            .await;
         }
     }
 

@@ -9,10 +9,10 @@ use tokio::sync::OnceCell;
 
 use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult};
-use super::super::source::HashingSource;
-use super::super::Engine;
-use crate::ports::{ObjectSource, OpenFlags};
-use crate::types::{ByteRange, CHUNKS_MAX, FileId, Generation, is_chunk_size};
+use super::super::{Engine, blocking};
+use crate::ports::OpenFlags;
+use crate::remote::manifest::Manifest;
+use crate::types::{CHUNKS_MAX, ContentHash, FileId, Generation, is_chunk_size};
 
 /// Manifests remembered, and their bytes.
 const KEPT_MAX: usize = 256;
@@ -84,22 +84,23 @@ impl Engine {
         let step = (8 << 20) / chunk.min(8 << 20) * chunk;
         let mut at = 0;
         while at < content.len {
-            let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
+            let len = step.min(content.len - at);
             let (lower, node) = (self.lower.clone(), cell.node);
-            let file = super::super::blocking(move || lower.open(&node, flags)).await?;
-            let file = file.map_err(EngineError::lower(cell.node.id))?;
-            let range = ByteRange { offset: at, len: step.min(content.len - at) };
-            let source = HashingSource::new(file, content.len, chunk_size);
-            if source.read(range).await.is_err() {
-                return Ok(None);
-            }
-            hashes.extend(source.hashes_of(range));
+            let read = blocking(move || {
+                let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
+                let file = lower.open(&node, flags)?;
+                let mut bytes = vec![0; len as usize];
+                let got = file.read_at(&mut bytes, at)?;
+                Ok((got == bytes.len()).then(|| bytes.chunks(chunk as usize).map(ContentHash::of).collect::<Vec<_>>()))
+            });
+            let Some(step) = read.await?.map_err(EngineError::lower(cell.node.id))? else { return Ok(None) };
+            hashes.extend(step);
             if !self.is_published(cell, generation) {
                 return Ok(None);
             }
-            at += range.len;
+            at += len;
         }
-        let manifest = crate::remote::manifest::Manifest::new(content.len, chunk_size, hashes);
+        let manifest = Manifest::new(content.len, chunk_size, hashes);
         Ok(manifest.ok().map(|manifest| Bytes::from(manifest.encode())))
     }
 }

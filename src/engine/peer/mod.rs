@@ -12,7 +12,9 @@
 //! raise the epoch, so that no late copy of a call is acted upon. (A change of content needs no such step: generations never come back.)
 
 mod ask;
+mod check;
 mod facts;
+mod hold;
 mod manifest;
 mod offer;
 mod serve;
@@ -24,6 +26,7 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use facts::PeerFacts;
+pub use hold::OwnerHold;
 pub(super) use manifest::Manifests;
 pub use serve::StagedCopy;
 
@@ -59,7 +62,10 @@ pub(super) fn judge(lower: &dyn Lower, node: &Inode, record: Record) -> EngineRe
         }
         // Its bytes may be the only ones by now, whatever somebody has done to them.
         Phase::Offering if peer.content != here => {
-            tracing::warn!(path = name_of(lower, node), "changed below the mount while the other side was asked to take it");
+            tracing::warn!(
+                path = name_of(lower, node),
+                "changed below the mount while the other side was asked to take it"
+            );
             Ok(record)
         }
         Phase::Stub => {
@@ -92,6 +98,11 @@ impl Engine {
             return Ok(target);
         }
         Err(EngineError::Peer { file: self.lower.root().id, why: PeerTrouble::NoPeer })
+    }
+
+    /// Whether migrating means giving content to the other side of the pair.
+    pub(super) fn gives_to_peer(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.peer)
     }
 
     /// What the record of a file says of the pair's other side; an error if that is another pair's.

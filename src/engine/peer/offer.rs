@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::archive::{UPLOAD_MEMORY_MAX, check_fit, disturbed, same_attr};
-use super::super::cell::{Cell, Inner};
+use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::source::HashingSource;
 use super::super::{Engine, blocking, moving};
@@ -111,7 +111,9 @@ impl Engine {
             () = disturbed(cell) => return Err(changed()),
         };
         match stored {
-            Err(error) if error.kind == RemoteErrorKind::Source && !same_attr(&file.stat().map_err(&failed)?, &attr) => {
+            Err(error)
+                if error.kind == RemoteErrorKind::Source && !same_attr(&file.stat().map_err(&failed)?, &attr) =>
+            {
                 return Err(changed());
             }
             // The other side has the file in another state than this one, or another file of this name.
@@ -141,7 +143,11 @@ impl Engine {
     }
 
     /// The content is there; from now on it does not change here before the other side has answered.
-    async fn begin_offering(self: &Arc<Self>, cell: &Arc<Cell>, copied: Copied) -> EngineResult<crate::ports::IntentId> {
+    async fn begin_offering(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        copied: Copied,
+    ) -> EngineResult<crate::ports::IntentId> {
         let note = self.note_handover(cell).await?;
         let (this, on) = (self.clone(), cell.clone());
         let begun = blocking(move || this.store_offer(&on, &copied)).await?;
@@ -181,7 +187,8 @@ impl Engine {
             peer.offered = Some(copied.root);
         }
         let local = Local { intended: true, ..self.local(cell, &inner)? };
-        let decided = self.decide_and_store(cell, &mut inner, &local, Event::OfferBegin(copied.staged), "peer.offering");
+        let decided =
+            self.decide_and_store(cell, &mut inner, &local, Event::OfferBegin(copied.staged), "peer.offering");
         match decided {
             Ok(Verdict::Call(_)) => Ok(()),
             other => {

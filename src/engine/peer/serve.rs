@@ -15,7 +15,7 @@ use super::super::{Engine, blocking, moving};
 use super::state::{peer_id, stored_id};
 use super::wire::Named;
 use crate::kill;
-use crate::peer::{Answer, Attempt, Call, Content, Epoch, Event, Local, Staged, Ticket, Verdict, decide_unknown};
+use crate::peer::{Answer, Attempt, Call, Content, Epoch, Event, Staged, Ticket, Verdict, decide_unknown};
 use crate::ports::{Keep, LowerFile, OpenFlags};
 use crate::record::{Claim, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
@@ -181,7 +181,8 @@ impl Engine {
             Call::Ltr { .. } => local.held = matches!(inner.machine.mode(), crate::tier::IoMode::Pass(_)),
             _ => {}
         }
-        if matches!(inner.machine.activity(), Activity::Releasing | Activity::Recalling { .. }) {
+        let moves = matches!(inner.machine.activity(), Activity::Releasing | Activity::Recalling { .. });
+        if moves || self.is_kept(&inner) {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
         if matches!(call, Call::Rtl { .. }) && matches!(inner.machine.activity(), Activity::Archiving { .. }) {
@@ -221,7 +222,12 @@ impl Engine {
 
     /// Puts a staged copy in the place of a stub's content: same inode, links and handles. Durable on return; the record is not changed but for what may be
     /// here now.
-    async fn install(self: &Arc<Self>, cell: &Arc<Cell>, content: Content, from: Arc<dyn LowerFile>) -> EngineResult<()> {
+    async fn install(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        content: Content,
+        from: Arc<dyn LowerFile>,
+    ) -> EngineResult<()> {
         let note = self.note_handover(cell).await?;
         let (this, on) = (self.clone(), cell.clone());
         let begun = blocking(move || this.begin_install(&on)).await?;

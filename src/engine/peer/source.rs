@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::super::Engine;
 use super::super::cell::stored_record;
 use super::super::error::{EngineError, EngineResult};
-use super::super::Engine;
 use super::wire::{Named, Verb};
 use crate::ports::{
     Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, Stored,

@@ -19,7 +19,11 @@ use crate::types::FileId;
 
 impl Engine {
     /// A recall of the other side's content has brought all of it. `touched`: its note.
-    pub(in crate::engine) async fn take(self: &Arc<Self>, fill: &Arc<Fill>, touched: Option<OpenNote>) -> EngineResult<()> {
+    pub(in crate::engine) async fn take(
+        self: &Arc<Self>,
+        fill: &Arc<Fill>,
+        touched: Option<OpenNote>,
+    ) -> EngineResult<()> {
         let cell = &fill.cell;
         let note = match touched {
             // The same key, and the same end: what a start finds of either is looked at in the same way.
@@ -85,8 +89,7 @@ impl Engine {
         if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {
             return Err(EngineError::Refused { file: cell.node.id, why });
         }
-        let local =
-            Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
+        let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
         let decided = self.decide_and_store(cell, &mut inner, &local, Event::TakeBegin, "peer.taking");
         inner.recall = None;
         inner.shown_mtime = None;
@@ -126,21 +129,28 @@ impl Engine {
     }
 
     /// What the owner says of a file, as the other side tells it by itself.
-    async fn ask_facts(&self, cell: &Cell) -> EngineResult<Answer> {
+    pub(super) async fn ask_facts(&self, cell: &Cell) -> EngineResult<Answer> {
         let key = {
             let inner = cell.lock();
             let peer = self.peer_of(cell, &inner.record)?;
             drop(inner);
             self.named(&cell.node, &peer).key(Verb::Facts)
         };
-        let body = self.peer_target()?.remote.get_all(&key, 64 << 10).await.map_err(EngineError::remote(cell.node.id))?;
-        serde_json::from_slice(&body).map_err(|_| EngineError::Peer { file: cell.node.id, why: PeerTrouble::Contradiction })
+        let body =
+            self.peer_target()?.remote.get_all(&key, 64 << 10).await.map_err(EngineError::remote(cell.node.id))?;
+        serde_json::from_slice(&body)
+            .map_err(|_| EngineError::Peer { file: cell.node.id, why: PeerTrouble::Contradiction })
     }
 
     /// Asks the owner how a stub's content is now, and makes the stub one of that.
     pub async fn refresh_from_peer(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
         match self.ask_facts(cell).await? {
-            Answer::Facts(facts) if matches!(facts.phase, crate::peer::Phase::Owner { published: true } | crate::peer::Phase::Offering) => {
+            Answer::Facts(facts)
+                if matches!(
+                    facts.phase,
+                    crate::peer::Phase::Owner { published: true } | crate::peer::Phase::Offering
+                ) =>
+            {
                 let (id, there) = {
                     let inner = cell.lock();
                     let peer = self.peer_of(cell, &inner.record)?;
