@@ -322,7 +322,12 @@ pub fn same_content(attr: &Attr, record: &Record) -> bool {
 
 /// The state of a file as people see it.
 pub fn state_of(inner: &Inner) -> FileState {
-    if inner.machine.is_unknown() { FileState::Damaged } else { inner.machine.claim().into() }
+    match inner.machine.claim() {
+        _ if inner.machine.is_unknown() => FileState::Damaged,
+        // All of it is here, and it is the other side's until that has answered.
+        Claim::Dual if inner.machine.is_foreign() => FileState::Partial,
+        claim => claim.into(),
+    }
 }
 
 /// The transfer that runs, in a word.

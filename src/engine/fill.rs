@@ -257,9 +257,10 @@ impl Fill {
         let failure = match failure {
             // It ends, and who waits asks again: then for what is there now.
             Some(error) if is_peer_key(&self.object.key) && self.engine.says_moved(&error) => {
+                let told = self.engine.why_moved(&self.cell).await;
                 self.moved.store(true, Ordering::SeqCst);
                 self.recall.pause();
-                return self.recall.run_ended(&run, Some(EngineError::Cancelled));
+                return self.recall.run_ended(&run, Some(told));
             }
             failure => failure,
         };

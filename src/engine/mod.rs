@@ -192,6 +192,8 @@ pub struct Engine {
     undecided: Mutex<Vec<(IntentId, Inode)>>,
     /// Files of which a call of the pair's other side is being answered.
     calling: Mutex<HashSet<FileId>>,
+    /// Stubs about which the other side is being asked.
+    looking: Mutex<HashSet<FileId>>,
     peer_manifests: peer::Manifests,
 }
 
@@ -243,6 +245,7 @@ impl Engine {
             directory_policies: AtomicBool::new(false),
             undecided: Mutex::default(),
             calling: Mutex::default(),
+            looking: Mutex::default(),
             peer_manifests: peer::Manifests::default(),
         };
         engine.find_directory_policies();
@@ -308,6 +311,14 @@ impl Engine {
 
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
+    }
+
+    /// The pair, if its other end is a store of objects.
+    fn store(&self) -> EngineResult<&Target> {
+        match self.target()? {
+            target if target.peer => Err(EngineError::Peer { file: self.lower.root().id, why: PeerTrouble::NoCopies }),
+            target => Ok(target),
+        }
     }
 
     /// The name of the pair that is mounted, for messages.

@@ -204,8 +204,10 @@ impl Engine {
             }
             Ok(Ending::Rest) => {
                 self.rest_recall(fill, touched).await;
-                if fill.moved.load(Ordering::SeqCst) {
-                    self.refresh_from_peer(cell).await?;
+                if fill.moved.load(Ordering::SeqCst)
+                    && let Err(error) = self.refresh_from_peer(cell).await
+                {
+                    tracing::info!(file = %cell.node.id, "how it is at the pair's other side is not known: {error}");
                 }
                 Err(EngineError::Cancelled)
             }

@@ -239,7 +239,7 @@ impl Machine {
                 Activity::Releasing => Verdict::Wait,
                 // Decided against this side, the content may go: nothing of it is handed to the kernel.
                 Activity::HandingOver => self.opened(false, false),
-                _ => self.opened(passthrough && self.is_local(), false),
+                _ => self.opened(passthrough && self.is_local() && !self.foreign, false),
             },
             Event::OpenWrite { passthrough } => match self.prepare_change(false) {
                 Verdict::Go => self.opened(passthrough, true),

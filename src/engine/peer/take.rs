@@ -90,7 +90,7 @@ impl Engine {
             return Err(EngineError::Refused { file: cell.node.id, why });
         }
         let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
-        let decided = self.decide_and_store(cell, &mut inner, &local, Event::TakeBegin, "peer.taking");
+        let decided = self.decide_and_store(cell, &mut inner, local, Event::TakeBegin, "peer.taking");
         inner.recall = None;
         inner.shown_mtime = None;
         match decided {
@@ -171,6 +171,34 @@ impl Engine {
             }
             _ => Ok(false),
         }
+    }
+
+    /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
+    pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
+        use crate::peer::Phase::Owner;
+        match self.ask_facts(cell).await {
+            Ok(Answer::Facts(facts)) if facts.phase == (Owner { published: false }) => {
+                EngineError::Peer { file: cell.node.id, why: PeerTrouble::BeingWritten }
+            }
+            Ok(Answer::Facts(_)) => EngineError::Cancelled,
+            Ok(_) => EngineError::Peer { file: cell.node.id, why: PeerTrouble::NotThere },
+            Err(error) => error,
+        }
+    }
+
+    /// Somebody opens a stub for reading: whether its content is still what is known of it is found out behind his back. He may read what it was; who comes
+    /// after does not.
+    pub fn look_at_peer(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if !self.gives_to_peer() || !self.looking.lock().insert(cell.node.id) {
+            return;
+        }
+        let (this, cell) = (self.clone(), cell.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = this.refresh_from_peer(&cell).await {
+                tracing::debug!(file = %cell.node.id, "how it is at the pair's other side is not known: {error}");
+            }
+            this.looking.lock().remove(&cell.node.id);
+        });
     }
 
     /// Whether an error of a recall says that the content was changed at the other side.
