@@ -33,6 +33,7 @@ fn what_is_written_stays() {
 fn equal_times_are_no_equal_content() {
     let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
     assert_same(&fs::read(sides.west.mnt("f")).unwrap(), &contents[0], "west");
+    wait_for("west to own it", || sides.west.owns("f"));
     assert!(sides.decided("f"));
     sides.east.done("recall", "f");
     assert!(!sides.decided("f"));

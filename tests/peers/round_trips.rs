@@ -28,7 +28,9 @@ fn goes_and_comes_back(kind: &str) {
             assert_same(&fs::read(sides.west.mnt(name)).unwrap(), content, "where it is owned");
             sides.east.done("recall", name);
             assert!(!sides.decided(name), "round {round}: east owns {name} again");
-            assert_eq!((sides.west.state(name), sides.east.pair_of(name)), ("stub".into(), None));
+            // Freed once the answer is given.
+            wait_for("west's stub", || sides.west.state(name) == "stub");
+            assert_eq!((sides.west.pair_of(name), sides.east.pair_of(name)), (Some("gp".into()), None));
             assert_eq!(sides.west.shown(name), (*len as u64, 1_600_000_000, 123_456_789));
             wait_for("west's blocks to be freed", || sides.west.allocated(name) < 8_192);
             assert_same(&fs::read(sides.east.mnt(name)).unwrap(), content, "brought back");

@@ -334,12 +334,23 @@ impl Sides {
     /// Both sides show the same file with this content; whoever reads takes nothing if `west` reads where west owns.
     #[track_caller]
     pub fn same(&self, name: &str, content: &[u8]) {
+        // The metadata sync would tell the stub's side of a change; here a read does.
+        let stub = if self.decided(name) { &self.east } else { &self.west };
+        let looks = || fs::read(stub.mnt(name)).is_ok_and(|found| found == content);
+        wait_for_said(&format!("the content of {name}"), looks, || stub.log());
+        let settled = || content.is_empty() || stub.owns(name);
+        wait_for_said(&format!("who read {name} to own it"), settled, || stub.log());
+        self.decided(name);
         assert_eq!(self.east.shown(name), self.west.shown(name), "{name}: what stat shows");
         assert_eq!(self.east.shown(name).0, content.len() as u64);
         for side in [&self.east, &self.west] {
             let found =
                 fs::read(side.mnt(name)).unwrap_or_else(|error| panic!("{}: {error}\n{}", side.name, side.log()));
             assert_same(&found, content, &format!("{name} on {}", side.name));
+            if content.is_empty() {
+                continue;
+            }
+            wait_for_said(&format!("who read {name} to own it"), || side.owns(name), || side.log());
             self.decided(name);
         }
     }
