@@ -23,6 +23,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod patch;
 mod peer;
 mod plan;
 mod readers;
@@ -435,8 +436,15 @@ impl Engine {
             }
             match inner.machine.apply(event) {
                 Verdict::Go | Verdict::Already => return Ok(Admission::Go),
-                Verdict::Save(Claim::Resident) | Verdict::TruncateThenSave if patience == Patience::None => {
+                Verdict::Save(Claim::Resident | Claim::Patched) | Verdict::TruncateThenSave
+                    if patience == Patience::None =>
+                {
                     return Ok(Admission::Sync);
+                }
+                Verdict::Save(Claim::Patched) => {
+                    if !self.become_patched(cell, inner)? {
+                        return Ok(Admission::Recall);
+                    }
                 }
                 Verdict::Save(Claim::Resident) => self.become_resident(cell, inner)?,
                 Verdict::TruncateThenSave => {

@@ -168,6 +168,7 @@ impl Fs {
         let all = ByteRange { offset: 0, len };
         let small = inner.machine.mode() == IoMode::Idle
             && inner.machine.claim().is_remote()
+            && inner.record.patch.is_none()
             && len <= self.options.recall_at_open_max;
         (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
@@ -398,6 +399,9 @@ impl Fs {
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+            }
+            if inner.patch_is_kept {
+                file.cell.changed.notify_waiters();
             }
             if let Some(recall) = &inner.recall {
                 // Nobody reads on: it may end.

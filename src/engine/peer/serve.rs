@@ -16,7 +16,7 @@ use super::state::peer_id;
 use super::wire::Named;
 use crate::kill;
 use crate::peer::{Answer, Call, Content, Epoch, Event, Staged, Verdict};
-use crate::ports::{Keep, LowerFile, OpenFlags};
+use crate::ports::{Attr, Keep, LowerFile, OpenFlags};
 use crate::record::{Claim, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
 use crate::types::{FileId, Generation, Inode, PairFileId};
@@ -68,7 +68,9 @@ impl Engine {
     pub async fn find_peer_file(self: &Arc<Self>, named: &Named) -> EngineResult<Option<Arc<Cell>>> {
         let (this, named) = (self.clone(), named.clone());
         blocking(move || {
-            let by_number = this.lower.by_number(named.node.ino).ok().filter(|(node, _)| node.id == named.node);
+            // One that has no name left is as good as gone, whoever still has it open.
+            let there = |found: &(Inode, Attr)| found.0.id == named.node && found.1.nlink > 0;
+            let by_number = this.lower.by_number(named.node.ino).ok().filter(there);
             if let Some((node, _)) = by_number
                 && let Some(cell) = this.is_of(&node, named.id)?
             {
