@@ -3,6 +3,7 @@
 //! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
+mod adopt;
 mod archive;
 mod cell;
 mod content;

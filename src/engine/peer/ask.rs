@@ -96,6 +96,13 @@ impl Engine {
                 match this.ask(&cell).await {
                     Ok(true) => return this.decided_after(&cell, note).await,
                     Ok(false) => {}
+                    // Removed meanwhile: nothing of it is left that could be owned.
+                    Err(error) if error.is_gone() => {
+                        if let Err(error) = this.journal.remove(note).await {
+                            tracing::warn!(file = %cell.node.id, "a removed file's change of owner stays noted: {error}");
+                        }
+                        return;
+                    }
                     Err(error) => tracing::warn!(file = %cell.node.id, "it stays undecided who owns it: {error}"),
                 }
             }
