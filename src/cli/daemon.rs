@@ -14,11 +14,15 @@ use super::exit::CliError;
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
+use crate::control::announce::AnnounceFile;
+use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
-use crate::control::policy::{Policy, Runner};
+use crate::control::policy::Runner;
 use crate::control::scrub::{self, Scrub};
-use crate::control::server::{Server, Socket};
+use crate::control::server::{Server, Socket, Watch};
+use crate::control::space::Keeper;
+use crate::control::tasks::Queue;
 use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
@@ -43,6 +47,8 @@ const TTL_S: u64 = 60;
 const BLOCKING_MAX: usize = 64;
 /// How long transfers may take to come to rest when the mount goes away.
 const REST_WITHIN: Duration = Duration::from_secs(30);
+/// How long announcements may take then.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// How long a process that served the share before may take to end.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// Longest answer of a gateway to who asks who it is, in bytes.
@@ -73,6 +79,10 @@ pub(super) struct Served<'a> {
     pub rules: &'a Rules,
     pub recalls: SlotLimits,
     pub state_dir: &'a Path,
+    /// How long requests wait for room on a full share; zero where nobody makes any.
+    pub space_wait: Duration,
+    /// Where finished and failed files are announced.
+    pub announce: Option<&'a Path>,
     /// What serves it, for those who come second.
     pub by: String,
 }
@@ -120,11 +130,17 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
+    if let Some(path) = served.announce {
+        let file = AnnounceFile::open(path)
+            .map_err(|error| failed(format!("cannot announce in {}: {error}", path.display())))?;
+        engine.announce_to(file);
+    }
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
             tracing::info!(settled, "interrupted transfers were settled");
         }
+        runtime.block_on(engine.announce_owed()).map_err(failed)?;
     }
     let index = open_index(share.clone(), &state.index);
     if let Some(index) = &index {
@@ -139,6 +155,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         socket: Some(state.socket.clone()),
         delay: served.delay.clone(),
         rules: served.rules.clone(),
+        space_wait: served.space_wait,
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
@@ -157,6 +174,14 @@ pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine, index: Option<Arc<
         if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
             tracing::warn!("transfers still run; the next mount settles them");
         }
+        let told = async {
+            while engine.is_announcing() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // What is not told by then is told at the next start.
+        let _ = tokio::time::timeout(TOLD_WITHIN, told).await;
+        engine.close_announcements().await;
     });
     if let Some(index) = index {
         index.close();
@@ -175,12 +200,16 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         rules: &args.rules,
         recalls: args.recalls,
         state_dir: &args.state_dir,
+        // Without a pair nothing can be freed.
+        space_wait: if args.pair.is_some() && !args.read_only { args.space.wait } else { Duration::ZERO },
+        announce: args.observe.announce.as_deref(),
         by: format!("mounted at {}", args.mountpoint.display()),
     };
     let parts = assemble(&served)?;
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
-    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
+    let metrics = args.observe.bind(&parts.runtime)?;
+    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -201,6 +230,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         let rules = rules.unwrap_or_else(Policies::none);
         Manager::new(lower.clone(), engine.clone(), index, path, rules)
     });
+    let served_fs = fs.clone();
     let server = Arc::new(Server {
         policies: policies.clone(),
         names,
@@ -212,11 +242,20 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
         index: index.clone(),
+        watch: Watch {
+            descriptors: Some(Box::new(move || share.descriptors_cached())),
+            metrics: metrics.as_ref().map(|(_, at)| *at),
+            space: args.space,
+            ..Watch::default()
+        },
     });
     runtime.spawn(server.clone().serve(socket));
+    if let Some((listener, _)) = metrics {
+        runtime.spawn(metrics::serve(listener, server.clone()));
+    }
     if let Some(remote) = remote {
         let role = args.pair.as_ref().map_or(RemoteRole::Gfs, |pair| pair.role);
-        runtime.spawn(watch_pair(server, remote, role));
+        runtime.spawn(watch_pair(server.clone(), remote, role));
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());
@@ -226,13 +265,22 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         if let Some(policies) = policies {
             runtime.spawn(policies.run());
         }
-        let policy = Policy {
-            archive_after: args.policy.archive_after,
-            release_above_pct: args.policy.release.map(|(above, _)| above),
-            release_below_pct: args.policy.release.map(|(_, below)| below),
-        };
-        if !policy.is_idle() {
-            let runner = Runner::new(lower, engine.clone(), clock, policy);
+        if args.pair.is_some() && !args.space.is_idle() {
+            let keeper = Keeper::new(lower.clone(), engine.clone(), served_fs, index.clone(), args.space);
+            runtime.spawn(keeper.run());
+        }
+        if args.pair.is_some() {
+            let rates = args.task_rates.clone();
+            match Queue::open(&state.tasks, lower.clone(), engine.clone(), server.fs.recorder_handle(), rates) {
+                Ok(queue) => {
+                    let _ = server.watch.tasks.set(queue.clone());
+                    runtime.spawn(queue.run());
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        if let Some(after) = args.policy.archive_after {
+            let runner = Runner::new(lower, engine.clone(), index.clone(), clock, after);
             runtime.spawn(Arc::new(runner).run());
         }
     }
@@ -298,6 +346,7 @@ struct ShareState {
     journal: PathBuf,
     /// Can be made again at any time.
     index: PathBuf,
+    tasks: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
     _claim: std::fs::File,
@@ -319,6 +368,7 @@ impl ShareState {
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
+            tasks: dir.join("tasks.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }

@@ -98,8 +98,8 @@ impl Reporter {
             // The last line of a request comes as a summary; a mount does not describe itself here.
             // Shown by their commands themselves.
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
-            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) => {}
-            Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
+            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) => {}
+            Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
     }
 

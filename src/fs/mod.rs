@@ -17,11 +17,14 @@ mod namespace;
 mod nodes;
 mod open;
 mod requester;
+mod room;
+mod sizes;
 mod wait;
 mod xattrs;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use calls::{Call, Calls};
 pub use delay::Delay;
@@ -30,6 +33,8 @@ pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
+pub use room::{Patiently, Room};
+pub use sizes::Sizes;
 pub use wait::{Blocker, Try, Waiter};
 
 use crate::admission::Rules;
@@ -59,6 +64,8 @@ pub struct FsOptions {
     pub delay: Delay,
     /// Who may have content brought back.
     pub rules: Rules,
+    /// How long a request that finds the share full waits for room; zero where nobody makes any.
+    pub space_wait: Duration,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
 }
@@ -72,6 +79,7 @@ impl Default for FsOptions {
             socket: None,
             delay: Delay::default(),
             rules: Rules::default(),
+            space_wait: Duration::ZERO,
             recorder: Arc::default(),
         }
     }
@@ -83,6 +91,8 @@ pub struct Fs {
     pub engine: Arc<Engine>,
     /// What the kernel has asked for.
     pub calls: Calls,
+    /// Who waits for room on the share.
+    pub room: Room,
     nodes: Nodes,
     files: Handles<OpenFile>,
     listings: Listings,
@@ -119,6 +129,7 @@ impl Fs {
             lower,
             engine,
             calls: Calls::default(),
+            room: Room::new(options.space_wait),
             files: Handles::new(epoch),
             listings: Listings::default(),
             held: Held::default(),
@@ -159,6 +170,11 @@ impl Fs {
     /// Where the index is told what happens.
     pub fn recorder(&self) -> &Recorder {
         &self.options.recorder
+    }
+
+    /// The same, to be kept.
+    pub fn recorder_handle(&self) -> Arc<Recorder> {
+        self.options.recorder.clone()
     }
 
     fn check_writable(&self) -> FsResult<()> {
