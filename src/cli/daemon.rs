@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
+use super::other_end::{remote_config, target, watch_pair};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
@@ -23,17 +24,17 @@ use crate::control::scrub::{self, Scrub};
 use crate::control::server::{Server, Socket, Watch};
 use crate::control::space::Keeper;
 use crate::control::tasks::Queue;
-use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
+use crate::engine::{Engine, Limits, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult, WhenArchived};
-use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, capabilities};
+use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
-use crate::record::{PairRef, Record};
-use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use crate::record::Record;
+use crate::remote::S3Remote;
 use crate::types::{ContentHash, FileId, PairName};
 
 /// Most async workers; one a core below that. Blocking work has threads of its own.
@@ -48,8 +49,6 @@ const REST_WITHIN: Duration = Duration::from_secs(30);
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// How long a process that served the share before may take to end.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
-/// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
-const PROBE_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) fn failed(what: impl std::fmt::Display) -> CliError {
     CliError::Failed(what.to_string())
@@ -112,7 +111,16 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
         None => None,
     };
-    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
+    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| {
+        let probed = capabilities::load(served.state_dir, &pair.name);
+        target(pair, Arc::new(remote), probed)
+    });
+    if let Some(target) = target.as_ref().filter(|target| target.peer && !target.prefix.is_empty()) {
+        return Err(failed(format!(
+            "pair {} has role gpeer, and so its remote is a whole share: s3://BUCKET without a prefix",
+            target.pair.name
+        )));
+    }
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
@@ -206,7 +214,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let mount = Mount::new(fs.clone(), &args.mountpoint, &mount_options).map_err(failed)?;
     let names = {
         let _guard = runtime.enter();
-        let every = args.save_names.filter(|_| !read_only && args.pair.is_some());
+        let stores = args.pair.as_ref().is_some_and(|pair| pair.role == RemoteRole::Gfs);
+        let every = args.save_names.filter(|_| !read_only && stores);
         Names::start(lower.clone(), engine.clone(), every)
     };
     let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
@@ -239,7 +248,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         runtime.spawn(metrics::serve(listener, server.clone()));
     }
     if let Some(remote) = remote {
-        runtime.spawn(watch_pair(server.clone(), remote));
+        let role = args.pair.as_ref().map_or(RemoteRole::Gfs, |pair| pair.role);
+        runtime.spawn(watch_pair(server.clone(), remote, role));
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());
@@ -441,60 +451,6 @@ fn kernel_flags(flags: &MountFlags, read_only: bool) -> KernelFlags {
     all
 }
 
-fn remote_config(pair: &Pair) -> RemoteConfig {
-    let profile = pair.credentials_profile.clone();
-    let mut config = RemoteConfig::new(pair.name.clone(), pair.bucket.clone(), "");
-    config.prefix = pair.prefix.clone();
-    config.endpoints = pair.endpoints.clone();
-    config.region = pair.region.clone();
-    config.credentials = match &pair.credentials_file {
-        Some(path) => CredentialsFrom::File { path: path.clone(), profile },
-        None => CredentialsFrom::Chain { profile },
-    };
-    // Whole chunks only: a part is hashed chunk by chunk as it is read.
-    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
-    config
-}
-
-fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
-    Target {
-        pair: PairRef {
-            name: pair.name.clone(),
-            local_cluster: pair.local_cluster.clone(),
-            local_share: pair.local_share.display().to_string(),
-            remote_cluster: pair.remote_cluster.clone(),
-            remote_share: match pair.prefix.as_str() {
-                "" => pair.bucket.clone(),
-                prefix => format!("{}/{prefix}", pair.bucket),
-            },
-        },
-        prefix: pair.prefix.clone(),
-        remote,
-        chunk_size: pair.chunk_size,
-        retention_s: pair.retention_s,
-        recall: pair.recall,
-        restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
-    }
-}
-
-/// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
-async fn watch_pair(server: Arc<Server>, remote: S3Remote) {
-    loop {
-        match remote.probe().await {
-            Ok(found) => {
-                tracing::info!(?found, "the pair's endpoint answers");
-                *server.probe_problem.lock() = None;
-                return;
-            }
-            Err(error) => {
-                tracing::warn!("the pair cannot be used at present: {error}");
-                *server.probe_problem.lock() = Some(error.to_string());
-            }
-        }
-        tokio::time::sleep(PROBE_PAUSE).await;
-    }
-}
-
 /// SIGTERM and SIGINT unmount. In use, the mount goes out of sight and ends with its last user.
 async fn unmount_on_signal(mountpoint: PathBuf, (mut terminate, mut interrupt): (Signal, Signal)) {
     loop {
@@ -541,15 +497,6 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
     })
 }
 
-/// Tries what the pair's endpoint can do. The error is one line without a secret.
-pub fn probe(pair: &Pair) -> Result<Capabilities, String> {
-    let runtime = runtime().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
-        remote.probe().await.map_err(|error| error.to_string())
-    })
-}
-
 /// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.
 pub fn rebuild<T>(
     pair: &Pair,
@@ -557,6 +504,12 @@ pub fn rebuild<T>(
     options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
     work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
 ) -> Result<T, CliError> {
+    if pair.role == RemoteRole::Gpeer {
+        return Err(failed(format!(
+            "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
+            pair.name
+        )));
+    }
     let share = Share::open(into).map_err(|error| failed(format!("cannot open {}: {error}", into.display())))?;
     if share.features().read_only {
         return Err(failed(format!("{} is read-only", into.display())));
@@ -564,7 +517,7 @@ pub fn rebuild<T>(
     let runtime = runtime()?;
     runtime.block_on(async {
         let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
-        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote))).await)
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, None))).await)
     })
 }
 
@@ -575,5 +528,8 @@ pub fn claims(pair: &Pair) -> PairResult<ClaimCheck> {
 
 /// The pair that a stored record names: `None` when the record cannot be read, which counts as any pair.
 fn record_pair(_path: &Path, stored: &[u8]) -> Option<Option<PairName>> {
-    Some(Record::decode(stored).ok()?.object.map(|object| object.pair.name))
+    let record = Record::decode(stored).ok()?;
+    // What is at the other side, or may be by the time that it answers.
+    let away = record.peer.filter(|peer| peer.is_foreign() || peer.is_handing_over());
+    Some(record.object.map(|object| object.pair.name).or(away.map(|peer| peer.pair)))
 }

@@ -21,6 +21,7 @@ mod migrate;
 pub mod mount;
 mod mount_options;
 mod observe;
+mod other_end;
 mod output;
 mod overview;
 mod pair;

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::announce::Finished;
 use super::cell::{Cell, Inner};
-use super::error::{EngineError, EngineResult, Unfit};
+use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
@@ -35,7 +35,7 @@ const DISTURBED_PERIOD: Duration = Duration::from_millis(50);
 const ROLL_BACK_FIRST: Duration = Duration::from_secs(1);
 const ROLL_BACK_MAX: Duration = Duration::from_secs(60);
 /// Memory a single upload may hold: eight parts of 8 MiB in flight.
-const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
+pub(super) const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
 
 /// What an archive left: the note that is still open, to be closed by whoever goes on (release) or by the archive itself.
 #[derive(Debug)]
@@ -62,6 +62,10 @@ impl Engine {
         let target = self.target()?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
+        }
+        if target.peer {
+            // Content has one owner among two shares: there is no copy beside it.
+            return Err(EngineError::Peer { file: cell.node.id, why: PeerTrouble::NoCopies });
         }
         let failed = EngineError::lower(cell.node.id);
         check_fit(cell, &self.lower.stat(&cell.node).map_err(&failed)?)?;
@@ -299,6 +303,7 @@ impl Engine {
             }),
             superseded: None,
             patch: None,
+            peer: None,
         };
         if !record.fits() {
             return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
@@ -409,7 +414,7 @@ impl Engine {
     }
 }
 
-fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
+pub(super) fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
     let why = if attr.kind != FileKind::Regular {
         Unfit::NotRegular
     } else if attr.size == 0 {
@@ -423,12 +428,12 @@ fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
 }
 
 /// Whether nothing was written between two looks.
-fn same_attr(now: &Attr, before: &Attr) -> bool {
+pub(super) fn same_attr(now: &Attr, before: &Attr) -> bool {
     (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime)
 }
 
 /// Ends once the file may have been changed since its copy began.
-async fn disturbed(cell: &Cell) {
+pub(super) async fn disturbed(cell: &Cell) {
     loop {
         tokio::time::sleep(DISTURBED_PERIOD).await;
         if cell.lock().machine.activity() == (Activity::Archiving { disturbed: true }) {

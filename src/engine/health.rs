@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::totals::{Ask, Totals};
 use crate::ports::{
-    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, RestoreState,
-    Stored,
+    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
+    RestoreState, Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 
@@ -160,6 +160,10 @@ impl Remote for Watched {
 
     async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
         self.watch(Ask::EndUploads, self.remote.end_uploads(key)).await
+    }
+
+    async fn set_attribute(&self, call: &AttributeCall) -> RemoteResult<Option<String>> {
+        self.health.look(Sort::Write, self.remote.set_attribute(call).await)
     }
 
     async fn probe(&self) -> RemoteResult<Capabilities> {

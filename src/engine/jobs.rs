@@ -50,6 +50,8 @@ pub enum JobKind {
     Check {
         repair: bool,
     },
+    /// Make files of another pair this one's, where this one has what they need.
+    Adopt,
 }
 
 /// A file that a job is asked to take.
@@ -258,6 +260,10 @@ impl Engine {
                     Ok(moved)
                 }
             },
+            JobKind::Migrate if self.gives_to_peer() => match self.offer(&cell).await {
+                Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
+                ended => ended,
+            },
             JobKind::Migrate => match self.archive(&cell, &file.path).await {
                 Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
                 Err(error) => Err(error),
@@ -276,6 +282,7 @@ impl Engine {
                     Some(Verified { md5: None }) => Outcome::Done,
                 });
             }
+            JobKind::Adopt => self.adopt(&cell).await,
             JobKind::Check { repair } => {
                 return Ok(match self.check(&cell, &file.path, repair).await? {
                     Checked::Nothing => Outcome::Unchanged,

@@ -5,8 +5,11 @@
 //! a resident one, since its local bytes may be holes.
 
 mod patch;
+mod peer;
 
 use serde::{Deserialize, Serialize};
+
+pub use peer::{Attempted, PeerState, Phase, Seal, is_peer_key, peer_key, peer_object};
 
 pub use crate::types::Claim;
 use crate::types::{
@@ -15,8 +18,10 @@ use crate::types::{
 pub use patch::{PATCH_RANGES_MAX, Patch, Ranges};
 
 const MAGIC: &[u8; 4] = b"TFS1";
-/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 3 has [`Extension`].
-const VERSION: u8 = 3;
+/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 3 has [`Extension`], 4 a peer's file instead.
+const VERSION: u8 = 4;
+/// What a version that has a peer's file is.
+const WITH_PEER: u8 = 4;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
 /// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
@@ -44,6 +49,13 @@ pub struct PairRef {
     pub remote_cluster: ClusterId,
     /// `bucket` or `bucket/prefix`.
     pub remote_share: String,
+}
+
+impl PairRef {
+    /// The four identifiers joined by commas, local first (R6).
+    pub fn identifiers(&self) -> String {
+        format!("{},{},{},s3://{}", self.local_cluster, self.local_share, self.remote_cluster, self.remote_share)
+    }
 }
 
 /// The object that holds one generation of the content.
@@ -121,6 +133,9 @@ pub struct Record {
     /// Present exactly when the claim is `Patched`. Stored in the [`Extension`].
     #[serde(skip)]
     pub patch: Option<Patch>,
+    /// Present on files that the other side of a pair has, too. Stored after the rest.
+    #[serde(skip)]
+    pub peer: Option<PeerState>,
 }
 
 /// What follows the other fields since version 3.
@@ -160,6 +175,7 @@ impl Record {
             object: None,
             superseded: None,
             patch: None,
+            peer: None,
         }
     }
 
@@ -173,16 +189,23 @@ impl Record {
     /// An object that is superseded already must have its intent first.
     pub fn into_resident(self, generation: Generation) -> Self {
         let superseded = match (self.object, self.superseded) {
+            // It stands for the other side's file, which is no object to be deleted.
+            (Some(object), superseded) if is_peer_key(&object.key) => superseded,
             (Some(object), None) => {
                 Some(Superseded { pair: object.pair.name.clone(), manifest: object.has_manifest(), key: object.key })
             }
             (None, superseded) => superseded,
             (Some(_), Some(_)) => unreachable!("check() refuses a record with both"),
         };
-        Self { claim: Claim::Resident, generation, object: None, superseded, patch: None, ..self }
+        let peer = self.peer.map(|peer| match peer.phase {
+            Phase::Owner { .. } => PeerState { phase: Phase::Owner { published: false }, ..peer },
+            _ => unreachable!("only an owner's content changes: {peer:?}"),
+        });
+        Self { claim: Claim::Resident, generation, object: None, superseded, patch: None, peer, ..self }
     }
 
     fn check(&self) -> Result<(), RecordError> {
+        peer::check(self)?;
         let Some(object) = &self.object else {
             return match self.claim {
                 Claim::Resident if self.patch.is_none() => Ok(()),
@@ -246,6 +269,7 @@ impl Record {
     fn encoded(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         let version = match self.claim {
+            _ if self.peer.is_some() => WITH_PEER,
             _ if self.patch.is_some() => 3,
             Claim::Partial => 2,
             _ => 1,
@@ -253,7 +277,9 @@ impl Record {
         out.push(version);
         let encodes = "a record of plain fields always encodes";
         let mut out = postcard::to_extend(self, out).expect(encodes);
-        if version >= 3 {
+        if let Some(peer) = &self.peer {
+            out = postcard::to_extend(peer, out).expect(encodes);
+        } else if version >= 3 {
             out = postcard::to_extend(&Extension { patch: self.patch.clone() }, out).expect(encodes);
         }
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
@@ -278,7 +304,10 @@ impl Record {
         }
         let broken = |error: postcard::Error| RecordError::Body(error.to_string());
         let (mut record, mut rest) = postcard::take_from_bytes::<Record>(body).map_err(broken)?;
-        if version >= 3 {
+        if version == WITH_PEER {
+            let (peer, after) = postcard::take_from_bytes::<PeerState>(rest).map_err(broken)?;
+            (record.peer, rest) = (Some(peer), after);
+        } else if version == 3 {
             let (extension, after) = postcard::take_from_bytes::<Extension>(rest).map_err(broken)?;
             (record.patch, rest) = (extension.patch, after);
         }

@@ -50,6 +50,7 @@ fn records() -> Vec<Record> {
         object: Some(object(len)),
         superseded: None,
         patch: None,
+        peer: None,
     };
     let mut patched = with(Claim::Stub, 5_000_000_000).into_patched(Generation(0x64a3d));
     if let Some(patch) = &mut patched.patch {
