@@ -27,6 +27,21 @@ impl fmt::Display for FileId {
     }
 }
 
+/// Which file, directory or other inode is meant on both sides of a pair: 128 random bits, given once by the metadata master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PeerFileId(pub [u8; 16]);
+
+impl PeerFileId {
+    /// The share's root on either side, which is never given one.
+    pub const ROOT: Self = Self([0; 16]);
+}
+
+impl fmt::Display for PeerFileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
 /// Longest kernel file handle kept inline, in bytes. ext4 needs 8, XFS 12, btrfs 20 (with parent 40).
 pub const HANDLE_BYTES_MAX: usize = 40;
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 23] = [
     ("types", 0),
     ("kill", 0),
     ("admission", 1),
@@ -21,10 +21,12 @@ const FLOORS: [(&str, u32); 21] = [
     ("journal", 3),
     ("engine", 4),
     ("pair", 4),
+    ("capture", 4),
     ("catalog", 4),
     ("cluster", 4),
     ("fs", 5),
     ("rebuild", 5),
+    ("sync", 5),
     ("fuse", 6),
     ("gateway", 6),
     ("control", 6),

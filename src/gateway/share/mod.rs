@@ -6,6 +6,7 @@
 //! names    removing, renaming              list     keys in order
 //! uploads  uploads in parts                staging  what has no key yet
 //! meta     ETags, headers, tags            error    what failed
+//! sync     messages of a metadata sync
 //! ```
 //!
 //! It is a user of [`Fs`] beside the kernel: stubs are recalled by reading, removals note what they leave, and the mount in the same process
@@ -20,6 +21,7 @@ mod names;
 mod publish;
 mod read;
 mod staging;
+mod sync;
 mod uploads;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -35,6 +37,7 @@ use super::store::*;
 use crate::fs::Fs;
 use crate::lower::Share;
 use crate::ports::{Lower, LowerError};
+use crate::sync::Receiver;
 use crate::types::{Inode, PairName};
 use acting::Acting;
 use error::About as _;
@@ -80,6 +83,8 @@ pub struct ShareOptions {
     pub identities: Arc<Identities>,
     /// `None`: the attribute calls of peers are answered 501.
     pub ownership: Option<Arc<dyn Ownership>>,
+    /// `None`: the share takes part in no metadata sync.
+    pub sync: Option<Arc<Receiver>>,
 }
 
 pub(super) struct Shared {
@@ -88,6 +93,7 @@ pub(super) struct Shared {
     bucket: String,
     identities: Arc<Identities>,
     ownership: Option<Arc<dyn Ownership>>,
+    sync: Option<Arc<Receiver>>,
     locks: [Mutex<()>; LOCKS],
 }
 
@@ -120,12 +126,12 @@ pub struct ShareStore {
 impl ShareStore {
     /// Clears away what a crash left. Blocks on local I/O.
     pub fn open(options: ShareOptions) -> Result<Self, ShareError> {
-        let ShareOptions { fs, share, bucket, identities, ownership } = options;
+        let ShareOptions { fs, share, bucket, identities, ownership, sync } = options;
         if !s3s::path::check_bucket_name(&bucket) {
             return Err(ShareError::BadBucket(bucket));
         }
         let locks = std::array::from_fn(|_| Mutex::default());
-        let shared = Arc::new(Shared { fs, share, bucket, identities, ownership, locks });
+        let shared = Arc::new(Shared { fs, share, bucket, identities, ownership, sync, locks });
         if !shared.fs.is_read_only() {
             shared.clear_staging()?;
         }
@@ -232,6 +238,9 @@ impl Store for ShareStore {
     async fn stage(&self, bucket: &str, target: Target) -> StoreResult<Box<dyn Upload>> {
         match target {
             Target::Object { key } => {
+                if let Some(message) = self.user(bucket)?.message(&key) {
+                    return message;
+                }
                 let (acting, key) = self.key(bucket, &key)?;
                 blocking(move || acting.begin(key)).await
             }
@@ -252,6 +261,9 @@ impl Store for ShareStore {
     }
 
     async fn open(&self, bucket: &str, key: &str) -> StoreResult<(Arc<ObjectInfo>, Arc<dyn Content>)> {
+        if let Some(answer) = self.user(bucket)?.answer(key) {
+            return answer;
+        }
         let (acting, key) = self.key(bucket, key)?;
         acting.open(key).await
     }
