@@ -465,9 +465,9 @@ impl Applier {
                 let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
                 let (node, ..) = self.lower.create(place, aside, 0, flags, &OURSELVES)?;
                 set_peer_id(&*self.lower, &node, id)?;
-                // Owner and mode before the record: whoever owns it, its times are the record's.
-                self.dress_inode(work, &node, is, false)?;
                 self.files.make_stub(&node, id, facts, is.origin)?;
+                // Set-id bits do not outlive a change of size, so they come after it.
+                self.dress_inode(work, &node, is, false)?;
                 return Ok(node);
             }
             Kind::Directory => NewNode::Directory,
@@ -497,14 +497,26 @@ impl Applier {
         if attr.kind != kind_of(&is.kind) {
             return Err(Not::Refused { why: "it is of another kind here".into(), conflict: false });
         }
+        let mut changed = false;
+        if let Kind::Regular(facts) = &is.kind
+            && tell
+            && facts.held
+        {
+            // First: set-id bits do not outlive a change of size.
+            changed |= if work.dry {
+                (attr.size, self.files.facts(node, &attr)?.mtime) != (facts.size, facts.mtime)
+            } else {
+                self.files.refresh(node, facts, is.origin)?
+            };
+        }
         let owner = (attr.uid, attr.gid) != (uid, gid);
-        let mut changed = owner;
+        changed |= owner;
         if owner && !work.dry {
             let owner = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
             self.lower.set_attr(node, &owner)?;
         }
-        // Taking set-id bits away is what a change of owner does as well.
-        let attr = if owner { self.lower.stat(node)? } else { attr };
+        // A change of owner takes them away as well.
+        let attr = if changed { self.lower.stat(node)? } else { attr };
         let mode = mode & 0o7777;
         if attr.kind != FileKind::Symlink && attr.mode & 0o7777 != mode {
             changed = true;
@@ -514,13 +526,6 @@ impl Applier {
         }
         changed |= self.dress_xattrs(node, xattrs, work.dry)?;
         match &is.kind {
-            Kind::Regular(facts) if tell && facts.held => {
-                changed |= if work.dry {
-                    (attr.size, self.files.facts(node, &attr)?.mtime) != (facts.size, facts.mtime)
-                } else {
-                    self.files.refresh(node, facts, is.origin)?
-                };
-            }
             Kind::Regular(_) => {}
             _ if attr.mtime != mtime => {
                 changed = true;
