@@ -14,6 +14,7 @@ pub mod journal;
 pub mod kill;
 pub mod lower;
 pub mod pair;
+pub mod peer;
 pub mod ports;
 pub mod rebuild;
 pub mod record;

@@ -8,10 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 23] = [
+const FLOORS: [(&str, u32); 24] = [
     ("types", 0),
     ("kill", 0),
     ("admission", 1),
+    ("peer", 1),
     ("record", 1),
     ("tier", 1),
     ("tree", 1),

@@ -26,7 +26,7 @@ use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult, WhenArchived};
+use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, WhenArchived};
 use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
@@ -443,6 +443,7 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
         },
         prefix: pair.prefix.clone(),
         remote,
+        peer: pair.role == RemoteRole::Gpeer,
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
         recall: pair.recall,

@@ -190,7 +190,6 @@ pub(super) fn start(args: &GatewayArgs, parts: &Parts) -> Result<Server, CliErro
         share: parts.share.clone(),
         bucket: args.bucket.clone(),
         identities: args.identities.clone(),
-        ownership: None,
         sync: parts.sync.as_ref().map(|ends| ends.receiver.clone()),
     };
     let store = ShareStore::open(options).map_err(|error| failed(format!("{error} (--bucket, or -o bucket=)")))?;

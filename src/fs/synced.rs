@@ -8,12 +8,14 @@ use tokio::runtime::Handle;
 
 use super::error::{FsError, FsResult};
 use super::namespace::Noted;
-use super::{Asked, Fs};
+use super::Fs;
 use crate::capture::files::{Facts, Files};
 use crate::capture::id::peer_id;
 use crate::capture::{Capture, Change};
-use crate::ports::{Attr, FileKind, LowerError, LowerResult, SetAttr, SetTime};
-use crate::types::{FileId, Inode, PeerFileId};
+use crate::engine::{EngineError, PeerFacts};
+use crate::ports::{Attr, LowerError, LowerResult};
+use crate::record::Phase;
+use crate::types::{FileId, Inode, PairFileId};
 
 /// What a side of a metadata sync has its users' calls do.
 #[derive(Clone, Debug, Default)]
@@ -93,43 +95,66 @@ impl SyncedFiles {
     }
 }
 
+/// The kernel's reason, or one of ours, which has no number.
 fn lowered(error: FsError) -> LowerError {
     match error {
         FsError::Lower(error) => error,
-        other => {
-            tracing::warn!("a removal for the pair's master failed: {other}");
-            LowerError::from_errno("removal", libc::EIO)
-        }
+        FsError::Engine(EngineError::Lower { source, .. }) => LowerError::from_errno(source.op, source.errno()),
+        other => LowerError { op: "content", source: std::io::Error::other(other.to_string()) },
+    }
+}
+
+fn told(facts: &PeerFacts, held: bool) -> Facts {
+    let PeerFacts { generation, epoch, size, mtime, .. } = *facts;
+    Facts { size, mtime, generation, epoch, held }
+}
+
+fn peer_facts(id: PairFileId, facts: &Facts, there: FileId) -> PeerFacts {
+    let Facts { size, mtime, generation, epoch, .. } = *facts;
+    PeerFacts { id, generation, epoch, size, mtime, there }
+}
+
+impl SyncedFiles {
+    fn known(&self, node: &Inode) -> LowerResult<Option<(PeerFacts, bool)>> {
+        let found = self.fs.engine.peer_facts(node).map_err(|error| lowered(error.into()))?;
+        Ok(found.map(|(facts, phase)| (facts, matches!(phase, Phase::Owner { .. } | Phase::Offering))))
     }
 }
 
 impl Files for SyncedFiles {
-    fn own(&self, node: &Inode, attr: &Attr) -> LowerResult<(PeerFileId, Facts)> {
-        let id = crate::capture::id::random_id()?;
-        Ok((id, self.facts(node, attr)?))
+    fn own(&self, node: &Inode) -> LowerResult<PairFileId> {
+        let facts = self.fs.engine.own_for_peer(node).map_err(|error| lowered(error.into()))?;
+        Ok(facts.id)
     }
 
     fn facts(&self, node: &Inode, attr: &Attr) -> LowerResult<Facts> {
-        let Attr { size, mtime, .. } = self.fs.shown(node, *attr);
-        Ok(Facts { size, mtime, held: !self.fs.options.synced.slave, ..Facts::default() })
+        Ok(match self.known(node)? {
+            Some((facts, held)) => told(&facts, held),
+            None => {
+                let Attr { size, mtime, .. } = self.fs.shown(node, *attr);
+                Facts { size, mtime, held: true, ..Facts::default() }
+            }
+        })
     }
 
     fn is_written(&self, file: FileId) -> bool {
         self.fs.engine.cells.live(file).is_some_and(|cell| cell.lock().machine.is_written())
     }
 
-    fn make_stub(&self, node: &Inode, _: PeerFileId, facts: &Facts, _: FileId) -> LowerResult<()> {
-        let times = Some(SetTime::At(facts.mtime));
-        let set = SetAttr { size: Some(facts.size), mtime: times, ..SetAttr::default() };
-        self.fs.lower.set_attr(node, &set).map(drop)
+    fn make_stub(&self, node: &Inode, id: PairFileId, facts: &Facts, origin: FileId) -> LowerResult<()> {
+        let made = self.fs.engine.make_peer_stub(node, &peer_facts(id, facts, origin));
+        made.map_err(|error| lowered(error.into()))
     }
 
     fn refresh(&self, node: &Inode, facts: &Facts, origin: FileId) -> LowerResult<bool> {
-        let attr = self.fs.lower.stat(node)?;
-        if attr.kind != FileKind::Regular || (attr.size, attr.mtime) == (facts.size, facts.mtime) {
+        let Some((known, held)) = self.known(node)? else { return Ok(false) };
+        if held {
             return Ok(false);
         }
-        self.make_stub(node, PeerFileId::ROOT, facts, origin).map(|()| true)
+        let there = if origin.ino == 0 { known.there } else { origin };
+        let facts = peer_facts(known.id, facts, there);
+        let refreshed = self.handle.block_on(self.fs.engine.refresh_peer_stub(node, &facts));
+        refreshed.map_err(|error| lowered(error.into()))
     }
 
     fn remove(&self, dir: &Inode, name: &OsStr) -> LowerResult<()> {
@@ -160,12 +185,5 @@ impl Files for SyncedFiles {
 
     fn told(&self) {
         self.handle.block_on(self.fs.engine.announced());
-    }
-}
-
-impl Asked {
-    /// An inode that is known.
-    pub fn of(node: Inode) -> Self {
-        Self { id: node.id.ino, node: Some(node), who: None }
     }
 }

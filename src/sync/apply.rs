@@ -22,7 +22,7 @@ use crate::ports::{
     Attr, Caller, Clock, FileKind, Lower, LowerError, LowerResult, NewNode, OpenFlags, RenameMode, SetAttr, SetTime,
 };
 use crate::tree::Attributes;
-use crate::types::{FileId, Inode, PeerFileId, STAGING_NAME};
+use crate::types::{FileId, Inode, PairFileId, STAGING_NAME};
 
 const OURSELVES: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 /// Refusals and nameless inodes told in one answer.
@@ -38,7 +38,8 @@ enum Not {
 
 impl From<LowerError> for Not {
     fn from(error: LowerError) -> Self {
-        match error.errno() {
+        // What has no number is ours, and about one file.
+        match error.source.raw_os_error().unwrap_or(0) {
             libc::EIO | libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM => Self::Now(error),
             _ => Self::Refused { why: error.to_string(), conflict: false },
         }
@@ -75,11 +76,11 @@ struct Work<'a> {
     dry: bool,
     /// Directories' own attributes, which what is done in them would move.
     /// And whether they count by themselves.
-    dirs: BTreeMap<PeerFileId, (Node, bool)>,
+    dirs: BTreeMap<PairFileId, (Node, bool)>,
 }
 
 impl Work<'_> {
-    fn directory_last(&mut self, id: PeerFileId, is: &Node, counts: bool) {
+    fn directory_last(&mut self, id: PairFileId, is: &Node, counts: bool) {
         let counts = counts && self.dirs.get(&id).is_none_or(|(_, counts)| *counts);
         self.dirs.insert(id, (is.clone(), counts));
     }
@@ -166,7 +167,9 @@ impl Applier {
                     return self.unknown(work, *dir, names.len() as u64);
                 };
                 for (name, is) in names {
-                    self.name(work, (*dir, &node), name, Some(is))?;
+                    if is.is_some() {
+                        self.name(work, (*dir, &node), name, is.as_ref())?;
+                    }
                 }
                 let told: HashSet<&[u8]> = names.iter().map(|(name, _)| &name[..]).collect();
                 for name in self.names_between(&node, after.as_deref(), upto.as_deref())? {
@@ -177,7 +180,7 @@ impl Applier {
                 Ok(())
             }
             Statement::Inode(said) => {
-                let Some(id) = said.id.filter(|id| *id != PeerFileId::ROOT) else { return Ok(()) };
+                let Some(id) = said.id.filter(|id| *id != PairFileId::ROOT) else { return Ok(()) };
                 if said.kind == Kind::Directory {
                     work.directory_last(id, said, true);
                     return Ok(());
@@ -193,7 +196,7 @@ impl Applier {
         }
     }
 
-    fn unknown(&self, work: &mut Work<'_>, dir: PeerFileId, names: u64) -> SyncResult<()> {
+    fn unknown(&self, work: &mut Work<'_>, dir: PairFileId, names: u64) -> SyncResult<()> {
         work.answer.counts.made += if work.dry { names } else { 0 };
         if !work.answer.unknown.contains(&dir) {
             work.answer.unknown.push(dir);
@@ -202,7 +205,7 @@ impl Applier {
     }
 
     /// What this side has of an id.
-    fn known(&self, work: &Work<'_>, id: PeerFileId) -> SyncResult<Option<Inode>> {
+    fn known(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
         let Some(known) = work.book.known(id)? else { return Ok(None) };
         let there = self.lower.stat(&known.node).and_then(|attr| {
             Ok(attr.nlink > 0 && peer_id(&*self.lower, &known.node)? == Some(id))
@@ -214,8 +217,8 @@ impl Applier {
         }
     }
 
-    fn directory(&self, work: &Work<'_>, id: PeerFileId) -> SyncResult<Option<Inode>> {
-        if id == PeerFileId::ROOT {
+    fn directory(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
+        if id == PairFileId::ROOT {
             return Ok(Some(self.lower.root()));
         }
         let Some(node) = self.known(work, id)? else { return Ok(None) };
@@ -242,7 +245,7 @@ impl Applier {
     }
 
     /// Takes note of how something went; errors are those that end the batch.
-    fn count(&self, work: &mut Work<'_>, at: Option<(PeerFileId, &[u8])>, did: Did<()>) -> SyncResult<()> {
+    fn count(&self, work: &mut Work<'_>, at: Option<(PairFileId, &[u8])>, did: Did<()>) -> SyncResult<()> {
         match did {
             Ok(()) => {
                 if let Some((dir, name)) = at.filter(|_| !work.dry) {
@@ -274,7 +277,7 @@ impl Applier {
     fn name(
         &self,
         work: &mut Work<'_>,
-        dir: (PeerFileId, &Inode),
+        dir: (PairFileId, &Inode),
         name: &[u8],
         is: Option<&Node>,
     ) -> SyncResult<()> {
@@ -282,7 +285,7 @@ impl Applier {
         self.count(work, Some((dir.0, name)), did)
     }
 
-    fn try_name(&self, work: &mut Work<'_>, (id, dir): (PeerFileId, &Inode), name: &[u8], is: Option<&Node>) -> Did<()> {
+    fn try_name(&self, work: &mut Work<'_>, (id, dir): (PairFileId, &Inode), name: &[u8], is: Option<&Node>) -> Did<()> {
         let hidden = name == STAGING_NAME.as_bytes() && *dir == self.lower.root();
         if !is_name(name) || hidden {
             // Its own comparison comes upon the hidden one.
@@ -314,10 +317,10 @@ impl Applier {
                     return Err(Not::Refused { why: "it is of another kind here".into(), conflict: false });
                 }
                 if let Some(own) = own.filter(|_| !work.dry) {
-                    self.remember(work, own, &node, is.origin)?;
+                    self.remember(work, own, (&node, attr.kind), is.origin)?;
                 }
                 if is.kind == Kind::Directory && !work.dry {
-                    work.directory_last(own.unwrap_or(PeerFileId::ROOT), is, true);
+                    work.directory_last(own.unwrap_or(PairFileId::ROOT), is, true);
                     return Ok(());
                 }
                 self.dress(work, &node, is)
@@ -332,11 +335,19 @@ impl Applier {
     }
 
     /// Keeps in the book what is where.
-    fn remember(&self, work: &Work<'_>, id: PeerFileId, node: &Inode, origin: FileId) -> Did<()> {
+    fn remember(
+        &self,
+        work: &Work<'_>,
+        id: PairFileId,
+        (node, kind): (&Inode, FileKind),
+        origin: FileId,
+    ) -> Did<()> {
         let known = work.book.known(id)?;
         if known.is_none_or(|known| known.node != *node || known.origin != origin) {
-            // An id that came with a backup belongs to this inode from now on.
-            set_peer_id(&*self.lower, node, id)?;
+            if kind != FileKind::Regular {
+                // An id that came with a backup belongs to this inode from now on.
+                set_peer_id(&*self.lower, node, id)?;
+            }
             work.book.put(id, node, origin)?;
         }
         Ok(())
@@ -346,9 +357,9 @@ impl Applier {
     fn unname(
         &self,
         work: &Work<'_>,
-        (dir_id, dir): (PeerFileId, &Inode),
+        (dir_id, dir): (PairFileId, &Inode),
         name: &OsStr,
-        (id, node, attr): (PeerFileId, &Inode, &Attr),
+        (id, node, attr): (PairFileId, &Inode, &Attr),
     ) -> Did<()> {
         if work.dry {
             return Ok(());
@@ -378,7 +389,7 @@ impl Applier {
             *if known.is_some() { &mut counts.moved } else { &mut counts.made } += 1;
             return Ok(());
         }
-        let Some(id) = is.id.filter(|id| *id != PeerFileId::ROOT) else {
+        let Some(id) = is.id.filter(|id| *id != PairFileId::ROOT) else {
             return Err(Not::Refused { why: "the master tells no id".into(), conflict: false });
         };
         let placed = match known {
@@ -401,7 +412,7 @@ impl Applier {
     }
 
     /// Gives a name to an inode that is here under another one, or under none.
-    fn place(&self, work: &mut Work<'_>, (id, node): (PeerFileId, &Inode), dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
+    fn place(&self, work: &mut Work<'_>, (id, node): (PairFileId, &Inode), dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
         if self.lower.stat(node)?.kind != kind_of(&is.kind) {
             return Err(Not::Refused { why: "it is of another kind here".into(), conflict: false });
         }
@@ -431,7 +442,7 @@ impl Applier {
     }
 
     /// Makes what is not here, out of sight, and gives it its name when it is complete.
-    fn make(&self, work: &mut Work<'_>, id: PeerFileId, dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
+    fn make(&self, work: &mut Work<'_>, id: PairFileId, dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
         let aside = Limbo::new_name(id);
         let made = self.make_aside(work, id, &aside, is).and_then(|node| {
             self.lower.rename(&self.limbo.dir, &aside, dir, name, RenameMode::NoReplace)?;
@@ -453,7 +464,7 @@ impl Applier {
         Ok(())
     }
 
-    fn make_aside(&self, work: &Work<'_>, id: PeerFileId, aside: &OsStr, is: &Node) -> Did<Inode> {
+    fn make_aside(&self, work: &Work<'_>, id: PairFileId, aside: &OsStr, is: &Node) -> Did<Inode> {
         let place = &self.limbo.dir;
         let special = |kind, device| NewNode::Special(kind, device);
         let what = match &is.kind {
@@ -464,7 +475,6 @@ impl Applier {
                 }
                 let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
                 let (node, ..) = self.lower.create(place, aside, 0, flags, &OURSELVES)?;
-                set_peer_id(&*self.lower, &node, id)?;
                 self.files.make_stub(&node, id, facts, is.origin)?;
                 // Set-id bits do not outlive a change of size, so they come after it.
                 self.dress_inode(work, &node, is, false)?;
@@ -566,7 +576,7 @@ impl Applier {
     }
 
     /// An inode is nowhere any more at the master.
-    fn gone(&self, work: &Work<'_>, id: PeerFileId) -> Did<()> {
+    fn gone(&self, work: &Work<'_>, id: PairFileId) -> Did<()> {
         let Some(node) = self.known(work, id)? else {
             work.book.forget(id)?;
             return Ok(());
@@ -598,12 +608,12 @@ impl Applier {
     }
 
     /// A directory that the master has removed, with names in it that only this side has, is this side's own from now on.
-    fn give_back(&self, work: &Work<'_>, id: PeerFileId, node: &Inode, waits: &OsStr) -> Did<()> {
+    fn give_back(&self, work: &Work<'_>, id: PairFileId, node: &Inode, waits: &OsStr) -> Did<()> {
         let was = work.book.last_name(id)?;
-        let (dir_id, name) = was.unwrap_or((PeerFileId::ROOT, id.to_string().into_bytes()));
+        let (dir_id, name) = was.unwrap_or((PairFileId::ROOT, id.to_string().into_bytes()));
         let (dir_id, dir) = match self.directory(work, dir_id)? {
             Some(dir) => (dir_id, dir),
-            None => (PeerFileId::ROOT, self.lower.root()),
+            None => (PairFileId::ROOT, self.lower.root()),
         };
         let kept = [&name[..], b"~kept"].concat();
         let other = format!("kept-{id}").into_bytes();
@@ -641,7 +651,7 @@ impl Applier {
                     if let Some(id) = peer_id(&*self.lower, &node)? {
                         book.put(id, &node, FileId { ino: 0, birth: 0 })?;
                         if dir == self.limbo.dir {
-                            book.unnamed(id, PeerFileId::ROOT, name.as_bytes())?;
+                            book.unnamed(id, PairFileId::ROOT, name.as_bytes())?;
                         }
                     }
                     if attr.kind == FileKind::Directory {

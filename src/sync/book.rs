@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{SyncError, SyncResult};
-use crate::types::{FileId, Inode, PeerFileId, RawHandle};
+use crate::types::{FileId, Inode, PairFileId, RawHandle};
 
 /// Raised whenever the tables change.
 const VERSION: i64 = 1;
@@ -42,7 +42,7 @@ pub struct Known {
 /// A name that is not as the master says.
 #[derive(Clone, Debug)]
 pub struct RefusedName {
-    pub dir: PeerFileId,
+    pub dir: PairFileId,
     pub name: Vec<u8>,
     pub why: String,
     pub conflict: bool,
@@ -59,8 +59,8 @@ fn number(n: u64) -> i64 {
     n as i64
 }
 
-fn id_of(bytes: &[u8]) -> rusqlite::Result<PeerFileId> {
-    bytes.try_into().map(PeerFileId).map_err(|_| rusqlite::Error::InvalidQuery)
+fn id_of(bytes: &[u8]) -> rusqlite::Result<PairFileId> {
+    bytes.try_into().map(PairFileId).map_err(|_| rusqlite::Error::InvalidQuery)
 }
 
 fn node_of(ino: i64, birth: i64, kind: i32, handle: &[u8]) -> rusqlite::Result<Inode> {
@@ -158,7 +158,7 @@ impl Book {
         self.set(name, &value.to_be_bytes())
     }
 
-    pub fn known(&self, id: PeerFileId) -> SyncResult<Option<Known>> {
+    pub fn known(&self, id: PairFileId) -> SyncResult<Option<Known>> {
         let sql = "SELECT ino, birth, handle_kind, handle, origin_ino, origin_birth FROM inode WHERE id = ?1";
         let mut query = self.db.prepare_cached(sql).map_err(self.fault())?;
         let found = query.query_row([&id.0[..]], |row| {
@@ -169,7 +169,7 @@ impl Book {
         found.optional().map_err(self.fault())
     }
 
-    pub fn put(&self, id: PeerFileId, node: &Inode, origin: FileId) -> SyncResult<()> {
+    pub fn put(&self, id: PairFileId, node: &Inode, origin: FileId) -> SyncResult<()> {
         let sql = "INSERT OR REPLACE INTO inode VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         let values = params![
             &id.0[..],
@@ -184,7 +184,7 @@ impl Book {
         Ok(())
     }
 
-    pub fn forget(&self, id: PeerFileId) -> SyncResult<()> {
+    pub fn forget(&self, id: PairFileId) -> SyncResult<()> {
         for sql in ["DELETE FROM inode WHERE id = ?1", "DELETE FROM nameless WHERE id = ?1"] {
             self.db.prepare_cached(sql).and_then(|mut sql| sql.execute([&id.0[..]])).map_err(self.fault())?;
         }
@@ -206,7 +206,7 @@ impl Book {
     }
 
     /// A name is as the master says, or the master says nothing of it.
-    pub fn accept(&self, dir: PeerFileId, name: &[u8]) -> SyncResult<()> {
+    pub fn accept(&self, dir: PairFileId, name: &[u8]) -> SyncResult<()> {
         let sql = "DELETE FROM refused WHERE dir = ?1 AND name = ?2";
         let values = params![&dir.0[..], name];
         self.db.prepare_cached(sql).and_then(|mut sql| sql.execute(values)).map_err(self.fault())?;
@@ -228,21 +228,21 @@ impl Book {
     }
 
     /// An inode lost its name.
-    pub fn unnamed(&self, id: PeerFileId, dir: PeerFileId, name: &[u8]) -> SyncResult<()> {
+    pub fn unnamed(&self, id: PairFileId, dir: PairFileId, name: &[u8]) -> SyncResult<()> {
         let sql = "INSERT OR REPLACE INTO nameless VALUES (?1, ?2, ?3)";
         let values = params![&id.0[..], &dir.0[..], name];
         self.db.prepare_cached(sql).and_then(|mut sql| sql.execute(values)).map_err(self.fault())?;
         Ok(())
     }
 
-    pub fn named(&self, id: PeerFileId) -> SyncResult<()> {
+    pub fn named(&self, id: PairFileId) -> SyncResult<()> {
         let sql = "DELETE FROM nameless WHERE id = ?1";
         self.db.prepare_cached(sql).and_then(|mut sql| sql.execute([&id.0[..]])).map_err(self.fault())?;
         Ok(())
     }
 
     /// Where it had its last name.
-    pub fn last_name(&self, id: PeerFileId) -> SyncResult<Option<(PeerFileId, Vec<u8>)>> {
+    pub fn last_name(&self, id: PairFileId) -> SyncResult<Option<(PairFileId, Vec<u8>)>> {
         let mut query =
             self.db.prepare_cached("SELECT dir, name FROM nameless WHERE id = ?1").map_err(self.fault())?;
         let row = query.query_row([&id.0[..]], |row| Ok((id_of(&row.get::<_, Vec<u8>>(0)?)?, row.get(1)?)));
@@ -250,7 +250,7 @@ impl Book {
     }
 
     /// Up to `max` of those without a name.
-    pub fn nameless(&self, max: usize) -> SyncResult<Vec<PeerFileId>> {
+    pub fn nameless(&self, max: usize) -> SyncResult<Vec<PairFileId>> {
         let mut query = self.db.prepare_cached("SELECT id FROM nameless LIMIT ?1").map_err(self.fault())?;
         let rows = query.query_map([max as i64], |row| id_of(&row.get::<_, Vec<u8>>(0)?));
         rows.and_then(Iterator::collect).map_err(self.fault())
@@ -306,13 +306,13 @@ mod tests {
         let path = dir.path().join("sync.sqlite");
         let (root, other) = (FileId { ino: 2, birth: 9 }, FileId { ino: 2, birth: 10 });
         let node = Inode { id: FileId { ino: u64::MAX, birth: 7 }, handle: RawHandle::new(-1, &[1, 2]).unwrap() };
-        let id = PeerFileId([5; 16]);
+        let id = PairFileId([5; 16]);
         {
             let (mut book, whole) = Book::open(&path, root).unwrap();
             assert!(!whole);
             book.set("whole", b"").unwrap();
             book.put(id, &node, root).unwrap();
-            book.unnamed(id, PeerFileId::ROOT, b"a\xff").unwrap();
+            book.unnamed(id, PairFileId::ROOT, b"a\xff").unwrap();
             let failed: SyncResult<()> = book.batch(|book| {
                 book.set_number("n", 3)?;
                 Err(SyncError::Stopped)
@@ -324,7 +324,7 @@ mod tests {
             assert!(whole);
             let known = book.known(id).unwrap().unwrap();
             assert_eq!((known.node, known.origin), (node, root));
-            assert_eq!(book.last_name(id).unwrap(), Some((PeerFileId::ROOT, b"a\xff".to_vec())));
+            assert_eq!(book.last_name(id).unwrap(), Some((PairFileId::ROOT, b"a\xff".to_vec())));
         }
         let (book, whole) = Book::open(&path, other).unwrap();
         assert!(!whole && book.known(id).unwrap().is_none());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::capture::marks::{names_in, own_directory, sync_place};
 use crate::ports::{FileKind, Lower, LowerError, LowerResult, RenameMode};
-use crate::types::{Inode, PeerFileId};
+use crate::types::{Inode, PairFileId};
 
 const LIMBO: &str = "limbo";
 /// Begins the names of what is not complete.
@@ -32,7 +32,7 @@ impl Limbo {
     }
 
     /// The name of an inode that is being made.
-    pub fn new_name(id: PeerFileId) -> OsString {
+    pub fn new_name(id: PairFileId) -> OsString {
         format!("{NEW}{id}").into()
     }
 
@@ -55,13 +55,13 @@ impl Limbo {
         }
     }
 
-    fn names(id: PeerFileId, node: &Inode) -> [OsString; 2] {
+    fn names(id: PairFileId, node: &Inode) -> [OsString; 2] {
         // Two of one id: one of them was copied below the mount.
         [id.to_string().into(), format!("{id}-{}", node.id).into()]
     }
 
     /// Under which name an inode waits; `None`: it does not.
-    pub fn name_of(&self, id: PeerFileId, node: &Inode) -> LowerResult<Option<OsString>> {
+    pub fn name_of(&self, id: PairFileId, node: &Inode) -> LowerResult<Option<OsString>> {
         for name in Self::names(id, node) {
             match self.lower.lookup(&self.dir, &name) {
                 Ok((found, _)) if found.id == node.id => return Ok(Some(name)),
@@ -73,7 +73,7 @@ impl Limbo {
     }
 
     /// Takes an inode's name away and keeps the inode.
-    pub fn keep(&self, id: PeerFileId, node: &Inode, dir: &Inode, name: &OsStr) -> LowerResult<()> {
+    pub fn keep(&self, id: PairFileId, node: &Inode, dir: &Inode, name: &OsStr) -> LowerResult<()> {
         let mut last = LowerError::from_errno("renameat2", libc::EEXIST);
         for waits in Self::names(id, node) {
             match self.lower.rename(dir, name, &self.dir, &waits, RenameMode::NoReplace) {

@@ -13,7 +13,7 @@ use crate::capture::{Capture, Item, Mark};
 use crate::engine::travelling_xattrs;
 use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult};
 use crate::tree::Attributes;
-use crate::types::{FileId, Inode, PeerFileId, STAGING_NAME};
+use crate::types::{FileId, Inode, PairFileId, STAGING_NAME};
 
 /// Statements of one batch.
 pub const STATEMENTS_MAX: usize = 1_000;
@@ -25,7 +25,7 @@ const XATTRS_MAX: usize = 512 << 10;
 const STATEMENT_BYTES: usize = 120;
 
 /// Stands for a directory that has no id and is given none.
-pub const NOBODY: PeerFileId = PeerFileId([0xff; 16]);
+pub const NOBODY: PairFileId = PairFileId([0xff; 16]);
 
 /// What goes into one batch.
 #[derive(Default)]
@@ -35,11 +35,13 @@ pub struct Told {
     pub entries: usize,
     bytes: usize,
     /// Directories whose names are told, with their ids: their own times come last.
-    dirs: BTreeMap<FileId, (PeerFileId, Inode)>,
+    dirs: BTreeMap<FileId, (PairFileId, Inode)>,
     /// Ids given here: what is in these directories is told anyway.
-    pub fresh: Vec<PeerFileId>,
+    pub fresh: Vec<PairFileId>,
     /// Directories that were named.
     pub below: Vec<Inode>,
+    /// Names that nothing could be said of, and why.
+    pub left: Vec<(FileId, Vec<u8>, String)>,
     /// What was said of files by their names.
     said: HashMap<FileId, Node>,
 }
@@ -50,7 +52,7 @@ impl Told {
     }
 
     /// Which directory an id stands for in these statements.
-    pub fn dir(&self, id: PeerFileId) -> Option<Inode> {
+    pub fn dir(&self, id: PairFileId) -> Option<Inode> {
         self.dirs.values().find(|(of, _)| *of == id).map(|(_, node)| *node)
     }
 
@@ -65,10 +67,18 @@ fn xattr_bytes(xattrs: &[(Vec<u8>, Vec<u8>)]) -> usize {
     xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
+/// What is found under a name.
+enum Found {
+    Is(Box<Node>),
+    Nothing,
+    /// Something that nothing can be said of.
+    Left,
+}
+
 /// A directory that is being told, part by part. Memory goes by its names.
 pub struct Listing {
     pub dir: Inode,
-    id: PeerFileId,
+    id: PairFileId,
     /// In order of bytes.
     names: std::vec::IntoIter<OsString>,
     after: Option<Vec<u8>>,
@@ -101,16 +111,19 @@ impl Looker {
     }
 
     /// The id of an inode, which is given one if it has none; whether it was.
-    fn id(&self, node: &Inode, attr: &Attr) -> LowerResult<(Option<PeerFileId>, bool)> {
+    fn id(&self, node: &Inode, attr: &Attr) -> LowerResult<(Option<PairFileId>, bool)> {
         let known = peer_id(&*self.lower, node)?;
         if known.is_some() || self.dry {
             return Ok((known, false));
         }
         let id = match attr.kind {
-            FileKind::Regular => self.files.own(node, attr)?.0,
-            _ => random_id()?,
+            FileKind::Regular => self.files.own(node)?,
+            _ => {
+                let id = random_id()?;
+                set_peer_id(&*self.lower, node, id)?;
+                id
+            }
         };
-        set_peer_id(&*self.lower, node, id)?;
         Ok((Some(id), true))
     }
 
@@ -140,8 +153,8 @@ impl Looker {
         Ok((Node { id, origin: node.id, links: nlink, kind, attributes }, fresh))
     }
 
-    /// A name of a directory; `None`: it has none there.
-    fn entry(&self, dir: &Inode, name: &OsStr, told: &mut Told) -> LowerResult<Option<Node>> {
+    /// A name of a directory.
+    fn entry(&self, dir: &Inode, name: &OsStr, told: &mut Told) -> LowerResult<Found> {
         let found = self.lower.lookup(dir, name).and_then(|(node, attr)| Ok((self.node(&node, &attr)?, node)));
         match found {
             Ok(((said, fresh), node)) => {
@@ -155,9 +168,13 @@ impl Looker {
                         told.fresh.extend(said.id);
                     }
                 }
-                Ok(Some(said))
+                Ok(Found::Is(Box::new(said)))
             }
-            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) if is_gone(&error) => Ok(Found::Nothing),
+            Err(error) if error.source.raw_os_error().is_none() => {
+                told.left.push((dir.id, name.as_bytes().to_vec(), error.source.to_string()));
+                Ok(Found::Left)
+            }
             Err(error) => Err(error),
         }
     }
@@ -174,7 +191,7 @@ impl Looker {
     }
 
     /// The directory that names are told of, by its id. `None`: its own name is told first, and all of it with that.
-    fn directory(&self, dir: &Inode) -> LowerResult<Option<PeerFileId>> {
+    fn directory(&self, dir: &Inode) -> LowerResult<Option<PairFileId>> {
         let id = peer_id(&*self.lower, dir)?;
         match id {
             None if self.dry => Ok(Some(NOBODY)),
@@ -196,7 +213,11 @@ impl Looker {
                     return Ok(None);
                 }
                 let Some(id) = self.directory(&dir)? else { return Ok(None) };
-                let is = self.entry(&dir, name, told)?;
+                let is = match self.entry(&dir, name, told)? {
+                    Found::Is(is) => Some(*is),
+                    Found::Nothing => None,
+                    Found::Left => return Ok(None),
+                };
                 let name = name.as_bytes().to_vec();
                 told.weigh(&name, is.as_ref());
                 told.dirs.insert(dir.id, (id, dir));
@@ -213,7 +234,7 @@ impl Looker {
                     return Ok(None);
                 }
                 let (said, _) = match self.node(&node, &attr) {
-                    Err(error) if is_gone(&error) => return Ok(None),
+                    Err(error) if is_gone(&error) || error.source.raw_os_error().is_none() => return Ok(None),
                     said => said?,
                 };
                 if told.said.get(id) == Some(&said) {
@@ -244,9 +265,14 @@ impl Looker {
         let mut last = None;
         let mut ended = true;
         while let Some(name) = listing.names.next() {
-            if let Some(node) = self.entry(&listing.dir, &name, told)? {
-                told.weigh(name.as_bytes(), Some(&node));
-                names.push((name.as_bytes().to_vec(), node));
+            let is = match self.entry(&listing.dir, &name, told)? {
+                Found::Is(is) => Some(Some(*is)),
+                Found::Left => Some(None),
+                Found::Nothing => None,
+            };
+            if let Some(is) = is {
+                told.weigh(name.as_bytes(), is.as_ref());
+                names.push((name.as_bytes().to_vec(), is));
             }
             last = Some(name.into_vec());
             if told.is_full() && listing.names.len() > 0 {
@@ -265,7 +291,7 @@ impl Looker {
     /// Ends a batch: changes of names have moved the times of their directories.
     pub fn finish(&self, told: &mut Told) -> LowerResult<()> {
         for (id, dir) in told.dirs.values() {
-            if *id == PeerFileId::ROOT || *id == NOBODY {
+            if *id == PairFileId::ROOT || *id == NOBODY {
                 continue;
             }
             let said = self.lower.stat(dir).and_then(|attr| self.node(dir, &attr));
@@ -279,7 +305,7 @@ impl Looker {
     }
 
     /// Whether an inode that has no name at the other side has one here. Then its name is told again, where it can be found.
-    pub fn is_named(&self, id: PeerFileId, origin: FileId) -> LowerResult<bool> {
+    pub fn is_named(&self, id: PairFileId, origin: FileId) -> LowerResult<bool> {
         let (node, attr) = match self.lower.by_number(origin.ino) {
             Err(error) if is_gone(&error) => return Ok(false),
             found => found?,

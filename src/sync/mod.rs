@@ -13,7 +13,7 @@
 //!   the marks of its changes may go.
 //! - Batches are numbered within a run, and applied in order. A number that was applied is answered again and not applied again; one of an
 //!   earlier run is refused. So a batch that was delayed does nothing.
-//! - An inode is the same on both sides by its id ([`crate::types::PeerFileId`]), under whatever names. What loses its last name waits in a
+//! - An inode is the same on both sides by its id ([`crate::types::PairFileId`]), under whatever names. What loses its last name waits in a
 //!   directory that nobody sees until the master has said that it is gone, or what its new name is: so nothing is lost with the order in which
 //!   two ends of a rename are told.
 //! - What only the slave has is never overwritten, moved or removed.

@@ -17,7 +17,7 @@ use super::{Side, SyncError, SyncResult};
 use crate::capture::files::Files;
 use crate::capture::id::peer_id;
 use crate::ports::{Clock, Lower};
-use crate::types::{FileId, PairName, Timestamp};
+use crate::types::{FileId, Inode, PairName, Timestamp};
 
 /// Answers kept until they are fetched.
 const ANSWERS_MAX: usize = 8;
@@ -204,6 +204,16 @@ impl Receiver {
         Ok(if plain { "applied-0".to_owned() } else { self.answer(path, "applied", encode(&answer)) })
     }
 
+    /// A file has taken the place, and the id, of another.
+    pub fn replaced(&self, node: &Inode) -> SyncResult<()> {
+        let Some(id) = peer_id(&*self.lower, node)? else { return Ok(()) };
+        let book = self.book.lock();
+        match book.known(id)? {
+            Some(known) if known.node != *node => book.put(id, node, known.origin),
+            _ => Ok(()),
+        }
+    }
+
     /// Facts of contents that the other side holds.
     fn held(&self, held: &Held) -> SyncResult<String> {
         if self.applier.is_some() {
@@ -242,7 +252,7 @@ impl Receiver {
         let (names, all) = self.book.lock().refused(max)?;
         let place = |dir| -> Option<std::path::PathBuf> {
             let known = match dir {
-                crate::types::PeerFileId::ROOT => self.lower.root(),
+                crate::types::PairFileId::ROOT => self.lower.root(),
                 dir => self.book.lock().known(dir).ok()??.node,
             };
             self.lower.path_of(&known).ok()?

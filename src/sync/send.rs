@@ -24,7 +24,7 @@ use crate::capture::id::peer_id;
 use crate::capture::{Capture, Item, Mark, Turn};
 use crate::catalog::walk::on_own_thread;
 use crate::ports::{Clock, FileKind, Lower, ObjectSource, Remote, RemoteErrorKind, SourceError};
-use crate::types::{ByteRange, FileId, Generation, Inode, ObjectKey, PeerFileId, Timestamp};
+use crate::types::{ByteRange, FileId, Generation, Inode, ObjectKey, PairFileId, Timestamp};
 
 /// What comes within so long of the first change goes into the same batch.
 const GATHER: Duration = Duration::from_millis(40);
@@ -81,7 +81,7 @@ pub struct Sender {
     part: Mutex<Option<(Turn, Listing)>>,
     /// Refused, with when they are told again.
     later: Mutex<Vec<(Instant, Turn)>>,
-    gone: Mutex<HashMap<PeerFileId, (Instant, bool)>>,
+    gone: Mutex<HashMap<PairFileId, (Instant, bool)>>,
     pub(super) stopping: AtomicBool,
     held: AtomicU64,
     pub(super) comparison: Mutex<Comparison>,
@@ -306,6 +306,7 @@ impl Sender {
         let gathered = on_own_thread(move || this.gather()).await.ok_or(SyncError::Stopped)?;
         let Gathered { mut told, taken, gone } = gathered?;
         if told.statements.is_empty() && gone.is_empty() {
+            self.note_refused(&mut self.going.lock(), &told, &[]);
             self.options.capture.confirm(taken);
             // Who has nothing to tell begins all the same, once, so that both sides know of each other.
             let mut line = self.line.lock().await;
@@ -336,7 +337,7 @@ impl Sender {
     fn gather(&self) -> SyncResult<Gathered> {
         let mut told = Told::default();
         let mut taken = Vec::new();
-        let gone: Vec<PeerFileId> = {
+        let gone: Vec<PairFileId> = {
             let mut gone = self.gone.lock();
             let now = Instant::now();
             let due = gone.iter_mut().filter(|(_, (_, told))| !told).take(STATEMENTS_MAX);
@@ -445,6 +446,9 @@ impl Sender {
                 going.refused.insert((dir.id, name.clone()), (why.clone(), *conflict));
             }
         }
+        for (dir, name, why) in told.left.iter().take(REFUSED_MAX) {
+            going.refused.insert((*dir, name.clone()), (why.clone(), false));
+        }
     }
 
     fn bring_back_later(&self) {
@@ -462,7 +466,7 @@ impl Sender {
     }
 
     /// Finds out what became of inodes that have no name at the slave.
-    pub(super) async fn nameless(self: &Arc<Self>, nameless: Vec<(PeerFileId, FileId)>) -> SyncResult<()> {
+    pub(super) async fn nameless(self: &Arc<Self>, nameless: Vec<(PairFileId, FileId)>) -> SyncResult<()> {
         if nameless.is_empty() {
             return Ok(());
         }
@@ -525,7 +529,7 @@ impl Sender {
         }
     }
 
-    fn held_file(&self, id: FileId) -> SyncResult<Option<(PeerFileId, FileId, crate::capture::files::Facts)>> {
+    fn held_file(&self, id: FileId) -> SyncResult<Option<(PairFileId, FileId, crate::capture::files::Facts)>> {
         let lower = &*self.options.lower;
         let found = match self.options.capture.node(Mark::Inode(id)) {
             Some(node) => lower.stat(&node).map(|attr| (node, attr)),
@@ -556,5 +560,5 @@ fn was_name(later: &[(Instant, Turn)], of: FileId, name: &[u8]) -> bool {
 struct Gathered {
     told: Told,
     taken: Vec<Turn>,
-    gone: Vec<PeerFileId>,
+    gone: Vec<PairFileId>,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::files::Facts;
 use crate::tree::Attributes;
-use crate::types::{FileId, PeerFileId};
+use crate::types::{FileId, PairFileId};
 
 const MAGIC: &[u8; 8] = b"tfspsync";
 const VERSION: u8 = 1;
@@ -77,7 +77,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `None`: it was never told, and is not now (a comparison that changes nothing).
-    pub id: Option<PeerFileId>,
+    pub id: Option<PairFileId>,
     /// Which inode it is there.
     pub origin: FileId,
     pub links: u32,
@@ -116,13 +116,14 @@ pub struct Begin {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Statement {
     /// What a name stands for; `None`: nothing.
-    Name { dir: PeerFileId, name: Vec<u8>, is: Option<Node> },
+    Name { dir: PairFileId, name: Vec<u8>, is: Option<Node> },
     /// An inode, wherever it is.
     Inode(Node),
-    /// The names of a directory after `after` up to and with `upto` (`None`: all others) are these and no others.
-    Names { dir: PeerFileId, after: Option<Vec<u8>>, upto: Option<Vec<u8>>, names: Vec<(Vec<u8>, Node)> },
+    /// The names of a directory after `after` up to and with `upto` (`None`: all others) are these and no others. Of one without a node
+    /// nothing is said but that it is there.
+    Names { dir: PairFileId, after: Option<Vec<u8>>, upto: Option<Vec<u8>>, names: Vec<(Vec<u8>, Option<Node>)> },
     /// An inode is nowhere any more.
-    Gone(PeerFileId),
+    Gone(PairFileId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +168,7 @@ impl Counts {
 /// A name that could not become what the master says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    pub dir: PeerFileId,
+    pub dir: PairFileId,
     pub name: Vec<u8>,
     pub why: String,
     /// Something that only the slave has is there.
@@ -180,11 +181,11 @@ pub struct Answer {
     pub number: u64,
     pub counts: Counts,
     /// Directories that statements were about, and which are not known.
-    pub unknown: Vec<PeerFileId>,
+    pub unknown: Vec<PairFileId>,
     /// Directories made now.
-    pub made: Vec<(PeerFileId, FileId)>,
+    pub made: Vec<(PairFileId, FileId)>,
     /// Inodes that have no name now, and which the master had as these.
-    pub nameless: Vec<(PeerFileId, FileId)>,
+    pub nameless: Vec<(PairFileId, FileId)>,
     pub refused: Vec<Refused>,
 }
 
@@ -199,7 +200,7 @@ impl Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Id, the master's inode, and the facts.
-    pub files: Vec<(PeerFileId, FileId, Facts)>,
+    pub files: Vec<(PairFileId, FileId, Facts)>,
 }
 
 /// Whether bytes can be a name, whoever says so.
@@ -213,14 +214,14 @@ mod tests {
 
     fn batch() -> Batch {
         let node = Node {
-            id: Some(PeerFileId([3; 16])),
+            id: Some(PairFileId([3; 16])),
             origin: FileId { ino: 5, birth: 6 },
             links: 1,
             kind: Kind::Symlink { target: b"../x".to_vec() },
             attributes: Attributes { mode: 0o777, ..Attributes::default() },
         };
-        let name = Statement::Name { dir: PeerFileId::ROOT, name: b"a".to_vec(), is: Some(node) };
-        Batch { run: 7, number: 1, statements: vec![name, Statement::Gone(PeerFileId([4; 16]))] }
+        let name = Statement::Name { dir: PairFileId::ROOT, name: b"a".to_vec(), is: Some(node) };
+        Batch { run: 7, number: 1, statements: vec![name, Statement::Gone(PairFileId([4; 16]))] }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Shared;
-use super::error::{About, THEIRS, is_absent};
+use super::error::{About, is_absent};
 use super::key::Key;
 use super::meta;
 use crate::gateway::identities::{Identity, Role};
@@ -101,9 +101,6 @@ impl Acting {
             (FileKind::Directory, false) => return in_the_way("a directory has this name"),
             (FileKind::Regular, true) => return in_the_way("a file has this name"),
             _ => return in_the_way("something that is neither file nor directory has this name"),
-        }
-        if !key.is_dir && self.shared.fs.is_theirs(&seen.node).about(key.as_str())? {
-            return in_the_way(THEIRS);
         }
         self.check_may_write(key, &seen)?;
         Ok(Some(seen))

@@ -50,7 +50,9 @@ fn of(error: FsError, key: &str) -> StoreError {
         FsError::ReadOnly => StoreError::ReadOnly,
         FsError::Theirs => StoreError::InTheWay { key: key.to_owned(), why: THEIRS },
         FsError::NotPermitted | FsError::Withheld => StoreError::Denied(key.to_owned()),
-        FsError::TryLater | FsError::Interrupted => StoreError::Unavailable(format!("{key}: {error}")),
+        FsError::TryLater | FsError::Interrupted | FsError::Undecided => {
+            StoreError::Unavailable(format!("{key}: {error}"))
+        }
         FsError::Engine(error) => match &error {
             EngineError::Lower { source, .. } => {
                 let source = LowerError::from_errno(source.op, source.errno());
@@ -59,7 +61,9 @@ fn of(error: FsError, key: &str) -> StoreError {
             EngineError::NoSpace { .. } => StoreError::Full(key.to_owned()),
             EngineError::ReadOnly => StoreError::ReadOnly,
             EngineError::ShuttingDown => StoreError::Closed,
-            _ if error.is_transient() || error.is_skip() => StoreError::Unavailable(format!("{key}: {error}")),
+            _ if error.is_transient() || error.is_skip() || error.is_undecided() => {
+                StoreError::Unavailable(format!("{key}: {error}"))
+            }
             _ => StoreError::Failed(format!("{key}: {error}")),
         },
         FsError::Damaged | FsError::BadHandle | FsError::NoAttribute | FsError::Invalid(_) => {

@@ -7,12 +7,13 @@ use bytes::Bytes;
 
 use super::acting::Acting;
 use crate::catalog::walk::on_own_thread;
+use crate::gateway::blocking;
 use crate::gateway::store::{
     Attributes, Content, ObjectInfo, Seal, StoreError, StoreResult, Upload,
 };
 use crate::sync::wire::MESSAGE_MAX;
 use crate::sync::{KEYS, Receiver, SyncError};
-use crate::types::{PairName, Timestamp};
+use crate::types::{Inode, PairName, Timestamp};
 
 /// A message on its way in.
 struct Message {
@@ -65,6 +66,16 @@ impl Acting {
                 self.shared.bucket
             ))),
         })
+    }
+
+    /// Tells the metadata sync of a file that has taken another one's place.
+    pub async fn known_by_peer(&self, node: Inode) {
+        let Some(receiver) = self.shared.sync.clone() else { return };
+        let kept = blocking(move || receiver.replaced(&node).map_err(about)).await;
+        if let Err(error) = kept {
+            // The master's next word on its name says so again.
+            tracing::warn!(inode = node.id.ino, "the metadata sync was not told of a new file: {error}");
+        }
     }
 
     /// Begins to take a message; `None`: the key is none of ours, or who asks is nobody's peer.
