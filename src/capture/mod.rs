@@ -380,6 +380,11 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether a directory was made and its name is not told yet.
+    pub fn is_born(&self, dir: FileId) -> bool {
+        self.noted.lock().marked.get(&Mark::Directory(dir)).is_some_and(|marked| marked.born)
+    }
+
     /// An inode that is known here by its number.
     pub fn node(&self, mark: Mark) -> Option<Inode> {
         self.noted.lock().marked.get(&mark).and_then(|marked| marked.node)

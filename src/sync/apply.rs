@@ -15,7 +15,7 @@ use super::limbo::Limbo;
 use super::wire::{Answer, Batch, Kind, Node, Refused, Statement, encode, is_name};
 use super::{SyncError, SyncResult};
 use crate::capture::files::Files;
-use crate::capture::id::{drop_peer_id, peer_id, set_peer_id};
+use crate::capture::id::{Identity, drop_peer_id, identity, peer_id, set_identity};
 use crate::capture::marks::{Barrier, names_in};
 use crate::engine::{travelling_xattrs, travels};
 use crate::ports::{
@@ -346,7 +346,7 @@ impl Applier {
         if known.is_none_or(|known| known.node != *node || known.origin != origin) {
             if kind != FileKind::Regular {
                 // An id that came with a backup belongs to this inode from now on.
-                set_peer_id(&*self.lower, node, id)?;
+                set_identity(&*self.lower, node, &Identity { id, there: origin })?;
             }
             work.book.put(id, node, origin)?;
         }
@@ -369,7 +369,8 @@ impl Applier {
         } else {
             self.limbo.keep(id, node, dir, name)?;
             if work.book.known(id)?.is_none() {
-                work.book.put(id, node, FileId { ino: 0, birth: 0 })?;
+                let there = identity(&*self.lower, node)?.map_or(FileId { ino: 0, birth: 0 }, |is| is.there);
+                work.book.put(id, node, there)?;
             }
             work.book.unnamed(id, dir_id, name.as_bytes())?;
         }
@@ -488,7 +489,7 @@ impl Applier {
             Kind::BlockDevice { device } => special(FileKind::BlockDevice, *device),
         };
         let (node, _) = self.lower.make(place, aside, what, 0o700, &OURSELVES)?;
-        set_peer_id(&*self.lower, &node, id)?;
+        set_identity(&*self.lower, &node, &Identity { id, there: is.origin })?;
         self.dress_inode(work, &node, is, false)?;
         Ok(node)
     }
@@ -635,6 +636,24 @@ impl Applier {
         Err(LowerError::from_errno("rename: no name is free for a directory that stays", libc::EEXIST).into())
     }
 
+    /// Takes up what was losing its name when a crash came.
+    pub fn take_up(&self, book: &mut Book) -> SyncResult<()> {
+        self.limbo.tidy()?;
+        book.batch(|book| {
+            for name in names_in(&*self.lower, &self.limbo.dir)? {
+                let (node, _) = self.lower.lookup(&self.limbo.dir, &name)?;
+                let Some(Identity { id, there }) = identity(&*self.lower, &node)? else { continue };
+                if book.known(id)?.is_none() {
+                    book.put(id, &node, there)?;
+                }
+                if book.last_name(id)?.is_none() {
+                    book.unnamed(id, PairFileId::ROOT, name.as_bytes())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Fills a book that was lost from what is in the share.
     pub fn fill(&self, book: &mut Book) -> SyncResult<()> {
         book.batch(|book| {
@@ -648,11 +667,8 @@ impl Applier {
                         Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => continue,
                         found => found?,
                     };
-                    if let Some(id) = peer_id(&*self.lower, &node)? {
-                        book.put(id, &node, FileId { ino: 0, birth: 0 })?;
-                        if dir == self.limbo.dir {
-                            book.unnamed(id, PairFileId::ROOT, name.as_bytes())?;
-                        }
+                    if let Some(Identity { id, there }) = identity(&*self.lower, &node)? {
+                        book.put(id, &node, there)?;
                     }
                     if attr.kind == FileKind::Directory {
                         open.push(node);

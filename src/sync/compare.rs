@@ -168,7 +168,7 @@ impl Sender {
                 return Ok(None);
             };
             comparison.listing = match self.options.lower.stat(&dir) {
-                Ok(attr) if attr.nlink > 0 => self.looker.listing(&dir)?,
+                Ok(attr) if attr.nlink > 0 => self.of_all.listing(&dir)?,
                 Err(error) if !super::look::is_gone(&error) => return Err(error.into()),
                 _ => None,
             };
@@ -180,8 +180,8 @@ impl Sender {
         }
         let Some(mut listing) = comparison.listing.take() else { return Ok(None) };
         let mut told = Told::default();
-        let ended = self.looker.part(&mut listing, &mut told)?;
-        self.looker.finish(&mut told)?;
+        let ended = self.of_all.part(&mut listing, &mut told)?;
+        self.of_all.finish(&mut told)?;
         capture.barrier()?;
         let dir = listing.dir;
         if !ended {
@@ -204,6 +204,7 @@ impl Sender {
             capture: self.options.capture.clone(),
             files: self.options.files.clone(),
             dry: true,
+            whole: true,
         });
         {
             let book = self.options.book.lock();

@@ -75,6 +75,8 @@ pub(super) struct Going {
 pub struct Sender {
     pub(super) options: SenderOptions,
     pub(super) looker: Looker,
+    /// The comparison's.
+    pub(super) of_all: Looker,
     pub(super) line: tokio::sync::Mutex<Line>,
     pub(super) going: Mutex<Going>,
     /// A directory whose telling is under way.
@@ -109,10 +111,19 @@ impl Sender {
             capture: options.capture.clone(),
             files: options.files.clone(),
             dry: false,
+            whole: false,
+        };
+        let of_all = Looker {
+            lower: options.lower.clone(),
+            capture: options.capture.clone(),
+            files: options.files.clone(),
+            dry: false,
+            whole: true,
         };
         Arc::new(Self {
             options,
             looker,
+            of_all,
             line: tokio::sync::Mutex::default(),
             going: Mutex::default(),
             part: Mutex::default(),
@@ -253,7 +264,7 @@ impl Sender {
             run
         };
         let begin = Begin { run, master: self.options.half.clone(), share: self.options.lower.root().id };
-        let begun = match self.ask::<Begun>(&format!("begin/{run}"), &begin).await {
+        let begun = match self.ask::<Begun>("begin/it", &begin).await {
             Err(SyncError::OutOfTurn { .. }) => {
                 return Err(SyncError::Refused(
                     "the other side has seen a later run of this master than this: the clock was set back, or there are two. It is tried again"
