@@ -6,8 +6,9 @@
 //! Why nothing is lost:
 //! - Before a change, its directory or inode has a mark on stable storage, or will have one no later than the change itself ([`marks`]). That
 //!   costs one empty file for the first change of a directory, and nothing for those that follow while it is there.
-//! - A mark goes only when all that was noted for it was told and confirmed, no change is under way ([`Change`]), and nothing has happened for
-//!   a while ([`Capture::sweep`]). What changes later marks again.
+//! - A mark goes only when all that was noted for it was told and confirmed, no change is under way ([`Change`]), nothing has happened for
+//!   a while, and the share was synced since ([`Capture::sweep`]), so that the sizes that were told are those that a loss of power leaves.
+//!   What changes later marks again.
 //! - So after any end of the process or the machine, whatever was not confirmed is marked. A marked directory is told whole: all its names, and
 //!   that there are no others; a marked inode, its attributes.
 //! - A directory that was never told needs no mark of its own: whoever tells its name tells what is in it.
@@ -39,6 +40,8 @@ const ITEMS_MAX: usize = 200_000;
 const MARKS_MAX: usize = 20_000;
 /// A mark stays so long after the last change: what is busy is not marked over and over.
 const LINGER: Duration = Duration::from_secs(2);
+/// Marks go so often. Before, all content is synced: the facts that were told of it are true then, whatever happens.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Files that are being written are looked at so often.
 const WRITTEN_EVERY: Duration = Duration::from_secs(20);
 
@@ -107,6 +110,7 @@ struct Noted {
     wide: bool,
     /// The share is to be compared as a whole.
     compare: bool,
+    swept_at: Option<Instant>,
 }
 
 /// Takes note of changes. Does nothing until it is switched on.
@@ -315,7 +319,9 @@ impl Capture {
             {
                 match marks.place_wide() {
                     Ok(()) => noted.wide = true,
-                    Err(error) => tracing::warn!("more changed than can be remembered, which could not be marked: {error}"),
+                    Err(error) => {
+                        tracing::warn!("more changed than can be remembered, which could not be marked: {error}")
+                    }
                 }
             }
             return;
@@ -424,6 +430,19 @@ impl Capture {
     pub fn sweep(&self, at_once: bool) {
         let Some(marks) = &self.marks else { return };
         let now = Instant::now();
+        {
+            let mut noted = self.noted.lock();
+            let swept = noted.swept_at.is_some_and(|at| now.duration_since(at) < SWEEP_EVERY);
+            if noted.marked.is_empty() && !noted.wide || (swept && !at_once) {
+                return;
+            }
+            noted.swept_at = Some(now);
+        }
+        // Without the lock. What changes meanwhile is not quiet.
+        if let Err(error) = marks.sync() {
+            tracing::warn!("marks of the metadata sync stay: the share cannot be synced: {error}");
+            return;
+        }
         let mut noted = self.noted.lock();
         let noted = &mut *noted;
         let mut removed = 0;
@@ -440,7 +459,9 @@ impl Capture {
         let all_told = noted.order.is_empty();
         noted.marked.retain(|mark, marked| {
             marked.born &= !all_told;
-            let quiet = at_once || marked.idle_since.is_none_or(|since| now.duration_since(since) >= LINGER);
+            let idle = marked.idle_since.is_none_or(|since| now.duration_since(since) >= LINGER);
+            // After `now` something may have changed that was not synced.
+            let quiet = idle || (at_once && marked.idle_since.is_none_or(|since| since < now));
             if marked.items > 0 || marked.under_way > 0 || marked.born || marked.written || !quiet {
                 return true;
             }

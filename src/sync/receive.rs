@@ -146,8 +146,8 @@ impl Receiver {
         let known: Option<Master> = book.value("master")?.map(|stored| decode(&stored)).transpose()?;
         let is = Master { half: begin.master.clone(), share: begin.share };
         if let Some(known) = &known {
-            let other = (&known.half.local_cluster, &known.half.local_share)
-                != (&is.half.local_cluster, &is.half.local_share);
+            let other =
+                (&known.half.local_cluster, &known.half.local_share) != (&is.half.local_cluster, &is.half.local_share);
             if other {
                 return Err(SyncError::Refused(format!(
                     "only one master (a new one: `tierfs sync --accept-master` on {}): {} has {} already, not {master}",

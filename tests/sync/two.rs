@@ -99,7 +99,8 @@ impl Two {
                 let mut why = String::new();
                 for path in east.keys().chain(west.keys().filter(|path| !east.contains_key(*path))) {
                     if east.get(path) != west.get(path) {
-                        why += &format!("{}:\n  east {:?}\n  west {:?}\n", path.display(), east.get(path), west.get(path));
+                        why +=
+                            &format!("{}:\n  east {:?}\n  west {:?}\n", path.display(), east.get(path), west.get(path));
                     }
                     if why.len() > 4_000 {
                         break;
@@ -141,7 +142,9 @@ impl Side {
         }
         let side = Self { name, other, fs, dir, port, other_port, role, daemon: None, kill_at: None };
         side.write_pair();
-        let identity = |key: &str, more: &str| format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n");
+        let identity = |key: &str, more: &str| {
+            format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n")
+        };
         let text = [
             identity("root", "uid = 0\ngid = 0"),
             identity("nobody", &format!("uid = {NOBODY}\ngid = {NOBODY}")),
@@ -283,6 +286,28 @@ impl Side {
         let output = self.run(&["umount"]);
         assert!(output.status.success(), "umount: {}", said(&output));
         self.daemon = None;
+    }
+
+    /// Cuts the power: what the filesystem had not written by then is lost. The share is another copy of itself after this.
+    pub fn lose_power(&mut self) {
+        self.crash();
+        // Nobody writes any more but the kernel, now and then: until two copies are equal, there is none of one moment.
+        let (one, two) = (self.scratch("copy1"), self.scratch("copy2"));
+        let copy = |to: &Path| {
+            crate::common::run("cp", &["--sparse=always", self.fs.image().to_str().unwrap(), to.to_str().unwrap()]);
+        };
+        copy(&two);
+        loop {
+            fs::rename(&two, &one).unwrap();
+            copy(&two);
+            if Command::new("cmp").arg("-s").args([&one, &two]).status().unwrap().success() {
+                break;
+            }
+        }
+        wait_for("the filesystem's end", || self.fs.try_unmount());
+        fs::rename(&one, self.fs.image()).unwrap();
+        fs::remove_file(&two).unwrap();
+        self.fs.mount();
     }
 
     /// Ends the daemon as a crash would, and takes its mount away.
