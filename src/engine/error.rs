@@ -27,7 +27,7 @@ pub enum EngineError {
     )]
     ChangedBelow { file: FileId, object: String, why: &'static str },
     #[error(
-        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
+        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, bring that pair's configuration back, or `tierfs check --adopt` if this pair has its content now"
     )]
     ForeignPair { file: FileId, found: PairName, found_share: String, mounted: String },
     #[error(
@@ -101,7 +101,9 @@ pub enum PeerTrouble {
         "this share has no peer: the pair's role is not gpeer, the share below keeps no trusted attributes, or it knows no leases"
     )]
     NoPeer,
-    #[error("a pair of two shares has no copies: `tierfs migrate` gives the content to the other side")]
+    #[error(
+        "a pair of two shares has no objects and no copies: `tierfs migrate` gives a file's content to the other side"
+    )]
     NoCopies,
     #[error("the other side has been asked who owns it, and has not answered yet: that is repeated until it does")]
     Undecided,
@@ -188,6 +190,7 @@ impl EngineError {
     /// Somebody has the file open, or had a moment ago.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::Refused { why: Refusal::Open | Refusal::OpenForWriting, .. })
+            || matches!(self, Self::Peer { why: PeerTrouble::Refused | PeerTrouble::BeingWritten, .. })
     }
 
     /// Its owner is being decided, or it is being written: the same will be answered otherwise later.

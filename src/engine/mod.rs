@@ -3,6 +3,7 @@
 //! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
+mod adopt;
 mod archive;
 mod cell;
 mod content;
@@ -23,6 +24,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod patch;
 mod peer;
 mod plan;
 mod readers;
@@ -192,6 +194,8 @@ pub struct Engine {
     undecided: Mutex<Vec<(IntentId, Inode)>>,
     /// Files of which a call of the pair's other side is being answered.
     calling: Mutex<HashSet<FileId>>,
+    /// Stubs about which the other side is being asked.
+    looking: Mutex<HashSet<FileId>>,
     peer_manifests: peer::Manifests,
 }
 
@@ -243,6 +247,7 @@ impl Engine {
             directory_policies: AtomicBool::new(false),
             undecided: Mutex::default(),
             calling: Mutex::default(),
+            looking: Mutex::default(),
             peer_manifests: peer::Manifests::default(),
         };
         engine.find_directory_policies();
@@ -308,6 +313,14 @@ impl Engine {
 
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
+    }
+
+    /// The pair, if its other end is a store of objects.
+    fn store(&self) -> EngineResult<&Target> {
+        match self.target()? {
+            target if target.peer => Err(EngineError::Peer { file: self.lower.root().id, why: PeerTrouble::NoCopies }),
+            target => Ok(target),
+        }
     }
 
     /// The name of the pair that is mounted, for messages.
@@ -424,8 +437,15 @@ impl Engine {
             }
             match inner.machine.apply(event) {
                 Verdict::Go | Verdict::Already => return Ok(Admission::Go),
-                Verdict::Save(Claim::Resident) | Verdict::TruncateThenSave if patience == Patience::None => {
+                Verdict::Save(Claim::Resident | Claim::Patched) | Verdict::TruncateThenSave
+                    if patience == Patience::None =>
+                {
                     return Ok(Admission::Sync);
+                }
+                Verdict::Save(Claim::Patched) => {
+                    if !self.become_patched(cell, inner)? {
+                        return Ok(Admission::Recall);
+                    }
                 }
                 Verdict::Save(Claim::Resident) => self.become_resident(cell, inner)?,
                 Verdict::TruncateThenSave => {

@@ -133,6 +133,9 @@ impl Fs {
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => {
                 self.recorder().opened(node.id, self.engine.now().secs);
+                if inner.machine.is_foreign() {
+                    self.engine.look_at_peer(&cell);
+                }
                 Ok(Try::Done(Ok(opened)))
             }
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
@@ -166,6 +169,7 @@ impl Fs {
         let all = ByteRange { offset: 0, len };
         let small = inner.machine.mode() == IoMode::Idle
             && inner.machine.claim().is_remote()
+            && inner.record.patch.is_none()
             && len <= self.options.recall_at_open_max;
         (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
@@ -401,6 +405,9 @@ impl Fs {
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+            }
+            if inner.patch_is_kept {
+                file.cell.changed.notify_waiters();
             }
             if let Some(recall) = &inner.recall {
                 // Nobody reads on: it may end.

@@ -13,8 +13,10 @@ struct World {
     writers: u32,
     /// All content is in the lower file.
     bytes_local: bool,
-    /// The object holds the present content.
+    /// The object holds the present content, but for what a patch tells.
     object_current: bool,
+    /// Bytes were written that no object has.
+    written: bool,
     /// What is stored.
     stored: Claim,
     steps: Steps,
@@ -41,6 +43,7 @@ impl World {
             writers: 0,
             bytes_local: true,
             object_current: false,
+            written: false,
             stored: Claim::Resident,
             steps: Steps::None,
         }
@@ -48,7 +51,23 @@ impl World {
 
     fn save(&mut self, claim: Claim) {
         self.stored = claim;
+        if claim == Claim::Resident {
+            (self.object_current, self.written) = (false, false);
+        }
         self.machine.apply(Event::Saved(claim));
+    }
+
+    /// Content changes, and the machine has let it.
+    fn changed(mut self) -> Self {
+        if self.stored == Claim::Patched {
+            self.written = true;
+        } else {
+            self.object_current = false;
+        }
+        if matches!(self.steps, Steps::Archiving { .. }) {
+            self.steps = Steps::Archiving { changed: true };
+        }
+        self
     }
 
     /// Does at once what an access asks to have stored first; `None` when it must wait or is refused.
@@ -56,11 +75,10 @@ impl World {
         loop {
             match self.machine.apply(event) {
                 Verdict::Go => return Some(self),
-                Verdict::Save(Claim::Resident) => self.save(Claim::Resident),
+                Verdict::Save(claim @ (Claim::Resident | Claim::Patched)) => self.save(claim),
                 Verdict::TruncateThenSave => {
                     // An empty file is whole.
                     self.bytes_local = true;
-                    self.object_current = false;
                     self.save(Claim::Resident);
                 }
                 Verdict::CancelRecall | Verdict::Wait | Verdict::Recall | Verdict::Refuse(_) => return None,
@@ -88,18 +106,18 @@ impl World {
             }
         }
         if self.writers > 0 {
-            let changed = Steps::Archiving { changed: true };
-            let steps = if matches!(self.steps, Steps::Archiving { .. }) { changed } else { self.steps };
-            next.push(Self { object_current: false, steps, ..self });
+            match self.machine.mode() {
+                // Nobody is asked.
+                IoMode::Pass(_) => next.push(self.changed()),
+                _ => next.extend(
+                    [Event::Write, Event::Rewrite].into_iter().filter_map(|e| self.admit(e)).map(Self::changed),
+                ),
+            }
         }
         for to_zero in [false, true] {
             let event = Event::Resize { to_zero };
-            if let Some(mut w) = self.admit(event) {
-                w.object_current = false;
-                if matches!(w.steps, Steps::Archiving { .. }) {
-                    w.steps = Steps::Archiving { changed: true };
-                }
-                next.push(w);
+            if let Some(w) = self.admit(event) {
+                next.push(w.changed());
             } else {
                 // A refusal or a wait may have cancelled a recall.
                 let mut w = self;
@@ -124,6 +142,7 @@ impl World {
                 let mut next = Vec::new();
                 let mut archive = self;
                 if archive.machine.apply(Event::ArchiveBegin) == Verdict::Go {
+                    assert_eq!(archive.stored, Claim::Resident, "{archive:?}");
                     archive.steps = Steps::Archiving { changed: false };
                     next.push(archive);
                 }
@@ -179,8 +198,9 @@ impl World {
                 vec![w, failed]
             }
             Steps::Fetched => {
-                assert_eq!(w.machine.apply(Event::RecallFetched), Verdict::Save(Claim::Dual));
-                w.save(Claim::Dual);
+                let claim = if w.stored == Claim::Patched { Claim::Resident } else { Claim::Dual };
+                assert_eq!(w.machine.apply(Event::RecallFetched), Verdict::Save(claim));
+                w.save(claim);
                 w.steps = Steps::None;
                 vec![w]
             }
@@ -199,6 +219,7 @@ impl World {
         assert!(self.bytes_local || !claims_local(self.stored), "the record over-claims: {self:?}");
         assert!(self.bytes_local || !self.machine.is_local(), "zeros would be served: {self:?}");
         assert!(self.object_current || self.stored == Claim::Resident, "the record names a stale object: {self:?}");
+        assert!(!self.written || self.stored == Claim::Patched, "what was written is nowhere: {self:?}");
         if let IoMode::Pass(_) = self.machine.mode() {
             assert!(self.bytes_local, "the kernel reads holes: {self:?}");
         }

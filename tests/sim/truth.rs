@@ -24,6 +24,8 @@ pub struct File {
     since: Since,
     /// A change that was asked for and not answered when the process died: the size that it would have given the file.
     pub unanswered: Option<u64>,
+    /// A write that was asked for and not answered.
+    pub unanswered_write: Option<(u64, Vec<u8>)>,
     /// Times and modes that were asked for and not answered.
     pub unanswered_mtime: Vec<Timestamp>,
     pub unanswered_mode: Option<u32>,
@@ -34,7 +36,18 @@ pub struct File {
 impl File {
     pub fn new(content: Content, mtime: Timestamp, mode: u32) -> Self {
         let (since, unanswered, unanswered_mtime, unanswered_mode, mtime_open) = Default::default();
-        Self { content, mtime, mode, since, unanswered, unanswered_mtime, unanswered_mode, mtime_open }
+        let unanswered_write = None;
+        Self {
+            content,
+            mtime,
+            mode,
+            since,
+            unanswered,
+            unanswered_write,
+            unanswered_mtime,
+            unanswered_mode,
+            mtime_open,
+        }
     }
 
     fn changing(&mut self) {
@@ -80,6 +93,9 @@ impl File {
 
     /// What was found after a power loss: one of those that it may be. It is what there is from now on.
     pub fn survived(&mut self, found: &Content, mtime: Timestamp, mode: u32) -> Result<(), String> {
+        if let Some((offset, data)) = self.unanswered_write.take() {
+            self.write(offset, &data, mtime);
+        }
         let mut sizes = self.since.sizes.clone();
         sizes.push(self.content.size);
         sizes.extend(self.unanswered);
@@ -116,6 +132,14 @@ impl File {
 
     /// What was found after the process died: exactly what there was, but for what was not answered.
     pub fn outlived(&mut self, found: &Content, mtime: Timestamp, mode: u32) -> Result<(), String> {
+        if let Some((offset, data)) = self.unanswered_write.take() {
+            self.mtime_open = true;
+            let mut with = self.content.clone();
+            with.write(offset, &data);
+            if found.difference(&with).is_none() {
+                self.write(offset, &data, mtime);
+            }
+        }
         if let Some(size) = self.unanswered.take() {
             self.mtime_open = true;
             let mut cut = self.content.clone();

@@ -27,7 +27,7 @@ impl Engine {
             this.known(&on, &mut inner)?;
             let peer = this.peer_of(&on, &inner.record)?;
             let local = Local { intended: true, ..Local::default() };
-            match this.decide_and_store(&on, &mut inner, &local, Event::Resume, "peer.resumed")? {
+            match this.decide_and_store(&on, &mut inner, local, Event::Resume, "peer.resumed")? {
                 Verdict::Call(call) => Ok(Some((call, this.named(&on.node, &peer), peer.offered))),
                 _ => Ok::<_, EngineError>(None),
             }
@@ -40,7 +40,7 @@ impl Engine {
             let mut inner = on.lock();
             this.known(&on, &mut inner)?;
             let local = Local { intended: true, ..this.local(&on, &inner)? };
-            this.decide_and_store(&on, &mut inner, &local, Event::Answered(answer), "peer.decided")?;
+            this.decide_and_store(&on, &mut inner, local, Event::Answered(answer), "peer.decided")?;
             Ok::<_, EngineError>(!inner.record.peer.as_ref().is_some_and(|peer| peer.is_handing_over()))
         })
         .await?
@@ -96,6 +96,13 @@ impl Engine {
                 match this.ask(&cell).await {
                     Ok(true) => return this.decided_after(&cell, note).await,
                     Ok(false) => {}
+                    // Removed meanwhile: nothing of it is left that could be owned.
+                    Err(error) if error.is_gone() => {
+                        if let Err(error) = this.journal.remove(note).await {
+                            tracing::warn!(file = %cell.node.id, "a removed file's change of owner stays noted: {error}");
+                        }
+                        return;
+                    }
                     Err(error) => tracing::warn!(file = %cell.node.id, "it stays undecided who owns it: {error}"),
                 }
             }

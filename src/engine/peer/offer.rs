@@ -133,7 +133,7 @@ impl Engine {
         self.known(cell, &mut inner)?;
         let writers = !file.nobody_writes().map_err(EngineError::lower(cell.node.id))?;
         let local = Local { writers, ..self.local(cell, &inner)? };
-        match self.decide_and_store(cell, &mut inner, &local, Event::StageBegin, "peer.published")? {
+        match self.decide_and_store(cell, &mut inner, local, Event::StageBegin, "peer.published")? {
             Verdict::Call(call) => Ok((call, file.stat().map_err(EngineError::lower(cell.node.id))?)),
             Verdict::Refuse(peer::Refusal::OpenForWriting) => {
                 Err(EngineError::Refused { file: cell.node.id, why: Refusal::OpenForWriting })
@@ -177,7 +177,7 @@ impl Engine {
         };
         let Some(_lease) = file.try_exclusive().map_err(&failed)? else { return refuse(Refusal::Open) };
         let now = file.stat().map_err(&failed)?;
-        if (now.size, now.mtime) != (copied.attr.size, copied.attr.mtime) {
+        if now.nlink == 0 || (now.size, now.mtime) != (copied.attr.size, copied.attr.mtime) {
             return refuse(Refusal::Changed);
         }
         if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {
@@ -187,8 +187,7 @@ impl Engine {
             peer.offered = Some(copied.root);
         }
         let local = Local { intended: true, ..self.local(cell, &inner)? };
-        let decided =
-            self.decide_and_store(cell, &mut inner, &local, Event::OfferBegin(copied.staged), "peer.offering");
+        let decided = self.decide_and_store(cell, &mut inner, local, Event::OfferBegin(copied.staged), "peer.offering");
         match decided {
             Ok(Verdict::Call(_)) => Ok(()),
             other => {

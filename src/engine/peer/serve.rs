@@ -12,17 +12,20 @@ use bytes::Bytes;
 use super::super::cell::{Cell, Inner};
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking, moving};
-use super::state::{peer_id, stored_id};
+use super::state::peer_id;
 use super::wire::Named;
 use crate::kill;
-use crate::peer::{Answer, Attempt, Call, Content, Epoch, Event, Staged, Ticket, Verdict, decide_unknown};
-use crate::ports::{Keep, LowerFile, OpenFlags};
+use crate::peer::{Answer, Call, Content, Epoch, Event, Staged, Verdict};
+use crate::ports::{Attr, Keep, LowerFile, OpenFlags};
 use crate::record::{Claim, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
 use crate::types::{FileId, Generation, Inode, PairFileId};
 
 /// How long a call waits for a transfer of its file.
 const REST_WITHIN: Duration = Duration::from_secs(10);
+/// How often, and how far apart, it is looked whether a file is closed that the other side wants.
+const CLOSED_LOOKS: u32 = 6;
+const CLOSED_PAUSE: Duration = Duration::from_millis(40);
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 64 << 20;
 
@@ -65,7 +68,9 @@ impl Engine {
     pub async fn find_peer_file(self: &Arc<Self>, named: &Named) -> EngineResult<Option<Arc<Cell>>> {
         let (this, named) = (self.clone(), named.clone());
         blocking(move || {
-            let by_number = this.lower.by_number(named.node.ino).ok().filter(|(node, _)| node.id == named.node);
+            // One that has no name left is as good as gone, whoever still has it open.
+            let there = |found: &(Inode, Attr)| found.0.id == named.node && found.1.nlink > 0;
+            let by_number = this.lower.by_number(named.node.ino).ok().filter(there);
             if let Some((node, _)) = by_number
                 && let Some(cell) = this.is_of(&node, named.id)?
             {
@@ -113,6 +118,9 @@ impl Engine {
         }
         let _calling = Calling(self, cell.node.id);
         self.peer_rests(cell).await?;
+        if matches!(call, Call::Rtl { .. }) {
+            self.is_closed_soon(cell).await?;
+        }
         let (mut whole, mut copy) = (None, staged);
         loop {
             let (this, on, staged) = (self.clone(), cell.clone(), copy.clone());
@@ -140,6 +148,23 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Gives who has it open a moment: the kernel tells of a close after it has returned.
+    async fn is_closed_soon(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        for _ in 0..CLOSED_LOOKS {
+            let (this, on) = (self.clone(), cell.clone());
+            let used = blocking(move || {
+                let inner = on.lock();
+                let asked = inner.record.peer.as_ref().is_some_and(|peer| matches!(peer.phase, Phase::Owner { .. }));
+                if asked { this.is_used(&on, &inner) } else { Ok(false) }
+            });
+            if !used.await?? {
+                return Ok(());
+            }
+            tokio::time::sleep(CLOSED_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Waits until no transfer of the file runs, for a while.
@@ -189,7 +214,7 @@ impl Engine {
             // A copy is under way to the very side that asks.
             local.writers = true;
         }
-        self.decide_and_store(cell, &mut inner, &local, Event::Called(call), "peer.called")
+        self.decide_and_store(cell, &mut inner, local, Event::Called(call), "peer.called")
     }
 
     /// Whether anybody has the file open in any way.
@@ -291,28 +316,6 @@ impl Engine {
         }
     }
 
-    /// Answers a call for a file of which there is none here.
-    pub async fn peer_called_for_none(&self, call: Call) -> EngineResult<Answer> {
-        let value = format!("peer.refused.{}", stored_id(call.file()));
-        loop {
-            let stored = self.journal.value(&value).await?;
-            let refused = stored.as_deref().and_then(|text| text.split_once('.')).and_then(|(epoch, attempt)| {
-                Some(Ticket { epoch: Epoch(epoch.parse().ok()?), attempt: Attempt(attempt.parse().ok()?) })
-            });
-            match decide_unknown(refused.unwrap_or_default(), call) {
-                Verdict::NoteRefused(_, ticket) => {
-                    let text = format!("{}.{}", ticket.epoch.0, ticket.attempt.0);
-                    self.journal.set_value(&value, Some(text)).await?;
-                }
-                Verdict::Answer(answer) => return Ok(answer),
-                other => {
-                    tracing::error!("{other:?} to {call:?}");
-                    return Err(EngineError::Defect);
-                }
-            }
-        }
-    }
-
     /// Bytes of a published generation; `None`: the file has another one by now.
     pub async fn peer_read(
         self: &Arc<Self>,
@@ -361,7 +364,7 @@ impl Engine {
             let peer = this.peer_of(&on, &inner.record)?;
             let call = Call::Stage { file: peer_id(peer.id), epoch: Epoch(epoch), content };
             let local = this.local(&on, &inner)?;
-            let decided = this.decide_and_store(&on, &mut inner, &local, Event::Called(call), "peer.wanted")?;
+            let decided = this.decide_and_store(&on, &mut inner, local, Event::Called(call), "peer.wanted")?;
             Ok(matches!(decided, Verdict::Keep(_)))
         })
         .await?

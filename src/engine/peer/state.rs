@@ -17,11 +17,6 @@ pub(super) fn peer_id(id: PairFileId) -> peer::PairFileId {
     peer::PairFileId(u128::from_be_bytes(id.0))
 }
 
-/// The id as it is stored.
-pub(super) fn stored_id(id: peer::PairFileId) -> PairFileId {
-    PairFileId(id.0.to_be_bytes())
-}
-
 fn phase_of(phase: Phase) -> peer::Phase {
     match phase {
         Phase::Owner { published } => peer::Phase::Owner { published },
@@ -101,14 +96,22 @@ impl Engine {
         &self,
         cell: &Cell,
         inner: &mut Inner,
-        local: &Local,
+        mut local: Local,
         event: peer::Event,
         done: &'static str,
     ) -> EngineResult<Verdict> {
         loop {
             let peer = self.peer_of(cell, &inner.record)?;
             let own = ownership(&inner.record, &peer);
-            let Verdict::Save(new) = decide(&own, local, event) else { return Ok(decide(&own, local, event)) };
+            let new = match decide(&own, &local, event) {
+                Verdict::Save(new) => new,
+                Verdict::Sync => {
+                    self.lower.sync_node(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+                    local.synced = true;
+                    continue;
+                }
+                verdict => return Ok(verdict),
+            };
             let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
             let record = self.decided(&inner.record, &new, attr.size)?;
             // A stub of other content; or what was taken, whose times are as the owner had them last.

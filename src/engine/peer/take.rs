@@ -13,9 +13,12 @@ use super::super::{Engine, blocking};
 use super::wire::Verb;
 use crate::peer::{Answer, Event, Local, Verdict};
 use crate::ports::IntentId;
-use crate::record::{Claim, Phase, Record};
+use crate::record::{Claim, PeerState, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
 use crate::types::FileId;
+
+/// Longest answer about a file that is read, in bytes.
+const FACTS_MAX: u64 = 64 << 10;
 
 impl Engine {
     /// A recall of the other side's content has brought all of it. `touched`: its note.
@@ -90,7 +93,7 @@ impl Engine {
             return Err(EngineError::Refused { file: cell.node.id, why });
         }
         let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
-        let decided = self.decide_and_store(cell, &mut inner, &local, Event::TakeBegin, "peer.taking");
+        let decided = self.decide_and_store(cell, &mut inner, local, Event::TakeBegin, "peer.taking");
         inner.recall = None;
         inner.shown_mtime = None;
         match decided {
@@ -128,18 +131,22 @@ impl Engine {
         self.asked_to_take(cell, note).await
     }
 
-    /// What the owner says of a file, as the other side tells it by itself.
+    /// How a file is at the other side.
     pub(super) async fn ask_facts(&self, cell: &Cell) -> EngineResult<Answer> {
-        let key = {
+        let peer = {
             let inner = cell.lock();
-            let peer = self.peer_of(cell, &inner.record)?;
-            drop(inner);
-            self.named(&cell.node, &peer).key(Verb::Facts)
+            self.peer_of(cell, &inner.record)?
         };
-        let body =
-            self.peer_target()?.remote.get_all(&key, 64 << 10).await.map_err(EngineError::remote(cell.node.id))?;
-        serde_json::from_slice(&body)
-            .map_err(|_| EngineError::Peer { file: cell.node.id, why: PeerTrouble::Contradiction })
+        self.ask_facts_of(cell, &peer).await
+    }
+
+    /// The same, of what a record says that may not be the file's yet.
+    pub(super) async fn ask_facts_of(&self, cell: &Cell, peer: &PeerState) -> EngineResult<Answer> {
+        let key = self.named(&cell.node, peer).key(Verb::Facts);
+        let asked = self.peer_target()?.remote.get_all(&key, FACTS_MAX).await;
+        let body = asked.map_err(EngineError::remote(cell.node.id))?;
+        let why = PeerTrouble::Contradiction;
+        serde_json::from_slice(&body).map_err(|_| EngineError::Peer { file: cell.node.id, why })
     }
 
     /// Asks the owner how a stub's content is now, and makes the stub one of that.
@@ -171,6 +178,39 @@ impl Engine {
             }
             _ => Ok(false),
         }
+    }
+
+    /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
+    pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
+        use crate::peer::Phase::{Offering, Owner};
+        let known = cell.lock().record.generation;
+        let why = match self.ask_facts(cell).await {
+            Ok(Answer::Facts(facts)) => match facts.phase {
+                Owner { published: false } => PeerTrouble::BeingWritten,
+                // The stub becomes one of that.
+                Owner { .. } | Offering if facts.content.generation >= known => return EngineError::Cancelled,
+                // It was restored from a backup, or so was this side; or the file has just come here.
+                _ => PeerTrouble::Contradiction,
+            },
+            Ok(_) => PeerTrouble::NotThere,
+            Err(error) => return error,
+        };
+        EngineError::Peer { file: cell.node.id, why }
+    }
+
+    /// Somebody opens a stub for reading: whether its content is still what is known of it is found out behind his back. He may read what it was; who comes
+    /// after does not.
+    pub fn look_at_peer(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if !self.gives_to_peer() || !self.looking.lock().insert(cell.node.id) {
+            return;
+        }
+        let (this, cell) = (self.clone(), cell.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = this.refresh_from_peer(&cell).await {
+                tracing::debug!(file = %cell.node.id, "how it is at the pair's other side is not known: {error}");
+            }
+            this.looking.lock().remove(&cell.node.id);
+        });
     }
 
     /// Whether an error of a recall says that the content was changed at the other side.

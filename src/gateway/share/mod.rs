@@ -43,6 +43,7 @@ use crate::sync::Receiver;
 use acting::Acting;
 use error::About as _;
 use key::Key;
+pub use peer::HELLO;
 use peer::is_attribute_call;
 
 /// Locks for keys; two keys may share one.

@@ -21,7 +21,7 @@ use crate::gateway::store::{
     AttributeHeaders, Content, ObjectInfo, PartInfo, Seal, StoreError, StoreResult, Upload, UploadId,
 };
 use crate::lower::{Dir, Share};
-use crate::peer::{self, Answer, Call, Refusal};
+use crate::peer::{self, Answer, Call};
 use crate::ports::{Lower, LowerFile, OpenFlags, RenameMode};
 use crate::types::{ByteRange, ContentHash, Generation, PairFileId, STAGING_NAME, Timestamp};
 
@@ -93,7 +93,7 @@ impl Acting {
                 let call = Call::Head { file: peer::PairFileId(u128::from_be_bytes(named.id.0)) };
                 let answer = match engine(key, fs.engine.find_peer_file(&named).await)? {
                     Some(cell) => engine(key, fs.engine.peer_called(&cell, call, None).await)?,
-                    None => Answer::Refused { ticket: None, refusal: Refusal::NoSuchFile, facts: None },
+                    None => peer::answer_gone(call),
                 };
                 let text = serde_json::to_vec(&answer).map_err(|error| StoreError::Failed(error.to_string()))?;
                 Ok(body(text, "facts".into()))
@@ -284,7 +284,8 @@ impl Acting {
     async fn answered(self, key: String, named: Named, call: Call, root: Option<ContentHash>) -> StoreResult<Answer> {
         let fs = self.shared.fs.clone();
         let Some(cell) = engine(&key, fs.engine.find_peer_file(&named).await)? else {
-            return engine(&key, fs.engine.peer_called_for_none(call).await);
+            // Perhaps its name is on the way: what is not certain is no answer, and it is asked again.
+            return Err(StoreError::Unavailable(format!("{key}: no file of this id is found here")));
         };
         let (acting, id) = (self.clone(), named.id);
         let staged = blocking(move || acting.staged(id, &call, root)).await?;
