@@ -69,6 +69,7 @@ impl Acting {
     /// Tells the metadata sync of a file that has taken another one's place.
     pub async fn known_by_peer(&self, node: Inode) {
         let Some(receiver) = self.shared.sync.clone() else { return };
+        self.shared.fs.was_written(&node);
         let kept = blocking(move || receiver.replaced(&node).map_err(about)).await;
         if let Err(error) = kept {
             // The master's next word on its name says so again.
