@@ -153,7 +153,7 @@ impl Files for SyncedFiles {
         }
         let there = if origin.ino == 0 { known.there } else { origin };
         let facts = peer_facts(known.id, facts, there);
-        let refreshed = self.handle.block_on(self.fs.engine.refresh_peer_stub(node, &facts));
+        let refreshed = self.handle.block_on(self.fs.engine.refresh_peer_stub_unsynced(node, &facts));
         refreshed.map_err(|error| lowered(error.into()))
     }
 

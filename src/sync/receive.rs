@@ -222,6 +222,7 @@ impl Receiver {
                 self.half.place()
             )));
         }
+        let mut changed = false;
         for (id, node, facts) in &held.files {
             // Whoever tells of a file that is another by now tells nothing.
             let Ok((node, attr)) = self.lower.by_number(node.ino) else { continue };
@@ -230,10 +231,16 @@ impl Receiver {
                 continue;
             }
             match self.files.refresh(&node, facts, FileId { ino: 0, birth: 0 }) {
-                Ok(true) => self.files.inode_changed(node.id, false),
+                Ok(true) => {
+                    changed = true;
+                    self.files.inode_changed(node.id, false);
+                }
                 Ok(false) => {}
                 Err(error) => tracing::warn!(inode = node.id.ino, "news of its content could not be kept: {error}"),
             }
+        }
+        if changed {
+            self.lower.sync_all()?;
         }
         Ok("held-0".to_owned())
     }
