@@ -218,6 +218,12 @@ impl Fs {
                 (inner.machine.is_local(), inner.recall.clone(), size, inner.record.patch.is_some())
             };
             if patched || !is_resident(&target.cell) {
+                // Before the source is read, which may be the same file: a writer sets a stub's recall aside, and would do so for ever.
+                match self.write_inner(&target, to_offset, &[], patience)? {
+                    Try::Done(Ok(())) => {}
+                    Try::Done(Err(error)) => return Err(error),
+                    Try::Blocked(blocker) => return Ok(Try::Blocked(blocker)),
+                }
                 return match self.read_inner(&source, offset, len.min(PIECE_MAX) as u32)? {
                     Try::Done(Ok(bytes)) if bytes.is_empty() => Ok(Try::Done(Ok(0))),
                     Try::Done(Ok(bytes)) => {

@@ -21,6 +21,8 @@ use crate::types::{ByteRange, Inode, Timestamp};
 
 /// How far the clock that dates files may be behind the one that is read here, generously.
 const CLOCK_TICK_NS: i128 = 20_000_000;
+/// `S_ISUID | S_ISGID`.
+const SET_ID: u32 = 0o6000;
 
 /// What the kernel keeps for a lower file it may use itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -193,6 +195,12 @@ impl Fs {
         };
         let write = access.write || access.truncate;
         let passthrough = self.options.passthrough && register.has_kernel();
+        if access.write && !access.truncate && self.is_privileged_stub(cell, inner)? {
+            match self.engine.admit(cell, inner, Event::Rewrite, patience)? {
+                Admission::Go => {}
+                other => return Ok(Err(other)),
+            }
+        }
         match self.engine.admit(cell, inner, event(passthrough), patience)? {
             Admission::Go => {}
             other => return Ok(Err(other)),
@@ -202,6 +210,11 @@ impl Fs {
             inner.machine.apply(Event::Close { write });
         }
         opened.map(Ok)
+    }
+
+    /// A stub with set-id bits. The daemon cannot tell what a mapping writes, which leaves them, from what write(2) does: the kernel must.
+    fn is_privileged_stub(&self, cell: &Cell, inner: &Inner) -> FsResult<bool> {
+        Ok(inner.machine.claim().is_remote() && self.lower.stat(&cell.node)?.mode & SET_ID != 0)
     }
 
     fn serve(

@@ -283,3 +283,64 @@ fn a_failed_sync_stops_everything_until_it_is_settled() {
     machine.apply(Event::Reestablished(Claim::Resident));
     assert_eq!(machine.apply(Event::OpenWrite { passthrough: true }), Verdict::Go);
 }
+
+/// A file that both sides of a pair have: what its machine lets in, by who owns it.
+#[test]
+fn who_owns_it_decides_who_changes_it() {
+    let changes = [
+        Event::OpenWrite { passthrough: true },
+        Event::OpenTruncate { passthrough: true },
+        Event::Write,
+        Event::Rewrite,
+        Event::Resize { to_zero: false },
+        Event::Resize { to_zero: true },
+    ];
+    let machine = |claim, paired| Machine::new(claim, false).paired(paired);
+    for event in changes {
+        // Published: its generation is raised first, once.
+        let sealed = Paired { sealed: true, ..Paired::default() };
+        let mut owner = machine(Claim::Resident, sealed);
+        assert_eq!(owner.apply(event), Verdict::Save(Claim::Resident), "{event:?}");
+        owner.apply(Event::Saved(Claim::Resident));
+        assert_eq!(owner.apply(event), Verdict::Go, "{event:?}");
+        // The other side's: it is taken first, whatever is to become of the content.
+        let foreign = Paired { foreign: true, ..Paired::default() };
+        for claim in [Claim::Stub, Claim::Partial, Claim::Releasing, Claim::Resident] {
+            assert_eq!(machine(claim, foreign).apply(event), Verdict::Recall, "{event:?} of {claim:?}");
+        }
+        // Undecided: nobody changes it, and nobody moves it.
+        for (claim, foreign) in [(Claim::Resident, false), (Claim::Dual, true)] {
+            let mut asked = machine(claim, Paired { sealed: !foreign, foreign, handing_over: true });
+            assert_eq!(asked.apply(event), Verdict::Wait, "{event:?} of {claim:?}");
+            assert_eq!(asked.apply(Event::SetTimes), Verdict::Wait);
+            assert_eq!(asked.apply(Event::Read), Verdict::Go);
+            assert_eq!(asked.apply(Event::RecallBegin), Verdict::Already);
+            assert_eq!(asked.apply(Event::ReleaseBegin), Verdict::Refuse(Refusal::Busy), "{claim:?}");
+            // Read through the daemon: what is decided may free it.
+            assert_eq!(asked.apply(Event::OpenRead { passthrough: true }), Verdict::Go);
+            assert_eq!(asked.mode(), IoMode::Daemon(1));
+            asked.apply(Event::HandOverEnded(Claim::Partial, Paired { foreign: true, ..Paired::default() }));
+            assert_eq!((asked.activity(), asked.apply(event)), (Activity::None, Verdict::Recall));
+        }
+    }
+}
+
+#[test]
+fn a_change_of_owner_begins_with_nobody_at_work() {
+    let begun = |open: Option<Event>| {
+        let mut machine = Machine::new(Claim::Resident, false);
+        if let Some(open) = open {
+            assert_eq!(machine.apply(open), Verdict::Go);
+        }
+        machine.apply(Event::HandOverBegin)
+    };
+    assert_eq!(begun(None), Verdict::Go);
+    assert_eq!(begun(Some(Event::OpenRead { passthrough: false })), Verdict::Go);
+    assert_eq!(begun(Some(Event::OpenRead { passthrough: true })), Verdict::Refuse(Refusal::Open));
+    assert_eq!(begun(Some(Event::OpenWrite { passthrough: false })), Verdict::Refuse(Refusal::Open));
+    let mut copied = Machine::new(Claim::Resident, false);
+    assert_eq!(copied.apply(Event::ArchiveBegin), Verdict::Go);
+    assert_eq!(copied.apply(Event::OpenWrite { passthrough: true }), Verdict::Go);
+    copied.apply(Event::Close { write: true });
+    assert_eq!(copied.apply(Event::HandOverBegin), Verdict::Refuse(Refusal::Changed));
+}

@@ -300,10 +300,13 @@ impl Kernel {
             let Try::Done(written) = attempt else { return };
             let node = &state.disk.seen.nodes[&handle.ino];
             let mtime = node.mtime;
+            let record = record_of(node);
+            if record.as_ref().is_some_and(|record| record.patch.is_some()) {
+                file.is_patched();
+            }
             if written.is_ok() {
                 return file.write(offset, data, mtime);
             }
-            let record = record_of(node);
             if record.as_ref().is_some_and(|record| record.claim.is_remote() && record.patch.is_none()) {
                 // Its content is elsewhere.
                 return;
@@ -313,6 +316,10 @@ impl Kernel {
                 let mut now = vec![0; data.len()];
                 let len = node.content.read(&mut now, offset);
                 let len = now[..len].iter().zip(data).take_while(|(now, data)| now == data).count();
+                let mut before = vec![0; data.len()];
+                let kept = file.content.read(&mut before, offset);
+                before.truncate(kept);
+                file.refused_writes.push((offset, before));
                 return file.write(offset, &data[..len], mtime);
             }
             // Any part of it may have been written.

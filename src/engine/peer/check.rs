@@ -25,7 +25,7 @@ impl Engine {
         cell: &Cell,
         peer: PeerState,
     ) -> EngineResult<()> {
-        let answer = self.ask_facts_of(cell, &peer).await?;
+        let answer = self.ask_facts_of(cell, &peer).await?.answer;
         if peer.is_handing_over() {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
