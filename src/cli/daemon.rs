@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::other_end::{remote_config, target, watch_pair};
+use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
@@ -35,6 +36,7 @@ use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, Sy
 use crate::rebuild::Rebuild;
 use crate::record::Record;
 use crate::remote::S3Remote;
+use crate::sync::Ends;
 use crate::types::{ContentHash, FileId, PairName};
 
 /// Most async workers; one a core below that. Blocking work has threads of its own.
@@ -93,6 +95,7 @@ pub(super) struct Parts {
     pub engine: Arc<Engine>,
     pub fs: Arc<Fs>,
     pub index: Option<Arc<Index>>,
+    pub sync: Option<Arc<Ends>>,
     pub read_only: bool,
 }
 
@@ -141,7 +144,11 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         let recorder = index.recorder().clone();
         engine.on_state(Box::new(move |file| recorder.changed_id(file)));
     }
+    let side = synced::side(served.pair, read_only);
+    let synced = synced::capture(side, &lower)?;
+    let capture = synced.capture.clone();
     let options = FsOptions {
+        synced,
         recorder: index.as_ref().map(|index| index.recorder().clone()).unwrap_or_default(),
         read_only,
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
@@ -153,7 +160,10 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
-    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only })
+    let (pair, book) = (served.pair, &*state.sync);
+    let of = Ingredients { pair, side, book, lower: &lower, clock: &clock, remote: remote.as_ref(), fs: &fs, capture };
+    let sync = synced::ends(of, &runtime)?;
+    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only })
 }
 
 /// Lets transfers come to rest.
@@ -203,7 +213,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
     let metrics = args.observe.bind(&parts.runtime)?;
-    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
+    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -236,6 +246,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
         index: index.clone(),
+        sync: sync.clone(),
         watch: Watch {
             descriptors: Some(Box::new(move || share.descriptors_cached())),
             metrics: metrics.as_ref().map(|(_, at)| *at),
@@ -287,6 +298,9 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         Ok(signals) => drop(runtime.spawn(unmount_on_signal(args.mountpoint.clone(), signals))),
         Err(error) => tracing::warn!("signals cannot be watched: use `tierfs umount`: {error}"),
     }
+    if let Some(ends) = &sync {
+        synced::start(ends, &runtime);
+    }
     tracing::info!(share = %args.share.display(), mountpoint = %args.mountpoint.display(), "mounted");
     ready.ok();
     let served = mount.serve();
@@ -294,6 +308,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     if let Some(gateway) = gateway {
         runtime.block_on(gateway.shutdown());
     }
+    synced::finish(sync.as_ref(), &runtime);
     come_to_rest(runtime, &engine, index);
     served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
 }
@@ -340,6 +355,8 @@ struct ShareState {
     journal: PathBuf,
     /// Can be made again at any time.
     index: PathBuf,
+    /// What the metadata sync remembers.
+    sync: PathBuf,
     tasks: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
@@ -362,6 +379,7 @@ impl ShareState {
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
+            sync: dir.join("sync.sqlite"),
             tasks: dir.join("tasks.sqlite"),
             socket: dir.join("control").join("socket"),
         })

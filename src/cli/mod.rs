@@ -38,6 +38,8 @@ mod report;
 mod save_names;
 mod sql;
 mod status;
+mod sync;
+mod synced;
 mod tasks;
 mod top;
 mod trace;
@@ -123,6 +125,7 @@ enum Command {
     Find(listing::Find),
     Policy(policy::PolicyCommand),
     Why(why::Why),
+    Sync(sync::SyncCommand),
     Trace(trace::Trace),
     Tasks(tasks::TasksCommand),
     Top(top::Top),
@@ -179,6 +182,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Find(command) => command.run(global),
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
+        Command::Sync(command) => command.run(global),
         Command::Trace(command) => command.run(global),
         Command::Tasks(command) => command.run(global),
         Command::Top(command) => command.run(global),

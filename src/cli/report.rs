@@ -100,6 +100,7 @@ impl Reporter {
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
             Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) => {}
             Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
+            Reply::Sync(_) | Reply::SyncCompared(_) | Reply::SyncDifference(_) => {}
         }
     }
 

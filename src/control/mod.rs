@@ -23,6 +23,7 @@ mod recalls;
 pub mod scrub;
 pub mod server;
 pub mod space;
+mod sync;
 pub mod tasks;
 mod told;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use super::told::{Figures, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
+pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
 pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, StateTotal, WirePath};
 
 /// What an administrator asks of a mount.
@@ -118,6 +119,10 @@ pub enum Request {
     Why {
         paths: Vec<WirePath>,
     },
+    /// The metadata sync of the pair.
+    Sync {
+        action: SyncAction,
+    },
     /// What the mount is and does.
     Mount,
     /// What it does just now.
@@ -162,6 +167,30 @@ pub enum PolicyAction {
     Explain {
         names: Vec<String>,
     },
+}
+
+/// What to do with the metadata sync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncAction {
+    Status,
+    /// Compare the whole share with the other side's, and make that equal unless it is dry.
+    Compare {
+        dry_run: bool,
+    },
+    /// Rename what only the slave has under these paths.
+    Take {
+        paths: Vec<WirePath>,
+    },
+    /// Let go of the master that the slave has.
+    AcceptMaster,
+}
+
+/// A name that is not the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncDifference {
+    pub path: WirePath,
+    pub why: String,
 }
 
 /// What to do with tasks. Without ids: with all that are not over.
@@ -237,6 +266,9 @@ pub enum Reply {
     Row {
         cells: Vec<serde_json::Value>,
     },
+    Sync(SyncInfo),
+    SyncCompared(SyncComparison),
+    SyncDifference(SyncDifference),
     Mount(MountInfo),
     Figures(Box<Figures>),
     Done(Summary),

@@ -32,6 +32,7 @@ use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::{Fs, requester};
 use crate::ports::{Attr, FileKind, Lower};
+use crate::sync::Ends;
 
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
@@ -59,6 +60,8 @@ pub struct Server {
     pub index: Option<Arc<Index>>,
     /// There with an index, with or without rules.
     pub policies: Option<Arc<Manager>>,
+    /// There where the pair has a metadata sync.
+    pub sync: Option<Arc<Ends>>,
     pub watch: Watch,
 }
 
@@ -261,6 +264,7 @@ impl Server {
             Request::Policy { action } => return self.policy(action, replies).await,
             Request::Tasks { action } => return self.tasks(action, replies).await,
             Request::Why { paths } => return self.why(paths, replies).await,
+            Request::Sync { action } => return self.sync(action, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Figures => return self.figures(replies).await,

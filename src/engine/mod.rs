@@ -75,7 +75,7 @@ pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
 pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
 pub use trace::{Tracer, shown};
-pub use trees::{stored_at, travels};
+pub use trees::{stored_at, travelling_xattrs, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;

@@ -19,6 +19,7 @@ mod open;
 mod requester;
 mod room;
 mod sizes;
+mod synced;
 mod wait;
 mod xattrs;
 
@@ -35,6 +36,7 @@ pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
 pub use room::{Patiently, Room};
 pub use sizes::Sizes;
+pub use synced::{Synced, SyncedFiles};
 pub use wait::{Blocker, Try, Waiter};
 
 use crate::admission::Rules;
@@ -68,6 +70,8 @@ pub struct FsOptions {
     pub space_wait: Duration,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
+    /// What the metadata sync of the pair wants.
+    pub synced: Synced,
 }
 
 impl Default for FsOptions {
@@ -81,6 +85,7 @@ impl Default for FsOptions {
             rules: Rules::default(),
             space_wait: Duration::ZERO,
             recorder: Arc::default(),
+            synced: Synced::default(),
         }
     }
 }
