@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::call::{Answer, Call, Facts, Refusal};
-use super::state::{Content, Epoch, Ownership, PairFileId, Phase, Ticket};
+use super::state::{Content, Epoch, Ownership, Phase, Ticket};
 use crate::types::{Generation, Timestamp};
 
 /// The copy that the owner uploaded: complete, verified, durable, not visible.
@@ -37,8 +37,6 @@ pub struct Local {
     pub staged: Option<Staged>,
     /// The journal has an intent to finish this side's handover.
     pub intended: bool,
-    /// The last attempt refused while there was no file of this id here ([`Verdict::NoteRefused`]).
-    pub refused: Ticket,
 }
 
 /// What happens.
@@ -87,9 +85,6 @@ pub enum Verdict {
     Sync,
     /// Note the intent durably, then feed the event again.
     Intend,
-    /// Note durably, beside no file, that no attempt up to this ticket may be granted for this file id; then feed again. May be forgotten
-    /// when calls of that time are not accepted any more (they are signed, with a date).
-    NoteRefused(PairFileId, Ticket),
     /// Remove the intent: what it was for has ended.
     Forget,
     /// Bring all bytes of this content into the local file, verified by hash and synced, then feed the event again.
@@ -104,11 +99,15 @@ pub enum Verdict {
     SendBytes(Answer),
     /// Tell the other side.
     Answer(Answer),
+    /// No answer of this protocol: the call came to another file than it is for.
+    Silence,
 }
 
 /// What follows from `event`. Total: every combination has a verdict, whatever the other side sends.
 ///
-/// A call must be for this file's id; those for files that are not there go to [`decide_unknown`].
+/// A call must be for this file's id: how it is found, and what if it is not, see [`answer_gone`]. While an event is fed again, the file's cell stays locked, but for
+/// what takes long: `Fetch`, `Install`, `Keep`, `SendBytes`, and the network. (A writer's `Save` and his being let in must be one: else those who publish and
+/// those who write could take turns for ever.)
 pub fn decide(own: &Ownership, local: &Local, event: Event) -> Verdict {
     match event {
         Event::Read => match own.phase {
@@ -143,15 +142,13 @@ pub fn decide(own: &Ownership, local: &Local, event: Event) -> Verdict {
     }
 }
 
-/// What follows from a call where there is no file of its id under its path.
+/// The answer where the file of this id is gone for good (or never was): ids are not given again, so it is definite.
 ///
-/// Such a refusal is durable like any other: the path may be on its way (a rename that is not here yet), and the same call may find the file tomorrow,
-/// when the asker has long gone on.
-pub fn decide_unknown(refused: Ticket, call: Call) -> Verdict {
-    match call.ticket() {
-        Some(ticket) if ticket > refused => Verdict::NoteRefused(call.file(), ticket),
-        ticket => Verdict::Answer(Answer::Refused { ticket, refusal: Refusal::NoSuchFile, facts: None }),
-    }
+/// A file that is only not found is another matter: the path may be on its way (a rename that one side has not heard of), and the file may have granted this very
+/// call. Refused then, its asker would go back, and there would be two owners. So calls find their file by its id (or inode), not by their path alone; and where that does
+/// not tell, there is no answer.
+pub fn answer_gone(call: Call) -> Answer {
+    Answer::Refused { ticket: call.ticket(), refusal: Refusal::NoSuchFile, facts: None }
 }
 
 /// The content as `stat` shows it here.
@@ -231,7 +228,7 @@ fn take_begin(own: &Ownership, local: &Local) -> Verdict {
 
 fn called(own: &Ownership, local: &Local, call: Call) -> Verdict {
     if call.file() != own.file {
-        return decide_unknown(local.refused, call);
+        return Verdict::Silence;
     }
     let refuse = |refusal| {
         let facts = Some(facts(own, local));
@@ -297,7 +294,7 @@ fn handover(own: &Ownership, local: &Local, ticket: Ticket, outcome: Outcome) ->
         Phase::Offering | Phase::Taking => Outcome::No(Refusal::Handover),
         Phase::Owner { .. } | Phase::Stub => Outcome::No(Refusal::Diverged),
     };
-    let barred = ticket <= own.refused.max(local.refused);
+    let barred = ticket <= own.refused;
     let answer =
         |refusal| Verdict::Answer(Answer::Refused { ticket: Some(ticket), refusal, facts: Some(facts(own, local)) });
     match outcome {

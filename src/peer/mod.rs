@@ -36,7 +36,7 @@ mod decide;
 mod state;
 
 pub use call::{Answer, Call, Facts, Refusal};
-pub use decide::{Event, Local, Staged, Verdict, decide, decide_unknown};
+pub use decide::{Event, Local, Staged, Verdict, answer_gone, decide};
 pub use state::{Attempt, Content, Epoch, Ownership, PairFileId, Phase, Ticket};
 
 #[cfg(test)]

@@ -135,7 +135,6 @@ fn every_combination_has_a_verdict_and_ends() {
                         }
                         Verdict::Sync => local.synced = true,
                         Verdict::Keep(staged) => local.staged = Some(staged),
-                        Verdict::NoteRefused(_, ticket) => local.refused = ticket,
                         _ => break,
                     }
                 }
@@ -175,19 +174,11 @@ fn refused(mut own: Ownership, mut local: Local, call: Event) -> Option<Ownershi
 }
 
 #[test]
-fn a_refusal_without_a_file_is_durable_too() {
-    let [first, second, ..] = tickets()[..] else { unreachable!() };
-    let call = |ticket| Call::Ltr { file: FILE, ticket, content: content(5) };
-    assert_eq!(decide_unknown(Ticket::default(), call(second)), Verdict::NoteRefused(FILE, second));
-    for ticket in [first, second] {
-        let refused = Answer::Refused { ticket: Some(ticket), refusal: Refusal::NoSuchFile, facts: None };
-        assert_eq!(decide_unknown(second, call(ticket)), Verdict::Answer(refused));
-    }
-    // The file is found again under its path.
-    let stub = Ownership::first_stub(FILE, content(5));
-    let local = Local { whole: Some(Generation(5)), refused: second, ..Local::default() };
-    let refused = decide(&stub, &local, Event::Called(call(second)));
-    assert!(matches!(refused, Verdict::Answer(Answer::Refused { refusal: Refusal::RefusedBefore, .. })), "{refused:?}");
+fn a_call_for_another_file_is_not_answered() {
+    let own = Ownership::first_stub(FILE, content(5));
+    let ticket = tickets()[0];
+    let call = Call::Ltr { file: PairFileId(8), ticket, content: content(5) };
+    assert_eq!(decide(&own, &Local::default(), Event::Called(call)), Verdict::Silence);
 }
 
 #[test]
