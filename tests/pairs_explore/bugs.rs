@@ -22,13 +22,11 @@ bugs! {
     StrayRefused,
     /// what was refused of the next epoch is forgotten when this one begins
     RefusalEndsWithEpoch,
-    /// every attempt has the same number
-    AttemptReused,
     /// an answer to an earlier attempt is believed
     LateAnswerBelieved,
     /// a grant is told before it is durable
     GrantUnsaved,
-    /// the epoch of a call is not compared
+    /// a call of an epoch that is over is acted upon
     EpochUncompared,
     /// a handover does not raise the epoch
     EpochKept,
@@ -36,8 +34,8 @@ bugs! {
     GenerationUncompared,
     /// rtl and offers: writers are not looked for
     WriterIgnored,
-    /// rtl is refused while this side offers, for the asker to go back
-    OwnerWhileOffering,
+    /// rtl is refused while this side offers, and that is not noted
+    RefusedWhileOffering,
     /// ltr: a staged copy of an older generation is installed
     StagedUncompared,
     /// a copy is offered of what has changed since
@@ -74,10 +72,12 @@ bugs! {
     HolderIgnored,
     /// bytes are sent without another look at the generation
     BytesUnchecked,
-    /// a chunk is kept without a look at its hash
+    /// a chunk is kept without a look at its generation and hash
     ChunkUnverified,
     /// facts are believed that are older than what is known
     OldFactsBelieved,
+    /// facts are believed of what is being written
+    UnpublishedBelieved,
     /// readers are served by a stub's new facts before these are durable
     RefreshUnsaved,
 }

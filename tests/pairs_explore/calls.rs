@@ -6,7 +6,7 @@ use crate::bugs::Bug;
 use crate::explorer::Kind;
 use crate::jobs;
 use crate::judge::{judge, judge_stray};
-use crate::state::{Handling, Message, State};
+use crate::state::{Handling, Message, Read, State};
 use crate::steps::Out;
 
 /// Any message may be the next to arrive.
@@ -21,7 +21,7 @@ pub fn deliver(out: &mut Out) {
             Message::Call { call, chunk, body, .. } if out.from.sides[side].handling.is_none() => {
                 out.system(side, label(&call), |s| {
                     s.net.remove(index);
-                    s.sides[side].handling = Some(Handling { call, chunk, body, read: None });
+                    s.sides[side].handling = Some(Handling { call, chunk, body, read: Read::No });
                 });
             }
             Message::Call { .. } => {}
@@ -30,7 +30,7 @@ pub fn deliver(out: &mut Out) {
                 let verdict = judge(s, side, Event::Answered(answer), bug);
                 if let Verdict::Save(saved) = verdict {
                     let freed = bug == Some(Bug::FreedBeforeRecord) && saved.phase == Phase::Stub;
-                    let refreshed = saved.epoch == s.sides[side].own().epoch && saved.phase == Phase::Stub;
+                    let refreshed = s.sides[side].own().phase == Phase::Stub;
                     if freed && saved.epoch > s.sides[side].own().epoch {
                         s.sides[side].bytes.free();
                     }
@@ -78,6 +78,14 @@ pub fn handle(out: &mut Out, side: usize) {
         return;
     };
     let call = handling.call;
+    if handling.read == Read::Allowed {
+        // Without the lock: what is read now counts only if the generation is still the same afterwards.
+        out.system(side, "the chunk is read", |s| {
+            let value = s.sides[side].bytes.now.ch[usize::from(handling.chunk)];
+            s.sides[side].handling = Some(Handling { read: Read::Got(value), ..handling });
+        });
+        return;
+    }
     let verdict = match this.astray {
         true => judge_stray(call, bug),
         false => judge(out.from, side, Event::Called(call), bug),
@@ -112,19 +120,19 @@ pub fn handle(out: &mut Out, side: usize) {
             out.system(side, "the copy is staged", |s| s.sides[side].staged = Some((staged, handling.body)));
         }
         Verdict::SendBytes(answer) => match handling.read {
-            None => {
-                out.system(side, "the chunk is read", |s| {
-                    let value = s.sides[side].bytes.now.ch[usize::from(handling.chunk)];
-                    s.sides[side].handling = Some(Handling { read: Some(value), ..handling });
-                });
+            Read::Got(value) => {
+                out.system(side, "the chunk is sent", |s| reply(s, side, answer, handling.chunk, value))
             }
-            Some(value) => out.system(side, "the chunk is sent", |s| reply(s, side, answer, handling.chunk, value)),
+            _ => out.system(side, "the chunk may be read", |s| {
+                s.sides[side].handling = Some(Handling { read: Read::Allowed, ..handling });
+            }),
         },
         Verdict::Answer(Answer::Refused { facts: Some(facts), .. })
-            if handling.read.is_some() && bug == Some(Bug::BytesUnchecked) =>
+            if handling.read != Read::No && bug == Some(Bug::BytesUnchecked) =>
         {
-            let (value, Call::Get { generation, .. }) = (handling.read.unwrap_or_default(), call) else { return };
-            let content = tierfs::peer::Content { generation, ..facts.content };
+            let (Read::Got(value), Call::Get { generation, .. }) = (handling.read, call) else { return };
+            let len = out.from.image(generation).map_or(0, |image| image.len.into());
+            let content = tierfs::peer::Content { generation, len, ..facts.content };
             let answer = Answer::Bytes(tierfs::peer::Facts { content, ..facts });
             out.system(side, "the chunk is sent", |s| reply(s, side, answer, handling.chunk, value));
         }

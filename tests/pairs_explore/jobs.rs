@@ -162,10 +162,12 @@ pub fn answered(s: &mut State, side: usize, message: &Message, saved: bool, bug:
         Answer::Bytes(facts) => {
             let Job::Fetch { waiting, .. } = &mut this.job else { return };
             *waiting = false;
-            let wanted = own.phase == Phase::Stub && own.content.generation == facts.content.generation && !this.held;
+            let unverified = bug == Some(Bug::ChunkUnverified);
+            let same = own.content.generation == facts.content.generation || unverified;
             let verified = image.is_some_and(|image| image.ch[usize::from(chunk)] == value);
-            let unverified = bug == Some(Bug::ChunkUnverified) || bug == Some(Bug::BytesUnchecked);
-            if wanted && (verified || unverified) {
+            // Bytes that were not the generation's may come with hashes that were not, either.
+            let counts = verified || unverified || bug == Some(Bug::BytesUnchecked);
+            if own.phase == Phase::Stub && same && !this.held && counts {
                 this.bytes.set_len(own.content.len as u8);
                 this.bytes.write(chunk.into(), value);
                 if !verified {

@@ -1,7 +1,7 @@
 //! What `tierfs::peer` says, and where planted bugs make it say something else.
 
 use tierfs::peer::{
-    Answer, Attempt, Call, Epoch, Event, Local, Ownership, Phase, Ticket, Verdict, answer_gone, decide,
+    Answer, Call, Epoch, Event, Local, Ownership, Phase, Refusal, Ticket, Verdict, answer_gone, decide,
 };
 use tierfs::types::Generation;
 
@@ -36,7 +36,7 @@ pub fn judge(state: &State, side: usize, event: Event, bug: Option<Bug>) -> Verd
             let event = bend(bug, &mut own, &mut local, event);
             match overrule(bug, &own, event) {
                 Some(verdict) => verdict,
-                None => bent(bug, &own, event, decide(&own, &local, event)),
+                None => bent(bug, &own, &local, event, decide(&own, &local, event)),
             }
         }
     };
@@ -55,8 +55,10 @@ pub fn judge_stray(call: Call, bug: Option<Bug>) -> Verdict {
 /// What a bug has the decision see.
 fn bend(bug: Bug, own: &mut Ownership, local: &mut Local, mut event: Event) -> Event {
     match (bug, &mut event) {
-        (Bug::RefusalForgotten, _) => own.refused = Ticket::default(),
-        (Bug::EpochUncompared, Event::Called(Call::Ltr { ticket, .. } | Call::Rtl { ticket, .. })) => {
+        // Not the one that has just been done, or it would never be answered.
+        (Bug::EpochUncompared, Event::Called(Call::Ltr { ticket, .. } | Call::Rtl { ticket, .. }))
+            if ticket.epoch < own.epoch =>
+        {
             ticket.epoch = own.epoch.next();
         }
         (Bug::GenerationUncompared, Event::Called(Call::Rtl { generation, .. })) => {
@@ -88,15 +90,21 @@ fn overrule(bug: Bug, own: &Ownership, event: Event) -> Option<Verdict> {
         | (Bug::WriteWhileTaking, Event::Write { .. }, Phase::Taking)
         | (Bug::FreedWhileOffering, Event::Free, Phase::Offering)
         | (Bug::FreedWhileTaking, Event::Free, Phase::Taking) => Verdict::Go,
-        // What was told counts, be it older.
-        (Bug::OldFactsBelieved, Event::Answered(Answer::Facts(facts)), Phase::Stub) if facts.content != own.content => {
+        (Bug::OldFactsBelieved, Event::Answered(Answer::Facts(facts)), Phase::Stub)
+            if facts.content.generation < own.content.generation =>
+        {
             Verdict::Save(Ownership { content: facts.content, ..*own })
         }
-        (Bug::OwnerWhileOffering, Event::Called(Call::Rtl { ticket, .. }), Phase::Offering)
+        (Bug::UnpublishedBelieved, Event::Answered(Answer::Facts(facts)), Phase::Stub)
+            if facts.content.generation > own.content.generation =>
+        {
+            Verdict::Save(Ownership { content: facts.content, ..*own })
+        }
+        (Bug::RefusedWhileOffering, Event::Called(Call::Rtl { ticket, .. }), Phase::Offering)
             if ticket == (Ticket { epoch: own.epoch.next(), ..ticket }) =>
         {
             let facts = None;
-            Verdict::Answer(Answer::Refused { ticket: Some(ticket), refusal: tierfs::peer::Refusal::Handover, facts })
+            Verdict::Answer(Answer::Refused { ticket: Some(ticket), refusal: Refusal::Handover, facts })
         }
         _ => return None,
     };
@@ -104,10 +112,10 @@ fn overrule(bug: Bug, own: &Ownership, event: Event) -> Option<Verdict> {
 }
 
 /// What a bug makes of the verdict.
-fn bent(bug: Bug, own: &Ownership, event: Event, verdict: Verdict) -> Verdict {
+fn bent(bug: Bug, own: &Ownership, local: &Local, event: Event, verdict: Verdict) -> Verdict {
     match (bug, verdict) {
-        (Bug::AttemptReused, Verdict::Save(saved)) if saved.attempt > Attempt(1) => {
-            Verdict::Save(Ownership { attempt: Attempt(1), ..saved })
+        (Bug::RefusalForgotten, Verdict::Answer(Answer::Refused { refusal: Refusal::RefusedBefore, .. })) => {
+            decide(&Ownership { refused: Ticket::default(), ..*own }, local, event)
         }
         (Bug::RefusalEndsWithEpoch, Verdict::Save(saved)) if saved.epoch > own.epoch => {
             Verdict::Save(Ownership { refused: Ticket::default(), ..saved })

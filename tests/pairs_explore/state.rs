@@ -136,6 +136,15 @@ pub enum Job {
     },
 }
 
+/// How far the answer to a `Get` is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Read {
+    No,
+    /// The bytes may be read.
+    Allowed,
+    Got(u8),
+}
+
 /// A call that is being answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handling {
@@ -144,8 +153,7 @@ pub struct Handling {
     pub chunk: u8,
     /// Of a `Stage`: the copy.
     pub body: Image,
-    /// What was read to be sent.
-    pub read: Option<u8>,
+    pub read: Read,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -7,7 +7,7 @@ use crate::explorer::explore;
 use crate::worlds::{LARGE, SMALL};
 
 /// States visited at most in each small world.
-const SMALL_STATES: usize = 12_000;
+const SMALL_STATES: usize = 100_000;
 /// States visited at most in each large one; `EXPLORE_STATES` says otherwise.
 const LARGE_STATES: usize = 3_000_000;
 

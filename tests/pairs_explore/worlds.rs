@@ -56,9 +56,17 @@ pub const SMALL: &[Named] = &[
     named("migrate and take", Spent { migrations: 1, takes: 1, ..B }),
     named("read, write", Spent { reads: 2, writes: 1, ..B }),
     named("migrate, evicted, late", Spent { migrations: 1, evictions: 1, timeouts: 1, repeats: 1, ..B }),
-    named("look, write", Spent { heads: 2, writes: 1, reads: 1, ..B }),
+    named("look, write", Spent { heads: 2, writes: 1, reads: 2, ..B }),
+    named("read, write, power", Spent { reads: 2, heads: 1, writes: 1, powers: 1, ..B }),
     named("read, look, crash", Spent { reads: 2, heads: 1, writes: 1, crashes: 1, ..B }),
     named("hold, take", Spent { holds: 1, takes: 1, frees: 1, ..B }),
+    named("taken twice, again", Spent { takes: 2, repeats: 1, ..B }),
+    named("refused, staged again", Spent { migrations: 1, evictions: 1, repeats: 2, ..B }),
+    named("refused, staged again, crash", Spent { migrations: 1, evictions: 1, repeats: 2, crashes: 1, ..B }),
+    named("refused twice, again", Spent { migrations: 2, evictions: 1, repeats: 1, ..B }),
+    named("both at once, refused, again", Spent { migrations: 1, takes: 1, evictions: 1, repeats: 1, ..B }),
+    named("staged older, again", Spent { migrations: 2, writes: 1, evictions: 1, repeats: 1, ..B }),
+    named("read, write, again", Spent { reads: 1, writes: 1, repeats: 1, heads: 1, ..B }),
     named("cuts", Spent { cuts: 2, takes: 2, migrations: 1, ..B }),
 ];
 
