@@ -25,8 +25,8 @@ test: ## Install what is missing, check format and lints, run all tests
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
 
-explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME)
-	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test explore -- --ignored --nocapture
+explore: ## Explore one file's protocol, and that of two clusters, exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME, EXPLORE=explore|pairs_explore)
+	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test $(or $(EXPLORE),explore --test pairs_explore) -- --ignored --nocapture
 
 fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 each of a dozen parts, SEED=4 to begin with)
 	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \

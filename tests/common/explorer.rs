@@ -150,8 +150,7 @@ impl<State, Label> Display for Report<State, Label> {
     }
 }
 
-/// What is explored, and the reports of it.
-type ReportOf<W> = Report<<W as Explored>::State, <W as Explored>::Label>;
+pub type ReportOf<W> = Report<<W as Explored>::State, <W as Explored>::Label>;
 type ViolationOf<W> = Violation<<W as Explored>::State, <W as Explored>::Label>;
 type NextOf<W> = Next<<W as Explored>::State, <W as Explored>::Label>;
 
@@ -201,7 +200,7 @@ pub fn explore<W: Explored>(world: &W, limit: usize) -> ReportOf<W> {
 }
 
 /// Checks a state and finds what may follow.
-fn expand<W: Explored>(world: &W, state: &W::State, next: &mut Vec<NextOf<W>>) -> Result<(), String> {
+pub fn expand<W: Explored>(world: &W, state: &W::State, next: &mut Vec<NextOf<W>>) -> Result<(), String> {
     next.clear();
     if let Some(what) = world.broken(state) {
         return Err(what.to_owned());

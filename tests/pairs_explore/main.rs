@@ -13,4 +13,5 @@ mod state;
 mod steps;
 mod tests;
 mod users;
+mod wander;
 mod worlds;

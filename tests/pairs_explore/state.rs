@@ -9,7 +9,7 @@ use crate::explorer::fingerprint;
 pub const FREED: u8 = 0;
 pub const CHUNKS: usize = 2;
 /// Generations are small numbers here, below this.
-pub const GENERATIONS: usize = 12;
+pub const GENERATIONS: usize = 16;
 /// The file.
 pub const FILE: PairFileId = PairFileId(1);
 

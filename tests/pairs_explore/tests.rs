@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::bugs::BUGS;
 use crate::explorer::explore;
-use crate::worlds::{LARGE, SMALL};
+use crate::wander::wander;
+use crate::worlds::{LARGE, SMALL, WIDE};
 
 /// States visited at most in each small world.
-const SMALL_STATES: usize = 100_000;
+const SMALL_STATES: usize = 20_000;
+/// States visited at most to find a planted bug.
+const BUG_STATES: usize = 100_000;
 /// States visited at most in each large one; `EXPLORE_STATES` says otherwise.
 const LARGE_STATES: usize = 3_000_000;
 
@@ -32,12 +35,11 @@ fn every_planted_bug_is_found() {
     // Assertions end some of them: not worth a backtrace each.
     std::panic::set_hook(Box::new(|_| {}));
     let (began, mut missed) = (Instant::now(), Vec::new());
-    for (bug, rule) in BUGS {
-        let found = SMALL.iter().find_map(|named| {
-            [false, true].into_iter().find_map(|partial| {
-                let report = explore(&named.world(Some(*bug), partial), SMALL_STATES);
-                report.violation.map(|violation| (named.name, report.states, violation))
-            })
+    for (bug, rule, world) in BUGS {
+        let named = SMALL.iter().find(|named| named.name == *world).expect("it is one of the small worlds");
+        let found = [false, true].into_iter().find_map(|partial| {
+            let report = explore(&named.world(Some(*bug), partial), BUG_STATES);
+            report.violation.map(|violation| (named.name, report.states, violation))
         });
         match found {
             Some((name, states, violation)) => {
@@ -78,4 +80,27 @@ fn the_protocol_holds_in_large_worlds() {
     }
     println!("{states} states, {:.0} s", took.as_secs_f64());
     assert!(broken.is_empty(), "{broken:?}");
+}
+
+/// The worlds are too large to be visited whole: some ways are gone to their end.
+fn walks(walks: usize, steps: usize, seed: u64) {
+    for partial in [false, true] {
+        let report = wander(&WIDE.world(None, partial), seed, walks, steps);
+        println!("{walks} ways by seed {seed}: {report}");
+        if let Some(violation) = report.violation {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn the_protocol_holds_on_long_ways() {
+    walks(700, 400, 1);
+}
+
+#[test]
+#[ignore = "minutes: `make explore`"]
+fn the_protocol_holds_on_many_long_ways() {
+    let seed = std::env::var("EXPLORE_SEED").map_or(7, |seed| seed.parse().expect("a number"));
+    walks(200_000, 600, seed);
 }

@@ -71,5 +71,45 @@ pub const SMALL: &[Named] = &[
 ];
 
 /// For `make explore`.
-pub const LARGE: &[Named] =
-    &[named("both ways", Spent { migrations: 2, takes: 2, writes: 2, frees: 1, timeouts: 1, crashes: 1, ..B })];
+pub const LARGE: &[Named] = &[
+    named("there and back", Spent { migrations: 2, takes: 2, writes: 1, frees: 1, timeouts: 1, crashes: 1, ..B }),
+    named(
+        "late, twice, lost",
+        Spent { migrations: 2, takes: 1, timeouts: 2, repeats: 2, losses: 1, evictions: 1, ..B },
+    ),
+    named(
+        "writers on both sides",
+        Spent { migrations: 1, takes: 2, writes: 3, unsynced: 1, timeouts: 1, giveups: 1, ..B },
+    ),
+    named("crashes of both", Spent { migrations: 1, takes: 1, writes: 1, unsynced: 1, crashes: 2, powers: 1, ..B }),
+    named("power", Spent { migrations: 1, takes: 2, writes: 2, unsynced: 2, powers: 2, ..B }),
+    named("cuts", Spent { migrations: 1, takes: 2, cuts: 2, writes: 1, crashes: 1, timeouts: 1, ..B }),
+    named("readers", Spent { reads: 2, writes: 2, heads: 1, takes: 1, repeats: 1, powers: 1, ..B }),
+    named("who reads by himself", Spent { holds: 2, migrations: 1, takes: 2, writes: 1, frees: 1, repeats: 1, ..B }),
+    named("refusals", Spent { migrations: 2, takes: 2, writes: 1, evictions: 2, repeats: 1, crashes: 1, ..B }),
+    named("strays", Spent { migrations: 1, takes: 2, strays: 2, timeouts: 1, writes: 1, ..B }),
+];
+
+/// For long ways by dice.
+pub const WIDE: Named = named(
+    "all of it",
+    Spent {
+        writes: 4,
+        cuts: 2,
+        reads: 3,
+        unsynced: 2,
+        migrations: 4,
+        takes: 6,
+        heads: 2,
+        holds: 2,
+        frees: 4,
+        crashes: 3,
+        powers: 2,
+        timeouts: 3,
+        losses: 3,
+        repeats: 4,
+        evictions: 2,
+        strays: 2,
+        giveups: 2,
+    },
+);
