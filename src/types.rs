@@ -27,6 +27,39 @@ impl fmt::Display for FileId {
     }
 }
 
+/// One file on both sides of a pair: given once, and the same in both records, however the file is called and whatever inode it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PairFileId(pub [u8; 16]);
+
+impl fmt::Display for PairFileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for PairFileId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // Only as it is written: another spelling would be another name for the same.
+        let fits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        if text.len() != 32 || !text.bytes().all(fits) {
+            return Err(());
+        }
+        u128::from_str_radix(text, 16).map(|id| Self(id.to_be_bytes())).map_err(|_| ())
+    }
+}
+
+impl std::str::FromStr for FileId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (ino, birth) = text.split_once('-').ok_or(())?;
+        let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|_| ());
+        Ok(Self { ino: hex(ino)?, birth: hex(birth)? })
+    }
+}
+
 /// Longest kernel file handle kept inline, in bytes. ext4 needs 8, XFS 12, btrfs 20 (with parent 40).
 pub const HANDLE_BYTES_MAX: usize = 40;
 

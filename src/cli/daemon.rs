@@ -25,12 +25,15 @@ use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult, WhenArchived};
-use crate::ports::{Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::pair::capabilities::{self, Found};
+use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, WhenArchived};
+use crate::ports::{
+    Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, RemoteErrorKind, RemoteResult, SystemClock,
+};
 use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
-use crate::types::{ContentHash, FileId, PairName};
+use crate::types::{ContentHash, FileId, ObjectKey, PairName};
 
 /// Most async workers; one a core below that. Blocking work has threads of its own.
 const WORKERS_MAX: usize = 4;
@@ -42,6 +45,8 @@ const BLOCKING_MAX: usize = 64;
 const REST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a process that served the share before may take to end.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
+/// Longest answer of a gateway to who asks who it is, in bytes.
+const HELLO_MAX: u64 = 4 << 10;
 /// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
 const PROBE_PAUSE: Duration = Duration::from_secs(60);
 
@@ -102,7 +107,16 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
         None => None,
     };
-    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote)));
+    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| {
+        let probed = capabilities::load(served.state_dir, &pair.name);
+        target(pair, Arc::new(remote), probed)
+    });
+    if let Some(target) = target.as_ref().filter(|target| target.peer && !target.prefix.is_empty()) {
+        return Err(failed(format!(
+            "pair {} has role gpeer, and so its remote is a whole share: s3://BUCKET without a prefix",
+            target.pair.name
+        )));
+    }
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
@@ -177,7 +191,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let mount = Mount::new(fs.clone(), &args.mountpoint, &mount_options).map_err(failed)?;
     let names = {
         let _guard = runtime.enter();
-        let every = args.save_names.filter(|_| !read_only && args.pair.is_some());
+        let stores = args.pair.as_ref().is_some_and(|pair| pair.role == RemoteRole::Gfs);
+        let every = args.save_names.filter(|_| !read_only && stores);
         Names::start(lower.clone(), engine.clone(), every)
     };
     let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
@@ -200,7 +215,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     });
     runtime.spawn(server.clone().serve(socket));
     if let Some(remote) = remote {
-        runtime.spawn(watch_pair(server, remote));
+        let role = args.pair.as_ref().map_or(RemoteRole::Gfs, |pair| pair.role);
+        runtime.spawn(watch_pair(server, remote, role));
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());
@@ -406,7 +422,9 @@ fn remote_config(pair: &Pair) -> RemoteConfig {
     config
 }
 
-fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
+/// `probed`: what the last probe found.
+fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabilities::Probed>) -> Target {
+    let plain = probed.is_some_and(|probed| probed.peer == Some(false));
     Target {
         pair: PairRef {
             name: pair.name.clone(),
@@ -420,6 +438,7 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
         },
         prefix: pair.prefix.clone(),
         remote,
+        peer: pair.role == RemoteRole::Gpeer && !plain,
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
         recall: pair.recall,
@@ -428,9 +447,16 @@ fn target(pair: &Pair, remote: Arc<dyn Remote>) -> Target {
 }
 
 /// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
-async fn watch_pair(server: Arc<Server>, remote: S3Remote) {
+async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: RemoteRole) {
     loop {
-        match remote.probe().await {
+        match probe_remote(role, &remote).await {
+            Ok(Found { peer: Some(false), .. }) => {
+                let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, if \
+                           `tierfs pair edit` is let probe it";
+                tracing::warn!("{why}");
+                *server.probe_problem.lock() = Some(why.into());
+                return;
+            }
             Ok(found) => {
                 tracing::info!(?found, "the pair's endpoint answers");
                 *server.probe_problem.lock() = None;
@@ -492,12 +518,29 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
 }
 
 /// Tries what the pair's endpoint can do. The error is one line without a secret.
-pub fn probe(pair: &Pair) -> Result<Capabilities, String> {
+pub fn probe(pair: &Pair) -> Result<Found, String> {
     let runtime = runtime().map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
-        remote.probe().await.map_err(|error| error.to_string())
+        probe_remote(pair.role, &remote).await.map_err(|error| error.to_string())
     })
+}
+
+/// Asks the gateway of a share who it is; tries what a store can do.
+async fn probe_remote(role: RemoteRole, remote: &S3Remote) -> RemoteResult<Found> {
+    let mut peer = None;
+    if role == RemoteRole::Gpeer {
+        match remote.get_all(&ObjectKey(gateway::HELLO.into()), HELLO_MAX).await {
+            Ok(_) => {
+                // Nothing is tried there: its keys are people's files.
+                let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
+                return Ok(Found { capabilities, peer: Some(true) });
+            }
+            Err(error) if error.kind == RemoteErrorKind::NotFound => peer = Some(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Found { capabilities: remote.probe().await?, peer })
 }
 
 /// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.
@@ -507,6 +550,12 @@ pub fn rebuild<T>(
     options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
     work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
 ) -> Result<T, CliError> {
+    if pair.role == RemoteRole::Gpeer {
+        return Err(failed(format!(
+            "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
+            pair.name
+        )));
+    }
     let share = Share::open(into).map_err(|error| failed(format!("cannot open {}: {error}", into.display())))?;
     if share.features().read_only {
         return Err(failed(format!("{} is read-only", into.display())));
@@ -514,7 +563,7 @@ pub fn rebuild<T>(
     let runtime = runtime()?;
     runtime.block_on(async {
         let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
-        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote))).await)
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, None))).await)
     })
 }
 
@@ -525,5 +574,8 @@ pub fn claims(pair: &Pair) -> PairResult<ClaimCheck> {
 
 /// The pair that a stored record names: `None` when the record cannot be read, which counts as any pair.
 fn record_pair(_path: &Path, stored: &[u8]) -> Option<Option<PairName>> {
-    Some(Record::decode(stored).ok()?.object.map(|object| object.pair.name))
+    let record = Record::decode(stored).ok()?;
+    // What is at the other side, or may be by the time that it answers.
+    let away = record.peer.filter(|peer| peer.is_foreign() || peer.is_handing_over());
+    Some(record.object.map(|object| object.pair.name).or(away.map(|peer| peer.pair)))
 }

@@ -186,7 +186,6 @@ pub(super) fn start(args: &GatewayArgs, parts: &Parts) -> Result<Server, CliErro
         share: parts.share.clone(),
         bucket: args.bucket.clone(),
         identities: args.identities.clone(),
-        ownership: None,
     };
     let store = ShareStore::open(options).map_err(|error| failed(format!("{error} (--bucket, or -o bucket=)")))?;
     let mut serving = Options::new(args.listen);

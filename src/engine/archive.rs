@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::cell::{Cell, Inner};
-use super::error::{EngineError, EngineResult, Unfit};
+use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
 use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
@@ -34,7 +34,7 @@ const DISTURBED_PERIOD: Duration = Duration::from_millis(50);
 const ROLL_BACK_FIRST: Duration = Duration::from_secs(1);
 const ROLL_BACK_MAX: Duration = Duration::from_secs(60);
 /// Memory a single upload may hold: eight parts of 8 MiB in flight.
-const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
+pub(super) const UPLOAD_MEMORY_MAX: u64 = 64 << 20;
 
 /// What an archive left: the note that is still open, to be closed by whoever goes on (release) or by the archive itself.
 #[derive(Debug)]
@@ -61,6 +61,10 @@ impl Engine {
         let target = self.target()?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
+        }
+        if target.peer {
+            // Content has one owner among two shares: there is no copy beside it.
+            return Err(EngineError::Peer { file: cell.node.id, why: PeerTrouble::NoCopies });
         }
         let failed = EngineError::lower(cell.node.id);
         check_fit(cell, &self.lower.stat(&cell.node).map_err(&failed)?)?;
@@ -289,6 +293,7 @@ impl Engine {
                 root: manifest.root(),
             }),
             superseded: None,
+            peer: None,
         };
         if !record.fits() {
             return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
@@ -385,7 +390,7 @@ impl Engine {
     }
 }
 
-fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
+pub(super) fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
     let why = if attr.kind != FileKind::Regular {
         Unfit::NotRegular
     } else if attr.size == 0 {
@@ -399,12 +404,12 @@ fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
 }
 
 /// Whether nothing was written between two looks.
-fn same_attr(now: &Attr, before: &Attr) -> bool {
+pub(super) fn same_attr(now: &Attr, before: &Attr) -> bool {
     (now.size, now.mtime, now.ctime) == (before.size, before.mtime, before.ctime)
 }
 
 /// Ends once the file may have been changed since its copy began.
-async fn disturbed(cell: &Cell) {
+pub(super) async fn disturbed(cell: &Cell) {
     loop {
         tokio::time::sleep(DISTURBED_PERIOD).await;
         if cell.lock().machine.activity() == (Activity::Archiving { disturbed: true }) {

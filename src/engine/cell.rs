@@ -18,7 +18,7 @@ use crate::kill;
 use crate::ports::{Attr, Lower, LowerError, LowerFile, OpenFlags, SeekTo, if_set};
 use crate::record::{Claim, ObjectRef, Record};
 use crate::remote::manifest::root_of_zeros;
-use crate::tier::{Activity, Event, Machine};
+use crate::tier::{Activity, Event, Machine, Paired};
 use crate::types::{FileId, FileState, Generation, Inode, Timestamp};
 
 /// Damaged files remembered as named in the log.
@@ -188,7 +188,7 @@ impl Cells {
         }
         let record = load().inspect_err(|error| self.tell_damage(node, error))?;
         let inner = Inner {
-            machine: Machine::new(record.claim, record.flags.pinned),
+            machine: Machine::new(record.claim, record.flags.pinned).paired(paired(&record)),
             record,
             backing: None,
             backing_file: None,
@@ -230,6 +230,9 @@ fn judge_record(
 ) -> EngineResult<Record> {
     let Some(stored) = stored else { return Ok(Record::unclaimed()) };
     let record = Record::decode(&stored).map_err(|why| EngineError::BadRecord { file: node.id, why })?;
+    if record.peer.is_some() {
+        return super::peer::judge(lower, node, record);
+    }
     let Some(object) = &record.object else { return Ok(record) };
     let attr = lower.stat(node).map_err(EngineError::lower(node.id))?;
     let changed_below = |why| Err(EngineError::ChangedBelow { file: node.id, object: object.key.to_string(), why });
@@ -281,9 +284,18 @@ pub(super) fn has_data(file: &dyn LowerFile, len: u64) -> Result<bool, LowerErro
     }
 }
 
+/// What the record of a pair's file says to its machine.
+pub(super) fn paired(record: &Record) -> Paired {
+    record.peer.as_ref().map_or(Paired::default(), |peer| Paired {
+        sealed: peer.is_sealed(),
+        foreign: peer.is_foreign(),
+        handing_over: peer.is_handing_over(),
+    })
+}
+
 /// Stores, durably, that the content is what is local: from now on somebody may set size and mtime back to what the
 /// stale record knows, and it would be believed.
-fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
+pub(super) fn demote(lower: &dyn Lower, node: &Inode, record: Record) -> EngineResult<Record> {
     let generation = Generation(record.generation.0.saturating_add(1));
     let before = record.encode();
     let record = record.into_resident(generation);
@@ -310,7 +322,12 @@ pub fn same_content(attr: &Attr, record: &Record) -> bool {
 
 /// The state of a file as people see it.
 pub fn state_of(inner: &Inner) -> FileState {
-    if inner.machine.is_unknown() { FileState::Damaged } else { inner.machine.claim().into() }
+    match inner.machine.claim() {
+        _ if inner.machine.is_unknown() => FileState::Damaged,
+        // All of it is here, and it is the other side's until that has answered.
+        Claim::Dual if inner.machine.is_foreign() => FileState::Partial,
+        claim => claim.into(),
+    }
 }
 
 /// The transfer that runs, in a word.
@@ -320,5 +337,6 @@ pub fn activity_of(inner: &Inner) -> Option<&'static str> {
         Activity::Archiving { .. } => Some("archiving"),
         Activity::Releasing => Some("releasing"),
         Activity::Recalling { .. } => Some("recalling"),
+        Activity::HandingOver => Some("handing-over"),
     }
 }

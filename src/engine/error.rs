@@ -52,6 +52,8 @@ pub enum EngineError {
     )]
     Archived { file: FileId, object: String, for_s: u64 },
     #[error("{why}")]
+    Peer { file: FileId, why: PeerTrouble },
+    #[error("{why}")]
     Refused { file: FileId, why: Refusal },
     #[error("{why}")]
     Unfit { file: FileId, why: Unfit },
@@ -86,6 +88,43 @@ pub enum Unfit {
         "its record would be too long to store: the share's path, the object's key and what the store calls it are together over 3.9 KiB"
     )]
     RecordTooLong,
+}
+
+/// What is in the way of a file that both sides of a pair have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerTrouble {
+    #[error("the pair's other side does not have this file yet: metadata sync makes it there (`tierfs sync`)")]
+    NotPaired,
+    #[error("its content is with a store, by a pair that was used before: recall it by that pair first")]
+    AtStore,
+    #[error(
+        "this share has no peer: the pair's role is not gpeer, the share below keeps no trusted attributes, or it knows no leases"
+    )]
+    NoPeer,
+    #[error(
+        "a pair of two shares has no objects and no copies: `tierfs migrate` gives a file's content to the other side"
+    )]
+    NoCopies,
+    #[error("the other side has been asked who owns it, and has not answered yet: that is repeated until it does")]
+    Undecided,
+    #[error(
+        "the other side keeps its content where it is for now: somebody has it open there, or there is no room: try again"
+    )]
+    Refused,
+    #[error("it was changed at the other side meanwhile: try again")]
+    Moved,
+    #[error("the other side has no such file: `tierfs sync --reconcile` tells what is missing")]
+    NotThere,
+    #[error("it is being written")]
+    BeingWritten,
+    #[error("the other side's file of this name is another one: `tierfs sync --reconcile` tells which")]
+    OtherFile,
+    #[error("it is to stand for the other side's file, but has content, or is in use")]
+    NotEmpty,
+    #[error(
+        "both sides' records contradict each other (a restored backup?): nothing was changed. `tierfs check` on both sides tells what each says"
+    )]
+    Contradiction,
 }
 
 /// Why a generation cannot be brought back.
@@ -130,7 +169,7 @@ impl EngineError {
 
     /// The file was left alone for a good cause; nothing failed.
     pub fn is_skip(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Unfit { .. })
+        matches!(self, Self::Refused { .. } | Self::Unfit { .. } | Self::Peer { .. })
     }
 
     /// The file's record cannot be read, or contradicts the file.
@@ -151,6 +190,13 @@ impl EngineError {
     /// Somebody has the file open, or had a moment ago.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::Refused { why: Refusal::Open | Refusal::OpenForWriting, .. })
+            || matches!(self, Self::Peer { why: PeerTrouble::Refused | PeerTrouble::BeingWritten, .. })
+    }
+
+    /// Its owner is being decided, or it is being written: the same will be answered otherwise later.
+    pub fn is_undecided(&self) -> bool {
+        use PeerTrouble::{BeingWritten, Moved, Refused, Undecided};
+        matches!(self, Self::Peer { why: BeingWritten | Moved | Refused | Undecided, .. })
     }
 
     /// Trying again later may help, with nobody changing anything.

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Engine;
-use super::error::{EngineError, EngineResult};
+use super::error::{EngineError, EngineResult, PeerTrouble};
 use super::jobs::{Candidate, JobKind, Outcome};
 use super::keys::{parse_key, unescape};
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, Reason, RemoteErrorKind, Succeeded, Task};
@@ -50,6 +50,9 @@ impl EngineError {
             // Both files are served. What is not brought back is told to who asked.
             Self::Shared { .. } | Self::NotKept { .. } => None,
             Self::ForeignPair { .. } => Some(Reason::Configuration),
+            Self::Peer { why: PeerTrouble::Contradiction | PeerTrouble::OtherFile, .. } => Some(Reason::Record),
+            // Repeated until it is decided, or nothing that tiering has to do with.
+            Self::Peer { .. } => None,
             Self::Refused { why: Refusal::Unknown, .. } => Some(Reason::Local),
             Self::Refused { .. } | Self::Unfit { .. } => None,
             Self::NoPair | Self::ReadOnly | Self::ShuttingDown | Self::Cancelled | Self::Stopped => None,

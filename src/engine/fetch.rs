@@ -88,7 +88,7 @@ impl Fill {
         wanted: bool,
         at: &mut usize,
     ) -> Result<(), Bad> {
-        let remote = self.engine.target()?.remote.clone();
+        let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
         let _slot =
             self.while_wanted(&chunks, self.slot(wanted, u64::from(self.object.chunk_size).min(range.len))).await??;

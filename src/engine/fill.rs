@@ -24,7 +24,7 @@ use super::slots::Permit;
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
-use crate::record::{Claim, ObjectRef};
+use crate::record::{Claim, ObjectRef, is_peer_key};
 use crate::types::{ByteRange, ContentHash, FileId, ObjectKey, Timestamp};
 
 pub(super) const FOREIGN_DATA: &str = "there is data in it that tierfs did not write";
@@ -57,6 +57,8 @@ pub(super) struct Fill {
     notes: AtomicBool,
     noted: OnceCell<IntentId>,
     pub(super) hashes: OnceCell<Arc<[ContentHash]>>,
+    /// The content was changed at the pair's other side: what that has now is found out when this ends.
+    pub moved: AtomicBool,
     /// Chunks whose place in the file has other bytes: to be written with their zeros.
     pub(super) spoilt: Mutex<HashSet<usize>>,
 }
@@ -73,7 +75,8 @@ impl Fill {
     ) -> Arc<Self> {
         let (notes, noted, hashes, spoilt) =
             (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
-        Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, spoilt })
+        let moved = AtomicBool::new(false);
+        Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, moved, spoilt })
     }
 
     pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
@@ -250,6 +253,16 @@ impl Fill {
         let failure = match result {
             Ok(()) | Err(Bad::Unwanted) => None,
             Err(Bad::Body(error) | Bad::Else(error)) => Some(error),
+        };
+        let failure = match failure {
+            // It ends, and who waits asks again: then for what is there now.
+            Some(error) if is_peer_key(&self.object.key) && self.engine.says_moved(&error) => {
+                let told = self.engine.why_moved(&self.cell).await;
+                self.moved.store(true, Ordering::SeqCst);
+                self.recall.pause();
+                return self.recall.run_ended(&run, Some(told));
+            }
+            failure => failure,
         };
         if let Some(error) = &failure {
             self.engine.tell_recall_failed(&self.cell, &self.object, error);

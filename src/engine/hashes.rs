@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::Engine;
 use super::error::{EngineError, EngineResult};
 use crate::ports::RemoteErrorKind;
-use crate::record::ObjectRef;
+use crate::record::{ObjectRef, is_peer_key};
 use crate::remote::manifest::{Manifest, root_of_zeros};
 use crate::types::{ContentHash, FileId, ObjectKey};
 
@@ -64,7 +64,7 @@ impl Engine {
             return Ok(hashes);
         }
         let hashes = self.stored_hashes(file, object).await?;
-        if object.has_manifest() {
+        if object.has_manifest() || is_peer_key(&object.key) {
             self.manifests.lock().put(object, &hashes);
         }
         Ok(hashes)
@@ -72,20 +72,22 @@ impl Engine {
 
     /// The hash of every chunk, from what is stored now: the record for one chunk, else the manifest, which must have the record's root.
     pub(super) async fn stored_hashes(&self, file: FileId, object: &ObjectRef) -> EngineResult<Arc<[ContentHash]>> {
-        if !object.has_manifest() {
+        // The other side's hashes are told with its generation, and are those of no root that is known before.
+        let of_peer = is_peer_key(&object.key);
+        if !object.has_manifest() && !of_peer {
             return Ok([object.root].into());
         }
         let key = object.manifest_key();
-        let target = self.target()?;
+        let remote = self.source(file, object)?;
         let len_max = Manifest::encoded_len_max(object.chunks());
         for last in [false, true] {
-            let body = match target.remote.get_all(&key, len_max).await {
+            let body = match remote.get_all(&key, len_max).await {
                 Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,
                 body => body.map_err(EngineError::remote(file))?,
             };
             match Manifest::decode(&body) {
                 Ok(manifest)
-                    if manifest.root() == object.root
+                    if (of_peer || manifest.root() == object.root)
                         && manifest.len() == object.len
                         && manifest.chunk_size() == object.chunk_size =>
                 {

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::ports::{
-    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, RestoreState,
-    Stored,
+    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
+    RestoreState, Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 
@@ -136,6 +136,10 @@ impl Remote for Watched {
 
     async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
         self.health.look(Sort::Delete, self.remote.end_uploads(key).await)
+    }
+
+    async fn set_attribute(&self, call: &AttributeCall) -> RemoteResult<Option<String>> {
+        self.health.look(Sort::Write, self.remote.set_attribute(call).await)
     }
 
     async fn probe(&self) -> RemoteResult<Capabilities> {

@@ -66,7 +66,7 @@ impl Engine {
     /// All generations of what is at `path` (relative to the share), or was when they were made; oldest first. `node`: what is there
     /// now, whose generations from other names count, too.
     pub async fn history(self: &Arc<Self>, path: &Path, node: Option<Inode>) -> EngineResult<Vec<Version>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let mut found: BTreeMap<(Generation, ObjectKey), Version> = BTreeMap::new();
         let nothing = || Err(String::new());
         let beginning = About::KeysBeginning(key_beginning(&target.prefix, path, false));
@@ -97,7 +97,7 @@ impl Engine {
     }
 
     async fn facts(&self, key: &ObjectKey) -> Result<Facts, String> {
-        let target = self.target().map_err(|error| error.to_string())?;
+        let target = self.store().map_err(|error| error.to_string())?;
         match target.remote.head(key).await {
             Ok(info) => Facts::of(&info).map_err(|error| error.to_string()),
             Err(error) if error.kind == RemoteErrorKind::NotFound => Err("the object is gone".into()),
@@ -107,7 +107,7 @@ impl Engine {
 
     /// The newest kept generation of each path below `dir`, by path; those whose path only the object's metadata has are asked for it.
     pub async fn kept_below(self: &Arc<Self>, dir: &Path) -> EngineResult<BTreeMap<PathBuf, ObjectKey>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let beginning = About::KeysBeginning(key_beginning(&target.prefix, dir, true));
         let mut newest: BTreeMap<PathBuf, (Generation, ObjectKey)> = BTreeMap::new();
         for kept in self.kept(beginning, |_| true).await? {
@@ -127,7 +127,7 @@ impl Engine {
 
     /// What is noted for deletion later than now, and was a generation.
     pub(super) async fn kept(&self, about: About, wanted: impl Fn(&KeyParts) -> bool) -> EngineResult<Vec<KeptObject>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let now = self.clock.now();
         let (mut all, mut after): (Vec<KeptObject>, _) = (Vec::new(), None);
         loop {

@@ -15,7 +15,7 @@ use crate::kill;
 use crate::ports::{
     About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime,
 };
-use crate::record::{Claim, Record, manifest_key};
+use crate::record::{Claim, Record, is_peer_key, manifest_key};
 use crate::tier::{Activity, Refusal};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
@@ -65,6 +65,9 @@ impl Engine {
             let mut settled = Vec::new();
             for (id, intent) in batch {
                 count += 1;
+                if self.resumes(id, &intent) {
+                    continue;
+                }
                 match self.recover_one(&intent).await {
                     Ok(named) => settled.push((id, intent, named)),
                     // The note stays for the next start; the mount is not held up by one file.
@@ -177,6 +180,7 @@ impl Engine {
 
     /// Deletes objects as they become due, until the runtime ends; rests while the engine does.
     pub fn start_deletions(self: &Arc<Self>) {
+        self.resume_handovers();
         let this = self.clone();
         self.runtime.spawn(async move {
             let mut back_off = BACK_OFF_FIRST;
@@ -359,7 +363,8 @@ impl Engine {
         let mut not_before = self.kept_until();
         // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
         not_before.secs += REMOVAL_GRACE_S;
-        if let Some(object) = record.object {
+        // A peer's file is no object.
+        if let Some(object) = record.object.filter(|object| !is_peer_key(&object.key)) {
             let manifest = object.has_manifest();
             self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;
             kill::point("removal.noted");

@@ -257,6 +257,10 @@ impl Engine {
                     Ok(moved)
                 }
             },
+            JobKind::Migrate if self.gives_to_peer() => match self.offer(&cell).await {
+                Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
+                ended => ended,
+            },
             JobKind::Migrate => match self.archive(&cell, &file.path).await {
                 Err(EngineError::Unfit { why: Unfit::Empty, .. }) => Ok(false),
                 Err(error) => Err(error),

@@ -24,7 +24,7 @@ impl Engine {
         path: &Path,
         repair: bool,
     ) -> EngineResult<Checked> {
-        if self.target().is_err() {
+        if self.store().is_err() {
             return Ok(Checked::Nothing);
         }
         let failed = EngineError::lower(cell.node.id);
@@ -54,7 +54,7 @@ impl Engine {
 
     /// The newest object under this path that was made for the file and has `len` bytes.
     async fn last_object(&self, cell: &Cell, path: &Path, len: u64) -> EngineResult<Option<ObjectKey>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let any = object_key(&target.prefix, path, cell.node.id, Generation(0)).0;
         let below = any.strip_prefix(&target.prefix).unwrap_or(&any).trim_start_matches('/');
         let of_file = below.strip_suffix('0').unwrap_or(below);
@@ -70,7 +70,7 @@ impl Engine {
 
     /// What a record would say of an object, from what travels with it. `None`: that is not enough.
     async fn described(&self, cell: &Cell, key: &ObjectKey) -> EngineResult<Option<ObjectRef>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let failed = EngineError::remote(cell.node.id);
         let info = target.remote.head(key).await.map_err(&failed)?;
         let Ok(facts) = Facts::of(&info) else { return Ok(None) };

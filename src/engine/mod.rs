@@ -23,6 +23,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod peer;
 mod plan;
 mod readers;
 mod recall;
@@ -39,7 +40,7 @@ mod undelete;
 mod verify;
 mod warm;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,7 +52,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use error::{EngineError, EngineResult, NotKept, Unfit};
+pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
 pub use history::{Standing, Version};
 pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
@@ -60,6 +61,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
+pub use peer::{OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
@@ -68,7 +70,7 @@ pub use trees::{stored_at, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;
-use crate::ports::{Clock, Journal, Keep, Lower, OpenFlags, Remote};
+use crate::ports::{Clock, IntentId, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp, usual_chunk_size};
@@ -87,6 +89,8 @@ pub struct Target {
     pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// The other end is a share with the same files (`role = gpeer`), unless it was found to be a plain store.
+    pub peer: bool,
     /// What a read of a stub brings back, unless its directory says otherwise.
     pub recall: RecallPolicy,
     /// What happens to who wants content that lies in an archive class.
@@ -184,6 +188,13 @@ pub struct Engine {
     /// Whether any directory says what reads of its files bring back.
     directory_policies: AtomicBool,
     restores: restore::Restores,
+    /// Changes of owner that were not decided when the process before this one ended.
+    undecided: Mutex<Vec<(IntentId, Inode)>>,
+    /// Files of which a call of the pair's other side is being answered.
+    calling: Mutex<HashSet<FileId>>,
+    /// Stubs about which the other side is being asked.
+    looking: Mutex<HashSet<FileId>>,
+    peer_manifests: peer::Manifests,
 }
 
 impl Engine {
@@ -232,6 +243,10 @@ impl Engine {
             moves: moves::Moves::default(),
             restores: restore::Restores::default(),
             directory_policies: AtomicBool::new(false),
+            undecided: Mutex::default(),
+            calling: Mutex::default(),
+            looking: Mutex::default(),
+            peer_manifests: peer::Manifests::default(),
         };
         engine.find_directory_policies();
         Arc::new(engine)
@@ -296,6 +311,14 @@ impl Engine {
 
     pub fn target(&self) -> EngineResult<&Target> {
         self.target.as_ref().ok_or(EngineError::NoPair)
+    }
+
+    /// The pair, if its other end is a store of objects.
+    fn store(&self) -> EngineResult<&Target> {
+        match self.target()? {
+            target if target.peer => Err(EngineError::Peer { file: self.lower.root().id, why: PeerTrouble::NoCopies }),
+            target => Ok(target),
+        }
     }
 
     /// The name of the pair that is mounted, for messages.
@@ -387,6 +410,9 @@ impl Engine {
         self.lower.save_record(&cell.node, &inner.record.encode()).map_err(&failed)?;
         self.lower.sync_node(&cell.node).map_err(&failed)?;
         inner.machine.apply(Event::Reestablished(inner.record.claim));
+        if inner.record.peer.is_some() {
+            self.follow(inner);
+        }
         self.cells.forget_unknown(cell);
         Ok(())
     }

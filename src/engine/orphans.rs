@@ -129,7 +129,7 @@ impl Engine {
 
     /// Whether orphans can be told at all; the reason if not.
     pub fn check_collectable(&self) -> EngineResult<Result<(), &'static str>> {
-        self.target()?;
+        self.store()?;
         let root = self.lower.root();
         Ok(match self.lower.by_number(root.id.ino) {
             Ok((found, _)) if found.id == root.id => Ok(()),
@@ -142,7 +142,7 @@ impl Engine {
     /// Looks at one page of the bucket. What it calls orphans is so by the journal, the inode in the key and the object's mark; the share's
     /// other records are the caller's to look at.
     pub async fn orphan_page(&self, after: Option<&ObjectKey>, rules: &OrphanRules) -> EngineResult<Page> {
-        let target = self.target()?;
+        let target = self.store()?;
         let failed = EngineError::remote(self.lower.root().id);
         let listed = target.remote.list("", after).await.map_err(&failed)?;
         let mut page = Page { next: listed.last().map(|(key, _)| key.clone()), ..Page::default() };
@@ -243,7 +243,7 @@ impl Engine {
 
     /// Notes orphans for deletion after the pair's retention, those that are still nobody's. Returns how many.
     pub async fn note_orphans(&self, orphans: Vec<Orphan>) -> EngineResult<Vec<Orphan>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let orphans = self.unnamed(orphans, &mut Page::default()).await?;
         let not_before = self.kept_until();
         let root = self.lower.root();
@@ -264,7 +264,7 @@ impl Engine {
     /// Uploads of many parts that were begun for keys of ours, are over the age and that no note is about. They hold no content that
     /// anybody could read, and no record ever named them.
     pub async fn abandoned_uploads(&self, rules: &OrphanRules) -> EngineResult<Vec<ObjectKey>> {
-        let target = self.target()?;
+        let target = self.store()?;
         let keys = target.remote.unfinished_uploads().await.map_err(EngineError::remote(self.lower.root().id))?;
         let made_before = Generation::default().after(rules.made_before);
         let old = keys.into_iter().filter_map(|key| {
@@ -278,7 +278,7 @@ impl Engine {
 
     /// Ends the uploads of a key.
     pub async fn end_uploads(&self, key: &ObjectKey) -> EngineResult<()> {
-        self.target()?.remote.end_uploads(key).await.map_err(EngineError::remote(self.lower.root().id))
+        self.store()?.remote.end_uploads(key).await.map_err(EngineError::remote(self.lower.root().id))
     }
 }
 

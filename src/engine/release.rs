@@ -12,7 +12,7 @@ use super::error::{EngineError, EngineResult, Unfit};
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
-use crate::record::{Claim, ObjectRef};
+use crate::record::{Claim, ObjectRef, is_peer_key};
 use crate::tier::{Event, Refusal, Verdict};
 use crate::types::FileId;
 
@@ -68,8 +68,12 @@ impl Engine {
         if note.is_none() {
             // Cheap refusals come before the request to the remote.
             self.check_releasable(cell)?;
-            self.keep_borrowed(cell, &object).await?;
-            if let Err(error) = self.confirm_object(cell.node.id, &object).await {
+            // The other side's file is not given up by anybody here.
+            let of_peer = is_peer_key(&object.key);
+            if !of_peer {
+                self.keep_borrowed(cell, &object).await?;
+            }
+            if !of_peer && let Err(error) = self.confirm_object(cell.node.id, &object).await {
                 // Meanwhile a writer may have given the object up: then it is rightly gone.
                 let given_up = !cell.lock().record.names(&object.key);
                 let changed = EngineError::Refused { file: cell.node.id, why: Refusal::Changed };

@@ -11,7 +11,7 @@ use super::recall::{CUT_WITHIN, Demand, Recall, Wish};
 use super::{Engine, blocking, moving};
 use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
-use crate::record::{Claim, ObjectRef, Record};
+use crate::record::{Claim, ObjectRef, Record, is_peer_key};
 use crate::tier::{Activity, Event, Verdict};
 use crate::types::Timestamp;
 
@@ -40,6 +40,9 @@ impl Engine {
     /// Has content brought back, by the recall that runs or a new one. `None`: it is all local already.
     pub async fn start_recall(self: &Arc<Self>, cell: &Arc<Cell>, wish: Wish) -> EngineResult<Option<Demand>> {
         loop {
+            if wish.range.is_none() && self.is_to_be_taken(cell) {
+                self.take_local(cell).await?;
+            }
             {
                 let mut inner = cell.lock();
                 if inner.machine.is_unknown() {
@@ -138,7 +141,8 @@ impl Engine {
         self.runtime.spawn(async move {
             let _ends = Ends(recall.clone());
             let outcome = this.run_recall(&fill).await;
-            if let Some(error) = outcome.as_ref().err().filter(|error| !matches!(error, EngineError::Cancelled)) {
+            let failed = |error: &&EngineError| !matches!(error, EngineError::Cancelled) && !error.is_undecided();
+            if let Some(error) = outcome.as_ref().err().filter(failed) {
                 this.tell_recall_failed(&cell, &fill.object, error);
             }
             recall.finish(outcome);
@@ -159,13 +163,24 @@ impl Engine {
 
     async fn run_recall(self: &Arc<Self>, fill: &Arc<Fill>) -> EngineResult<()> {
         let (cell, object) = (&fill.cell, &fill.object);
-        if let Err(error) = self.keep_borrowed(cell, object).await {
+        if !is_peer_key(&object.key)
+            && let Err(error) = self.keep_borrowed(cell, object).await
+        {
             // Its content comes back all the same; it is not freed again before this succeeds.
             tracing::warn!(file = %cell.node.id, object = %object.key, "another file's object may be deleted while this one uses it: {error}");
         }
         let ended = fill.run().await;
         let touched = fill.end_note().await;
         match ended {
+            Ok(Ending::Complete) if is_peer_key(&object.key) => {
+                let taken = self.take(fill, touched).await;
+                if taken.is_ok() {
+                    self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
+                    self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
+                    self.spawn_note_recalled(cell.node.id);
+                }
+                taken
+            }
             Ok(Ending::Complete) => {
                 let saved = {
                     let mut inner = cell.lock();
@@ -189,6 +204,11 @@ impl Engine {
             }
             Ok(Ending::Rest) => {
                 self.rest_recall(fill, touched).await;
+                if fill.moved.load(Ordering::SeqCst)
+                    && let Err(error) = self.refresh_from_peer(cell).await
+                {
+                    tracing::info!(file = %cell.node.id, "how it is at the pair's other side is not known: {error}");
+                }
                 Err(EngineError::Cancelled)
             }
             Err(error) => {
@@ -221,7 +241,7 @@ impl Engine {
     }
 
     /// Ends a recall that leaves the file a stub: what is local stays, and the record says that there may be some.
-    async fn rest_recall(self: &Arc<Self>, fill: &Arc<Fill>, touched: Option<OpenNote>) {
+    pub(super) async fn rest_recall(self: &Arc<Self>, fill: &Arc<Fill>, touched: Option<OpenNote>) {
         let cell = &fill.cell;
         let wrote = fill.recall.wrote.load(Ordering::SeqCst);
         let dated = if wrote { fill.date_back().await } else { Ok(()) };

@@ -139,7 +139,7 @@ impl Engine {
     /// Stores a directory's tree if it differs from the one stored last, or if asked to in any case. Returns whether it did.
     pub async fn save_tree(self: &Arc<Self>, dir: &Inode, always: bool) -> EngineResult<bool> {
         self.check_running()?;
-        let target = self.target()?;
+        let target = self.store()?;
         let (lower, node) = (self.lower.clone(), *dir);
         let failed = EngineError::lower(dir.id);
         let (known, hash, only) = blocking(move || {
@@ -203,7 +203,7 @@ impl Engine {
     /// To be called when all directories were gone through without a failure. Returns how many objects went, and the directories
     /// whose newest tree is not the one stored last: they are to be stored again.
     pub async fn prune_trees(self: &Arc<Self>) -> EngineResult<(u64, Vec<Inode>)> {
-        let target = self.target()?;
+        let target = self.store()?;
         let root = self.lower.root();
         if self.lower.by_number(root.id.ino).is_err() {
             // A filesystem where a number finds nothing: nobody could tell what is gone.
@@ -264,7 +264,7 @@ impl Engine {
             if Some(part.generation) == known || since >= limit {
                 continue;
             }
-            let target = self.target()?;
+            let target = self.store()?;
             target.remote.delete(key).await.map_err(EngineError::remote(id))?;
             pruned += 1;
         }

@@ -50,7 +50,7 @@ impl Engine {
         name: &OsStr,
     ) -> EngineResult<(Inode, ObjectRef)> {
         self.check_running()?;
-        let target = self.target()?;
+        let target = self.store()?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
@@ -97,7 +97,7 @@ impl Engine {
         facts: &Facts,
         object: &ObjectRef,
     ) -> EngineResult<()> {
-        let target = self.target()?;
+        let target = self.store()?;
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let notes = self.take_over(key, node).await?;
         kill::point("undelete.taken");
@@ -133,7 +133,7 @@ impl Engine {
 
     /// Steps 1 and 2: the object is the new inode's from here on. Returns the notes.
     async fn take_over(self: &Arc<Self>, key: &ObjectKey, node: Inode) -> EngineResult<Vec<IntentId>> {
-        let pair = &self.target()?.pair.name;
+        let pair = &self.store()?.pair.name;
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let begun = std::time::Instant::now();
         loop {

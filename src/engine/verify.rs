@@ -18,7 +18,7 @@ use super::pace::Pace;
 use super::source::HashingSource;
 use super::{Engine, blocking};
 use crate::ports::{ObjectSource, OpenFlags, RemoteErrorKind};
-use crate::record::{Claim, ObjectRef, Record};
+use crate::record::{Claim, ObjectRef, Record, is_peer_key};
 use crate::tier::{Activity, Refusal};
 use crate::types::{ContentHash, FileId, Inode};
 
@@ -76,7 +76,10 @@ impl Engine {
 
     fn claimed(&self, cell: &Cell) -> EngineResult<Option<(ObjectRef, Claim)>> {
         let inner = cell.lock();
-        let Some(object) = inner.record.object.clone() else { return Ok(None) };
+        // What a peer's file is, is the other side's to tell.
+        let Some(object) = inner.record.object.clone().filter(|object| !is_peer_key(&object.key)) else {
+            return Ok(None);
+        };
         self.check_pair(&cell.node, &inner.record)?;
         Ok(Some((object, inner.machine.claim())))
     }
@@ -139,6 +142,9 @@ impl Engine {
     /// Compares a file's record with its object (there, of that length and version) and, where there are local bytes, with those. `path`
     /// is relative to the share. With `repair`, the record of a file whose content is known is set right.
     pub(super) async fn check(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, repair: bool) -> EngineResult<Checked> {
+        if cell.lock().record.peer.is_some() {
+            return self.check_peer(cell).await;
+        }
         let Some((object, claim)) = self.claimed(cell)? else { return self.check_lost(cell, path, repair).await };
         self.keep_borrowed(cell, &object).await?;
         let remote = self.confirm_object(cell.node.id, &object).await;

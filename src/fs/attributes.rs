@@ -70,7 +70,14 @@ impl Fs {
         let beside = event == Event::SetTimes
             && inner.record.claim == Claim::Dual
             && !same_content(&self.lower.stat(&node)?, &inner.record);
-        let event = if beside { Event::Resize { to_zero: false } } else { event };
+        // The other side of a pair was told of these times with the content, or tells them: setting them is a change of content.
+        let told = event == Event::SetTimes
+            && inner
+                .record
+                .peer
+                .as_ref()
+                .is_some_and(|peer| !peer.is_handing_over() && (peer.is_sealed() || peer.is_foreign()));
+        let event = if beside || told { Event::Resize { to_zero: false } } else { event };
         match self.engine.admit(&cell, &mut inner, event, patience)? {
             Admission::Go => {}
             other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),

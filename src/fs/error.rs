@@ -31,6 +31,9 @@ pub enum FsError {
     /// The requester can wait elsewhere; what it wants is on its way.
     #[error("not there yet: try again later")]
     TryLater,
+    /// The other side of a pair has not said yet who owns the content.
+    #[error("the pair's other side has not said yet who owns the content: try again when it answers")]
+    Undecided,
     /// A rule of the mount (`no_recall`) says that nothing is brought back for this requester.
     #[error("its content is remote, and this mount brings nothing back for who asks")]
     Withheld,

@@ -132,6 +132,9 @@ impl Fs {
         match self.admit_open(&cell, &mut inner, access, flags, at_hand, patience, register)? {
             Ok(opened) => {
                 self.recorder().opened(node.id, self.engine.now().secs);
+                if inner.machine.is_foreign() {
+                    self.engine.look_at_peer(&cell);
+                }
                 Ok(Try::Done(Ok(opened)))
             }
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),

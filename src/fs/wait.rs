@@ -14,6 +14,9 @@ use crate::types::ByteRange;
 /// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
 
+/// How long a change waits for the other side of a pair to say who owns the content.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(30);
+
 /// An attempt that either ended or must wait for a transfer and then be made again.
 pub enum Try<T> {
     Done(FsResult<T>),
@@ -114,11 +117,16 @@ impl Fs {
                             false
                         }
                         Activity::Recalling { cancelled: false } => true,
-                        Activity::Releasing => false,
+                        Activity::Releasing | Activity::HandingOver => false,
                         Activity::None | Activity::Archiving { .. } => true,
                     };
-                    blocker.cell.wait_until(rests).await;
-                    Ok(())
+                    let rest = blocker.cell.wait_until(rests);
+                    let Err(_) = tokio::time::timeout(HANDED_OVER_WITHIN, rest).await else { return Ok(()) };
+                    // Who owns the content may stay undecided for as long as the other side of a pair is away.
+                    match blocker.cell.lock().machine.activity() {
+                        Activity::HandingOver => Err(FsError::Undecided),
+                        _ => Ok(()),
+                    }
                 }
                 On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await,
                 On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await,

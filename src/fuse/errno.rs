@@ -2,7 +2,7 @@
 
 use fuser::Errno;
 
-use crate::engine::{EngineError, Unfit};
+use crate::engine::{EngineError, PeerTrouble, Unfit};
 use crate::fs::FsError;
 use crate::ports::RemoteErrorKind;
 use crate::tier::Refusal;
@@ -20,7 +20,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Invalid(_) => libc::EINVAL,
         FsError::Interrupted => libc::EINTR,
         // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
-        FsError::TryLater => libc::EAGAIN,
+        FsError::TryLater | FsError::Undecided => libc::EAGAIN,
         // Not EREMOTEIO, which says that something is wrong: "Object is remote" is all there is to say.
         FsError::Withheld => libc::EREMOTE,
         FsError::ReadOnly => libc::EROFS,
@@ -56,6 +56,12 @@ fn engine_errno(error: &EngineError) -> i32 {
         | EngineError::RecordLost { .. } => libc::EIO,
         EngineError::Unproven { .. } => libc::EIO,
         EngineError::ForeignPair { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
+        EngineError::Peer { why, .. } => match why {
+            PeerTrouble::NotPaired | PeerTrouble::AtStore | PeerTrouble::NoPeer | PeerTrouble::NoCopies => libc::EINVAL,
+            PeerTrouble::Undecided => libc::EAGAIN,
+            PeerTrouble::Refused | PeerTrouble::Moved | PeerTrouble::BeingWritten => libc::EBUSY,
+            PeerTrouble::OtherFile | PeerTrouble::NotThere | PeerTrouble::NotEmpty | PeerTrouble::Contradiction => libc::EIO,
+        },
         EngineError::Refused { why, .. } => match why {
             Refusal::Open | Refusal::OpenForWriting | Refusal::Busy | Refusal::Changed | Refusal::ObjectGoing => libc::EBUSY,
             Refusal::Pinned => libc::EPERM,

@@ -42,7 +42,7 @@ pub use counters::Requests;
 pub use dir::{DirStore, OpenError};
 use faults::Faults;
 pub use identities::{Identities, IdentityError, Role};
-pub use share::{Handover, Ownership, ShareError, ShareOptions, ShareStore};
+pub use share::{HELLO, ShareError, ShareOptions, ShareStore};
 use store::Store;
 pub use tls::{Tls, TlsError};
 

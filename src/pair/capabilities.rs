@@ -18,6 +18,16 @@ pub struct Probed {
     pub at_s: i64,
     #[serde(flatten)]
     pub capabilities: Capabilities,
+    /// Whether a share's gateway was found where the pair's role says that there is one; `None`: it says so of none.
+    #[serde(default)]
+    pub peer: Option<bool>,
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub capabilities: Capabilities,
+    pub peer: Option<bool>,
 }
 
 fn path(state_dir: &Path, name: &PairName) -> PathBuf {
@@ -25,8 +35,8 @@ fn path(state_dir: &Path, name: &PairName) -> PathBuf {
 }
 
 /// Notes what a probe found at time `now`.
-pub fn save(state_dir: &Path, name: &PairName, capabilities: Capabilities, now: Timestamp) -> PairResult<()> {
-    let text = serde_json::to_string(&Probed { at_s: now.secs, capabilities })
+pub fn save(state_dir: &Path, name: &PairName, found: Found, now: Timestamp) -> PairResult<()> {
+    let text = serde_json::to_string(&Probed { at_s: now.secs, capabilities: found.capabilities, peer: found.peer })
         .map_err(|error| PairError::Value(format!("cannot write down the capabilities of pair {name}: {error}")))?;
     write_atomically(&path(state_dir, name), text.as_bytes())
 }
@@ -56,9 +66,10 @@ mod tests {
         let name: PairName = "p".parse().unwrap();
         assert_eq!(load(dir.path(), &name), None);
         forget(dir.path(), &name).unwrap();
-        let found = Capabilities { conditional_put: true, checksums: true, versioning: false };
+        let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
+        let found = Found { capabilities, peer: Some(false) };
         save(dir.path(), &name, found, Timestamp { secs: 7, nanos: 0 }).unwrap();
-        assert_eq!(load(dir.path(), &name), Some(Probed { at_s: 7, capabilities: found }));
+        assert_eq!(load(dir.path(), &name), Some(Probed { at_s: 7, capabilities, peer: Some(false) }));
         forget(dir.path(), &name).unwrap();
         assert_eq!(load(dir.path(), &name), None);
     }

@@ -14,8 +14,8 @@ pub use lower::{
     LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User, if_set,
 };
 pub use remote::{
-    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult, RestoreState,
-    SourceError, Stored,
+    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
+    RestoreState, SourceError, Stored,
 };
 
 use crate::types::Timestamp;

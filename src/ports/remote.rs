@@ -135,6 +135,19 @@ impl Body for Whole {
     }
 }
 
+/// An attribute that is set on an object, by a tag that means something to the other side of a pair (R6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributeCall {
+    /// The object's key, without the pair's prefix; not empty.
+    pub key: String,
+    pub tag: String,
+    pub value: String,
+    /// Names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The header that an answer has.
+    pub answer: &'static str,
+}
+
 /// One pair's bucket.
 #[async_trait]
 pub trait Remote: Send + Sync {
@@ -188,6 +201,16 @@ pub trait Remote: Send + Sync {
     /// Ends every unfinished upload of a key; its object, if there is one, stays.
     async fn end_uploads(&self, _key: &ObjectKey) -> RemoteResult<()> {
         Ok(())
+    }
+    /// Makes an attribute call; its answer. `None`: the store took the tag, and means nothing by it.
+    async fn set_attribute(&self, call: &AttributeCall) -> RemoteResult<Option<String>> {
+        Err(RemoteError {
+            kind: RemoteErrorKind::Rejected,
+            operation: "set attribute",
+            object: call.key.clone(),
+            endpoint: String::new(),
+            detail: "this remote has no attributes".into(),
+        })
     }
     /// Tries what the endpoint can do, with small objects of its own below the pair's prefix that it removes again.
     /// Fails with the reason (Denied, NoSuchBucket, Unreachable …) where the pair cannot work at all.

@@ -4,7 +4,11 @@
 //! A record that cannot be decoded is an error, never "no record": a file whose record is damaged must not be taken for
 //! a resident one, since its local bytes may be holes.
 
+mod peer;
+
 use serde::{Deserialize, Serialize};
+
+pub use peer::{Attempted, PeerState, Phase, Seal, is_peer_key, peer_key, peer_object};
 
 pub use crate::types::Claim;
 use crate::types::{
@@ -12,8 +16,10 @@ use crate::types::{
 };
 
 const MAGIC: &[u8; 4] = b"TFS1";
-/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts.
-const VERSION: u8 = 2;
+/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 4 a peer's file.
+const VERSION: u8 = 4;
+/// What a version that has a peer's file is, whatever else it has.
+const WITH_PEER: u8 = 4;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
 /// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
@@ -39,6 +45,13 @@ pub struct PairRef {
     pub remote_cluster: ClusterId,
     /// `bucket` or `bucket/prefix`.
     pub remote_share: String,
+}
+
+impl PairRef {
+    /// The four identifiers joined by commas, local first (R6).
+    pub fn identifiers(&self) -> String {
+        format!("{},{},{},s3://{}", self.local_cluster, self.local_share, self.remote_cluster, self.remote_share)
+    }
 }
 
 /// The object that holds one generation of the content.
@@ -113,6 +126,9 @@ pub struct Record {
     /// The object of the content before; kept here until a deletion intent for it is durable, so that an open for
     /// writing waits for one sync and not two.
     pub superseded: Option<Superseded>,
+    /// Present on files that the other side of a pair has, too. Stored after the rest.
+    #[serde(skip)]
+    pub peer: Option<PeerState>,
 }
 
 /// Why stored bytes are no record.
@@ -145,6 +161,7 @@ impl Record {
             flags: Flags::default(),
             object: None,
             superseded: None,
+            peer: None,
         }
     }
 
@@ -152,16 +169,23 @@ impl Record {
     /// An object that is superseded already must have its intent first.
     pub fn into_resident(self, generation: Generation) -> Self {
         let superseded = match (self.object, self.superseded) {
+            // It stands for the other side's file, which is no object to be deleted.
+            (Some(object), superseded) if is_peer_key(&object.key) => superseded,
             (Some(object), None) => {
                 Some(Superseded { pair: object.pair.name.clone(), manifest: object.has_manifest(), key: object.key })
             }
             (None, superseded) => superseded,
             (Some(_), Some(_)) => unreachable!("check() refuses a record with both"),
         };
-        Self { claim: Claim::Resident, generation, object: None, superseded, ..self }
+        let peer = self.peer.map(|peer| match peer.phase {
+            Phase::Owner { .. } => PeerState { phase: Phase::Owner { published: false }, ..peer },
+            _ => unreachable!("only an owner's content changes: {peer:?}"),
+        });
+        Self { claim: Claim::Resident, generation, object: None, superseded, peer, ..self }
     }
 
     fn check(&self) -> Result<(), RecordError> {
+        peer::check(self)?;
         let Some(object) = &self.object else {
             return match self.claim {
                 Claim::Resident => Ok(()),
@@ -209,8 +233,15 @@ impl Record {
 
     fn encoded(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        out.push(if self.claim == Claim::Partial { 2 } else { 1 });
+        out.push(match (&self.peer, self.claim) {
+            (Some(_), _) => WITH_PEER,
+            (None, Claim::Partial) => 2,
+            (None, _) => 1,
+        });
         let mut out = postcard::to_extend(self, out).expect("a record of plain fields always encodes");
+        if let Some(peer) = &self.peer {
+            out = postcard::to_extend(peer, out).expect("plain fields always encode");
+        }
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
         out
     }
@@ -228,10 +259,15 @@ impl Record {
         if crc != crc32fast::hash(&stored[..stored.len() - 4]).to_le_bytes() {
             return Err(RecordError::Checksum);
         }
-        if !(1..=VERSION).contains(&version) {
+        if !matches!(version, 1 | 2 | WITH_PEER) {
             return Err(RecordError::Version(version));
         }
-        let (record, rest) = postcard::take_from_bytes::<Record>(body).map_err(|e| RecordError::Body(e.to_string()))?;
+        let bad_body = |e: postcard::Error| RecordError::Body(e.to_string());
+        let (mut record, mut rest) = postcard::take_from_bytes::<Record>(body).map_err(bad_body)?;
+        if version == WITH_PEER {
+            let (peer, after) = postcard::take_from_bytes::<PeerState>(rest).map_err(bad_body)?;
+            (record.peer, rest) = (Some(peer), after);
+        }
         if !rest.is_empty() {
             return Err(RecordError::Body("trailing bytes".into()));
         }

@@ -1,6 +1,7 @@
 //! Tests of the record codec: round trip, golden bytes, damage.
 
 use super::*;
+use crate::types::{FileId, PairFileId};
 
 fn sample() -> Record {
     Record {
@@ -26,6 +27,7 @@ fn sample() -> Record {
             root: ContentHash::of(b"root"),
         }),
         superseded: None,
+        peer: None,
     }
 }
 
@@ -44,11 +46,88 @@ fn golden_version_1() {
     assert_eq!(sample().encode(), golden);
 }
 
+fn with_peer(phase: Phase) -> Record {
+    let peer = PeerState {
+        pair: "gp1".parse().unwrap(),
+        id: PairFileId([7; 16]),
+        here: FileId { ino: 0x2f, birth: 0xdef },
+        there: FileId { ino: 0x1f, birth: 0xabc },
+        epoch: 5,
+        phase,
+        content: Seal { len: 77, mtime: Timestamp { secs: 9, nanos: 8 } },
+        offered: Some(ContentHash([9; 32])),
+        attempt: 2,
+        refused: Attempted { epoch: 6, attempt: 3 },
+        was_len: Some(9),
+    };
+    let record = Record { peer: Some(peer.clone()), ..sample() };
+    match phase {
+        Phase::Owner { .. } | Phase::Offering => {
+            Record { claim: Claim::Resident, object: None, flags: Flags::default(), ..record }
+        }
+        Phase::Stub | Phase::Taking => {
+            let object = sample().object.unwrap();
+            let stands_for = peer_object(object.pair, peer.id, object.generation, object.len, object.mtime, 4 << 20);
+            let claim = if phase == Phase::Stub { Claim::Partial } else { Claim::Dual };
+            Record { claim, object: Some(stands_for), ..record }
+        }
+    }
+}
+
+const PHASES: [Phase; 5] =
+    [Phase::Owner { published: false }, Phase::Owner { published: true }, Phase::Stub, Phase::Offering, Phase::Taking];
+
+/// Version 4: files that both sides of a pair have.
+#[test]
+fn golden_version_4() {
+    assert_eq!(with_peer(Phase::Stub).encode(), include_bytes!("golden/v4-stub.bin"));
+    assert_eq!(with_peer(PHASES[1]).encode(), include_bytes!("golden/v4-owner.bin"));
+    for phase in PHASES {
+        assert_eq!(Record::decode(&with_peer(phase).encode()), Ok(with_peer(phase)));
+    }
+}
+
+#[test]
+fn who_owns_the_content_goes_with_where_it_is() {
+    for phase in PHASES {
+        for claim in [Claim::Resident, Claim::Dual, Claim::Releasing, Claim::Stub, Claim::Partial] {
+            let mut record = Record { claim, ..with_peer(phase) };
+            if claim != Claim::Resident {
+                record.object = with_peer(Phase::Stub).object;
+            }
+            let fits = match (phase, claim) {
+                (Phase::Owner { .. } | Phase::Offering, claim) => claim == Claim::Resident,
+                (Phase::Taking, claim) => claim == Claim::Dual,
+                (Phase::Stub, claim) => claim.is_remote(),
+            };
+            assert_eq!(record.check().is_ok(), fits, "{phase:?} {claim:?}");
+        }
+    }
+    // An empty file has no object, wherever it belongs.
+    for phase in [Phase::Stub, Phase::Taking] {
+        assert!(Record { claim: Claim::Resident, object: None, ..with_peer(phase) }.check().is_ok());
+    }
+    let other = sample().object;
+    assert!(Record { object: other, ..with_peer(Phase::Stub) }.check().is_err(), "an object at a store");
+}
+
+#[test]
+fn changed_content_has_no_seal_and_gives_no_object_up() {
+    let changed = with_peer(PHASES[1]).into_resident(Generation(u64::MAX));
+    assert_eq!(changed.peer.as_ref().unwrap().phase, Phase::Owner { published: false });
+    assert_eq!((changed.object, changed.superseded), (None, None));
+}
+
 #[test]
 fn every_flipped_bit_and_every_truncation_is_noticed() {
-    let good = sample().encode();
+    for good in [sample().encode(), with_peer(Phase::Stub).encode()] {
+        flip_and_cut(&good);
+    }
+}
+
+fn flip_and_cut(good: &[u8]) {
     for bit in 0..good.len() * 8 {
-        let mut bad = good.clone();
+        let mut bad = good.to_vec();
         bad[bit / 8] ^= 1 << (bit % 8);
         assert!(Record::decode(&bad).is_err(), "bit {bit} flipped unnoticed");
     }
@@ -70,7 +149,7 @@ fn contradictions_are_refused_even_with_a_right_checksum() {
     other_generation.generation = Generation(1);
     wrong.push(other_generation);
     for record in wrong {
-        let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
+        let mut bytes = [MAGIC.as_slice(), &[2]].concat();
         bytes = postcard::to_extend(&record, bytes).unwrap();
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         assert!(matches!(Record::decode(&bytes), Err(RecordError::Contradiction(_))), "{record:?}");

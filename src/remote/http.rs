@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -22,7 +22,7 @@ use super::endpoints::{IDLE_MAX, IDLE_TIME};
 /// Most read from a connection at once, bytes; also the largest piece of a body.
 const READ_MAX: usize = 512 << 10;
 
-type Pooled<C> = Client<Timed<C>, Empty<Bytes>>;
+type Pooled<C> = Client<Timed<C>, Full<Bytes>>;
 
 /// One pool for all endpoints of a remote. Plain http spares the reading of the root certificates.
 pub(super) enum Http {
@@ -50,7 +50,7 @@ impl Http {
     }
 
     /// Sends a request; the answer's body comes as it is asked for. Dropping it ends the transfer.
-    pub(super) async fn send(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, Error> {
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         match self {
             Self::Plain(client) => client.request(request).await,
             Self::Tls(client) => client.request(request).await,

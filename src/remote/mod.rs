@@ -7,6 +7,7 @@
 //! SHA-256 over the payload, which costs as much as the rest of the request. End to end, the content is protected by
 //! the chunk hashes of the [`manifest`].
 
+mod attribute;
 mod bounded;
 mod classify;
 mod config;
@@ -32,7 +33,8 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use crate::ports::{
-    Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteErrorKind, RemoteResult, RestoreState, Stored,
+    AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteErrorKind, RemoteResult, RestoreState,
+    Stored,
 };
 use crate::types::{ByteRange, ObjectKey};
 
@@ -149,6 +151,10 @@ impl Remote for S3Remote {
 
     async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
         self.shared.end_listed_uploads(key).await
+    }
+
+    async fn set_attribute(&self, call: &AttributeCall) -> RemoteResult<Option<String>> {
+        self.shared.set_attribute(call).await
     }
 
     async fn probe(&self) -> RemoteResult<Capabilities> {

@@ -12,7 +12,7 @@ use aws_sigv4::http_request::{
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::identity::Identity;
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::Request;
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -63,7 +63,27 @@ impl Signer {
         &self,
         url: String,
         headers: &[(&'static str, String)],
-    ) -> Result<Request<Empty<Bytes>>, Unsigned> {
+    ) -> Result<Request<Full<Bytes>>, Unsigned> {
+        self.request("GET", url, headers, Bytes::new()).await
+    }
+
+    /// A signed PUT of a small body.
+    pub(super) async fn put(
+        &self,
+        url: String,
+        headers: &[(&'static str, String)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Unsigned> {
+        self.request("PUT", url, headers, body).await
+    }
+
+    async fn request(
+        &self,
+        method: &'static str,
+        url: String,
+        headers: &[(&'static str, String)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Unsigned> {
         let identity = self.identity().await.map_err(Unsigned::Credentials)?;
         let impossible = |error: &(dyn std::error::Error + 'static)| Unsigned::Impossible(innermost(error));
         let mut settings = SigningSettings::default();
@@ -79,14 +99,14 @@ impl Signer {
             .build()
             .map_err(|error| impossible(&error))?;
         let signed = headers.iter().map(|(name, value)| (*name, value.as_str()));
-        let signable = SignableRequest::new("GET", url.as_str(), signed, SignableBody::Bytes(&[]));
+        let signable = SignableRequest::new(method, url.as_str(), signed, SignableBody::Bytes(&body));
         let params = SigningParams::V4(params);
         let instructions = signable.and_then(|signable| sign(signable, &params)).map_err(|error| impossible(&error))?;
-        let mut request = Request::get(&url).header(hyper::header::USER_AGENT, AGENT);
+        let mut request = Request::builder().method(method).uri(&url).header(hyper::header::USER_AGENT, AGENT);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let mut request = request.body(Empty::new()).map_err(|error| impossible(&error))?;
+        let mut request = request.body(Full::new(body)).map_err(|error| impossible(&error))?;
         instructions.into_parts().0.apply_to_request_http1x(&mut request);
         Ok(request)
     }

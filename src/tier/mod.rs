@@ -34,6 +34,8 @@ pub enum Activity {
     Recalling {
         cancelled: bool,
     },
+    /// The other side of a pair decides who owns the content from now on: it may be read, if it is here, and not changed.
+    HandingOver,
 }
 
 /// What happens to a file.
@@ -82,6 +84,10 @@ pub enum Event {
     RecallPaused,
     RecallAbandoned,
     Pin(bool),
+    /// Who owns the content is to change: by this side's asking, or the other's.
+    HandOverBegin,
+    /// That is decided, or was not begun after all: what the record says now.
+    HandOverEnded(Claim, Paired),
     /// The record asked for by `Verdict::Save` is stored.
     Saved(Claim),
     /// It may or may not be stored: what is durable is unknown.
@@ -110,6 +116,17 @@ pub enum Verdict {
     /// It is so already.
     Already,
     Refuse(Refusal),
+}
+
+/// What a file of a pair's two sides is here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Paired {
+    /// The generation fixes the bytes: it is raised before they change.
+    pub sealed: bool,
+    /// The other side owns the content: it is not changed here before that is.
+    pub foreign: bool,
+    /// Who owns it is being decided.
+    pub handing_over: bool,
 }
 
 /// Why something cannot be.
@@ -142,12 +159,31 @@ pub struct Machine {
     activity: Activity,
     pinned: bool,
     unknown: bool,
+    sealed: bool,
+    foreign: bool,
 }
 
 impl Machine {
     /// A file whose record says `claim`, with no handle and no transfer.
     pub fn new(claim: Claim, pinned: bool) -> Self {
-        Self { claim, mode: IoMode::Idle, writers: 0, activity: Activity::None, pinned, unknown: false }
+        let (mode, activity) = (IoMode::Idle, Activity::None);
+        Self { claim, mode, writers: 0, activity, pinned, unknown: false, sealed: false, foreign: false }
+    }
+
+    /// The same of a file that the other side of a pair has, too.
+    pub fn paired(self, paired: Paired) -> Self {
+        let activity = if paired.handing_over { Activity::HandingOver } else { self.activity };
+        Self { activity, sealed: paired.sealed, foreign: paired.foreign, ..self }
+    }
+
+    /// Whether somebody has it open for writing through the mount.
+    pub fn has_writers(&self) -> bool {
+        self.writers > 0
+    }
+
+    /// Whether the other side of the pair owns the content.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     pub fn claim(&self) -> Claim {
@@ -201,7 +237,9 @@ impl Machine {
         match event {
             Event::OpenRead { passthrough } => match self.activity {
                 Activity::Releasing => Verdict::Wait,
-                _ => self.opened(passthrough && self.is_local(), false),
+                // Decided against this side, the content may go: nothing of it is handed to the kernel.
+                Activity::HandingOver => self.opened(false, false),
+                _ => self.opened(passthrough && self.is_local() && !self.foreign, false),
             },
             Event::OpenWrite { passthrough } => match self.prepare_change(false) {
                 Verdict::Go => self.opened(passthrough, true),
@@ -217,7 +255,7 @@ impl Machine {
             Event::Read => Verdict::Recall,
             Event::SetTimes => match self.activity {
                 // Both move the times themselves and put back what they found.
-                Activity::Releasing | Activity::Recalling { .. } => Verdict::Wait,
+                Activity::Releasing | Activity::Recalling { .. } | Activity::HandingOver => Verdict::Wait,
                 Activity::Archiving { .. } => {
                     self.activity = Activity::Archiving { disturbed: true };
                     Verdict::Go
@@ -243,6 +281,7 @@ impl Machine {
             Event::RecallBegin => match (self.activity, self.claim) {
                 (Activity::Recalling { .. } | Activity::Releasing, _) => Verdict::Wait,
                 (_, Claim::Resident | Claim::Dual) => Verdict::Already,
+                (Activity::HandingOver, _) => Verdict::Wait,
                 (Activity::Archiving { .. }, _) => unreachable!("only resident content is archived"),
                 (Activity::None, Claim::Stub | Claim::Partial | Claim::Releasing) => {
                     self.activity = Activity::Recalling { cancelled: false };
@@ -263,6 +302,16 @@ impl Machine {
                 self.pinned = pinned;
                 Verdict::Go
             }
+            Event::HandOverBegin => self.hand_over_begin(),
+            Event::HandOverEnded(claim, paired) => {
+                (self.claim, self.sealed, self.foreign) = (claim, paired.sealed, paired.foreign);
+                match self.activity {
+                    _ if paired.handing_over => self.activity = Activity::HandingOver,
+                    Activity::HandingOver => self.activity = Activity::None,
+                    _ => {}
+                }
+                Verdict::Go
+            }
             Event::Saved(claim) => self.saved(claim),
             Event::SaveUnknown => {
                 self.unknown = true;
@@ -279,7 +328,10 @@ impl Machine {
     /// Content is about to change: what must come first so that no record over-claims.
     fn prepare_change(&mut self, to_zero: bool) -> Verdict {
         match (self.activity, self.claim) {
-            (Activity::Releasing, _) => Verdict::Wait,
+            (Activity::Releasing | Activity::HandingOver, _) => Verdict::Wait,
+            // It must be this side's first, and for that all of it must be here, also what is to be thrown away: until the other side
+            // has given it up, theirs is the content.
+            _ if self.foreign => Verdict::Recall,
             (Activity::Recalling { cancelled: false }, _) if to_zero => {
                 self.activity = Activity::Recalling { cancelled: true };
                 Verdict::CancelRecall
@@ -287,8 +339,9 @@ impl Machine {
             (Activity::Recalling { cancelled: true }, _) => Verdict::Wait,
             (Activity::Archiving { .. }, Claim::Resident) => {
                 self.activity = Activity::Archiving { disturbed: true };
-                Verdict::Go
+                if self.sealed { Verdict::Save(Claim::Resident) } else { Verdict::Go }
             }
+            (_, Claim::Resident) if self.sealed => Verdict::Save(Claim::Resident),
             (_, Claim::Resident) => Verdict::Go,
             (_, Claim::Dual) => Verdict::Save(Claim::Resident),
             (_, claim) if claim.is_remote() && to_zero => Verdict::TruncateThenSave,
@@ -345,7 +398,25 @@ impl Machine {
         }
     }
 
+    /// An archive that nobody disturbed becomes the question to the other side; so does a recall that has brought all. Somebody who has the file open
+    /// by the kernel would go on with what may be freed.
+    fn hand_over_begin(&mut self) -> Verdict {
+        let in_use = self.writers > 0 || matches!(self.mode, IoMode::Pass(_));
+        match self.activity {
+            Activity::Archiving { disturbed: true } => Verdict::Refuse(Refusal::Changed),
+            _ if in_use => Verdict::Refuse(Refusal::Open),
+            Activity::None | Activity::Archiving { .. } | Activity::Recalling { .. } => {
+                self.activity = Activity::HandingOver;
+                Verdict::Go
+            }
+            Activity::Releasing | Activity::HandingOver => Verdict::Refuse(Refusal::Busy),
+        }
+    }
+
     fn saved(&mut self, claim: Claim) -> Verdict {
+        if claim == Claim::Resident {
+            self.sealed = false;
+        }
         self.claim = claim;
         match (self.activity, claim) {
             (Activity::Archiving { .. } | Activity::Recalling { .. }, Claim::Dual)
@@ -362,7 +433,9 @@ impl Machine {
 
     fn assert_invariants(&self) {
         assert!(self.writers <= self.handles(), "{self:?}");
-        assert!(self.writers == 0 || self.claim == Claim::Resident || self.unknown, "{self:?}");
+        let writable =
+            self.claim == Claim::Resident && !self.sealed && !self.foreign && self.activity != Activity::HandingOver;
+        assert!(self.writers == 0 || writable || self.unknown, "{self:?}");
         match self.mode {
             IoMode::Pass(_) => {
                 assert!(matches!(self.claim, Claim::Resident | Claim::Dual) || self.unknown, "{self:?}");
@@ -374,7 +447,7 @@ impl Machine {
         match self.activity {
             Activity::Archiving { .. } => assert!(self.claim == Claim::Resident || self.unknown, "{self:?}"),
             Activity::Recalling { .. } => assert!(self.claim.is_remote() || self.unknown, "{self:?}"),
-            Activity::Releasing | Activity::None => {}
+            Activity::Releasing | Activity::None | Activity::HandingOver => {}
         }
     }
 }

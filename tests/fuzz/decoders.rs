@@ -49,6 +49,7 @@ fn records() -> Vec<Record> {
         flags: Flags { pinned: true, ..Flags::default() },
         object: Some(object(len)),
         superseded: None,
+        peer: None,
     };
     let superseded = Superseded { pair: "gp1".parse().unwrap(), key: key(), manifest: true };
     vec![

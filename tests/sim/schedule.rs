@@ -213,6 +213,7 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         remote,
         chunk_size: Some(CHUNK as u32),
         retention_s: manner.retention_s,
+        peer: false,
         recall: Default::default(),
         restore: Default::default(),
     };

@@ -100,13 +100,17 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",
-        probed.map_or("not probed yet".into(), |Probed { capabilities: can, .. }| {
-            format!(
+        probed.map_or("not probed yet".into(), |Probed { capabilities: can, peer, .. }| match peer {
+            Some(true) => "it is the gateway of a share, and knows this pair".into(),
+            Some(false) => {
+                "it is a plain store, not the gateway of a share: the pair behaves as one of role gfs".into()
+            }
+            None => format!(
                 "conditional put: {}, checksums: {}, versioning: {}",
                 word(can.conditional_put),
                 word(can.checksums),
                 word(can.versioning)
-            )
+            ),
         }),
     );
 }
@@ -124,7 +128,7 @@ fn probe(global: &Global, pair: &Pair) -> Result<Probed, CliError> {
     if let Err(error) = capabilities::save(&global.state_dir, &pair.name, found, now) {
         output::note(&format!("tierfs: {error}"));
     }
-    Ok(Probed { at_s: now.secs, capabilities: found })
+    Ok(Probed { at_s: now.secs, capabilities: found.capabilities, peer: found.peer })
 }
 
 /// Whether anything hangs on the pair: a mount that runs with it, or files of the share.

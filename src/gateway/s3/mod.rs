@@ -15,7 +15,8 @@ use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::counters::Counters;
-use super::store::{Store, StoreError};
+use super::store::{AttributeHeaders, Store, StoreError};
+use crate::engine::wire;
 
 /// Most keys of one DeleteObjects (S3's limit).
 const DELETE_MAX: usize = 1_000;
@@ -263,6 +264,22 @@ impl S3 for Protocol {
         self.counters.count("PutObjectTagging");
         let this = self.of(&req);
         let tags = convert::tags_of_set(req.input.tagging.tag_set)?;
+        if tags.iter().any(|(tag, _)| matches!(tag.as_str(), wire::LOCAL_TO_REMOTE | wire::REMOTE_TO_LOCAL)) {
+            let header =
+                |name: &str| req.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+            let headers = AttributeHeaders {
+                call: header(wire::CALL_HEADER),
+                node: header(wire::NODE_HEADER),
+                root: header(wire::ROOT_HEADER),
+            };
+            let answer = this.store.attribute_call(&req.input.bucket, &req.input.key, tags, headers).await;
+            let mut response = S3Response::new(PutObjectTaggingOutput::default());
+            if let Some(answer) = answer.map_err(convert::error)? {
+                let value = hyper::header::HeaderValue::from_str(&answer).map_err(s3s::S3Error::internal_error)?;
+                response.headers.insert(wire::ANSWER_HEADER, value);
+            }
+            return Ok(response);
+        }
         this.store.set_tags(&req.input.bucket, &req.input.key, tags).await.map_err(convert::error)?;
         ok(PutObjectTaggingOutput::default())
     }

@@ -46,7 +46,9 @@ fn of(error: FsError, key: &str) -> StoreError {
         FsError::Stale => StoreError::Gone,
         FsError::ReadOnly => StoreError::ReadOnly,
         FsError::NotPermitted | FsError::Withheld => StoreError::Denied(key.to_owned()),
-        FsError::TryLater | FsError::Interrupted => StoreError::Unavailable(format!("{key}: {error}")),
+        FsError::TryLater | FsError::Interrupted | FsError::Undecided => {
+            StoreError::Unavailable(format!("{key}: {error}"))
+        }
         FsError::Engine(error) => match &error {
             EngineError::Lower { source, .. } => {
                 let source = LowerError::from_errno(source.op, source.errno());
@@ -55,7 +57,9 @@ fn of(error: FsError, key: &str) -> StoreError {
             EngineError::NoSpace { .. } => StoreError::Full(key.to_owned()),
             EngineError::ReadOnly => StoreError::ReadOnly,
             EngineError::ShuttingDown => StoreError::Closed,
-            _ if error.is_transient() || error.is_skip() => StoreError::Unavailable(format!("{key}: {error}")),
+            _ if error.is_transient() || error.is_skip() || error.is_undecided() => {
+                StoreError::Unavailable(format!("{key}: {error}"))
+            }
             _ => StoreError::Failed(format!("{key}: {error}")),
         },
         FsError::Damaged | FsError::BadHandle | FsError::NoAttribute | FsError::Invalid(_) => {

@@ -6,6 +6,7 @@
 //! names    removing, renaming              list     keys in order
 //! uploads  uploads in parts                staging  what has no key yet
 //! meta     ETags, headers, tags            error    what failed
+//! peer     what a pair's other end asks
 //! ```
 //!
 //! It is a user of [`Fs`] beside the kernel: stubs are recalled by reading, removals note what they leave, and the mount in the same process
@@ -17,6 +18,7 @@ mod key;
 mod list;
 mod meta;
 mod names;
+mod peer;
 mod publish;
 mod read;
 mod staging;
@@ -35,16 +37,14 @@ use super::store::*;
 use crate::fs::Fs;
 use crate::lower::Share;
 use crate::ports::{Lower, LowerError};
-use crate::types::{Inode, PairName};
 use acting::Acting;
 use error::About as _;
 use key::Key;
+pub use peer::HELLO;
+use peer::is_attribute_call;
 
 /// Locks for keys; two keys may share one.
 const LOCKS: usize = 64;
-/// Keys of the attribute calls of a peer's tiering service (R6), made as tags of an object.
-const LOCAL_TO_REMOTE: &str = "ltr_local_to_remote";
-const REMOTE_TO_LOCAL: &str = "rtl_remote_to_local";
 
 /// Why a share cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -55,22 +55,6 @@ pub enum ShareError {
     Staging(#[from] LowerError),
 }
 
-/// The change of ownership that a peer's tiering service asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handover {
-    /// The content came here: this side owns the file from now on.
-    ToHere,
-    /// The content went to the other side, which owns the file from now on.
-    ToPeer,
-}
-
-/// Carries out what a peer's tiering service asks for (R6).
-#[async_trait]
-pub trait Ownership: Send + Sync {
-    /// `identifiers`: the pair's four, joined by commas, as the peer has them.
-    async fn hand_over(&self, file: Inode, pair: &PairName, to: Handover, identifiers: &str) -> StoreResult<()>;
-}
-
 /// What is served.
 pub struct ShareOptions {
     pub fs: Arc<Fs>,
@@ -78,8 +62,6 @@ pub struct ShareOptions {
     pub share: Arc<Share>,
     pub bucket: String,
     pub identities: Arc<Identities>,
-    /// `None`: the attribute calls of peers are answered 501.
-    pub ownership: Option<Arc<dyn Ownership>>,
 }
 
 pub(super) struct Shared {
@@ -87,7 +69,6 @@ pub(super) struct Shared {
     share: Arc<Share>,
     bucket: String,
     identities: Arc<Identities>,
-    ownership: Option<Arc<dyn Ownership>>,
     locks: [Mutex<()>; LOCKS],
 }
 
@@ -120,14 +101,15 @@ pub struct ShareStore {
 impl ShareStore {
     /// Clears away what a crash left. Blocks on local I/O.
     pub fn open(options: ShareOptions) -> Result<Self, ShareError> {
-        let ShareOptions { fs, share, bucket, identities, ownership } = options;
+        let ShareOptions { fs, share, bucket, identities } = options;
         if !s3s::path::check_bucket_name(&bucket) {
             return Err(ShareError::BadBucket(bucket));
         }
         let locks = std::array::from_fn(|_| Mutex::default());
-        let shared = Arc::new(Shared { fs, share, bucket, identities, ownership, locks });
+        let shared = Arc::new(Shared { fs, share, bucket, identities, locks });
         if !shared.fs.is_read_only() {
             shared.clear_staging()?;
+            peer::clear_stages(&shared.share, shared.fs.engine.now())?;
         }
         Ok(Self { shared, user: None })
     }
@@ -157,43 +139,12 @@ async fn to_the_end<T: Send + 'static>(work: impl Future<Output = StoreResult<T>
     tokio::spawn(work).await.map_err(|_| StoreError::Closed)?
 }
 
-/// Whether a tag is a call rather than a tag.
-fn handover(tag: &str) -> Option<Handover> {
-    match tag {
-        LOCAL_TO_REMOTE => Some(Handover::ToHere),
-        REMOTE_TO_LOCAL => Some(Handover::ToPeer),
-        _ => None,
-    }
-}
-
 impl Acting {
     /// Ordinary tags only: the attribute calls are made by PutObjectTagging alone.
     fn check_tags(&self, tags: &[(String, String)]) -> StoreResult<()> {
-        match tags.iter().find(|(name, _)| handover(name).is_some()) {
+        match tags.iter().find(|(name, _)| is_attribute_call(name)) {
             Some((name, _)) => Err(StoreError::Denied(format!("the tag {name}"))),
             None => Ok(()),
-        }
-    }
-
-    /// What a peer's tiering service asks for by a tag.
-    async fn hand_over(self, key: Key, tags: Vec<(String, String)>) -> StoreResult<()> {
-        let refused = |why: &str| StoreError::Denied(format!("{}: {why}", key.as_str()));
-        let Some(pair) = self.peer_of().cloned() else {
-            return Err(refused("only the tiering service of a pair's other end may make this call"));
-        };
-        let [(name, value)] = tags.as_slice() else {
-            return Err(refused("the call is made with one tag"));
-        };
-        let (Some(to), 4) = (handover(name), value.split(',').count()) else {
-            return Err(refused("the tag's value is the pair's four identifiers, joined by commas"));
-        };
-        let (acting, for_key) = (self.clone(), key.clone());
-        let (_, seen) = blocking(move || acting.find(&for_key)).await?;
-        match &self.shared.ownership {
-            Some(ownership) => ownership.hand_over(seen.node, &pair, to, value).await,
-            None => {
-                Err(StoreError::NotSupported("handing files over between two clusters is not supported yet".into()))
-            }
         }
     }
 }
@@ -231,6 +182,7 @@ impl Store for ShareStore {
 
     async fn stage(&self, bucket: &str, target: Target) -> StoreResult<Box<dyn Upload>> {
         match target {
+            Target::Object { key } if peer::is_peer_key(&key) => self.user(bucket)?.begin_for_peer(&key).await,
             Target::Object { key } => {
                 let (acting, key) = self.key(bucket, &key)?;
                 blocking(move || acting.begin(key)).await
@@ -243,6 +195,9 @@ impl Store for ShareStore {
     }
 
     async fn head(&self, bucket: &str, key: &str) -> StoreResult<Arc<ObjectInfo>> {
+        if peer::is_peer_key(key) {
+            return Ok(self.user(bucket)?.open_for_peer(key).await?.0);
+        }
         let (acting, key) = self.key(bucket, key)?;
         blocking(move || {
             let (_, seen) = acting.find_readable(&key)?;
@@ -252,6 +207,9 @@ impl Store for ShareStore {
     }
 
     async fn open(&self, bucket: &str, key: &str) -> StoreResult<(Arc<ObjectInfo>, Arc<dyn Content>)> {
+        if peer::is_peer_key(key) {
+            return self.user(bucket)?.open_for_peer(key).await;
+        }
         let (acting, key) = self.key(bucket, key)?;
         acting.open(key).await
     }
@@ -268,9 +226,7 @@ impl Store for ShareStore {
 
     async fn set_tags(&self, bucket: &str, key: &str, tags: Vec<(String, String)>) -> StoreResult<()> {
         let (acting, key) = self.key(bucket, key)?;
-        if tags.iter().any(|(name, _)| handover(name).is_some()) {
-            return acting.hand_over(key, tags).await;
-        }
+        acting.check_tags(&tags)?;
         acting.check_writable()?;
         let shared = self.shared.clone();
         let _lock = shared.lock(&[&key]).await;
@@ -284,6 +240,17 @@ impl Store for ShareStore {
         .await
     }
 
+    async fn attribute_call(
+        &self,
+        bucket: &str,
+        key: &str,
+        tags: Vec<(String, String)>,
+        headers: AttributeHeaders,
+    ) -> StoreResult<Option<String>> {
+        let acting = self.user(bucket)?;
+        acting.attribute_call(key.to_owned(), tags, headers).await.map(Some)
+    }
+
     async fn rename(&self, bucket: &str, from: &str, to: &str, condition: Condition) -> StoreResult<Arc<ObjectInfo>> {
         let (acting, from) = self.key(bucket, from)?;
         to_the_end(acting.rename(from, Key::parse(to)?, condition)).await
@@ -291,6 +258,10 @@ impl Store for ShareStore {
 
     async fn create_upload(&self, bucket: &str, upload: NewUpload) -> StoreResult<UploadId> {
         let acting = self.user(bucket)?;
+        if peer::is_peer_key(&upload.key) {
+            acting.wanted(&upload.key).await?;
+            return blocking(move || acting.begin_upload(upload)).await;
+        }
         blocking(move || acting.create_upload(upload)).await
     }
 
@@ -317,6 +288,10 @@ impl Store for ShareStore {
         parts: Vec<PartInfo>,
         seal: Seal,
     ) -> StoreResult<Arc<ObjectInfo>> {
+        if peer::is_peer_key(key) {
+            let acting = self.user(bucket)?;
+            return to_the_end(acting.complete_for_peer(key.to_owned(), upload.clone(), parts)).await;
+        }
         let (acting, key) = self.key(bucket, key)?;
         to_the_end(acting.complete(key, upload.clone(), parts, seal)).await
     }

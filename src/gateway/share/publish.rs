@@ -22,13 +22,14 @@ use super::key::Key;
 use super::meta::{self, Meta};
 use super::staging::Staged;
 use super::to_the_end;
+use crate::engine::OwnerHold;
 use crate::fs::{Fs, FsError, FsResult, Noted};
 use crate::gateway::blocking;
 use crate::gateway::store::{Condition, ObjectInfo, Seal, StoreError, StoreResult, Upload, UploadId};
 use crate::lower::{Dir, Seen};
 use crate::ports::{Attr, Lower, LowerError, LowerFile, RenameMode, SetAttr};
-use crate::record::{Claim, Record};
-use crate::types::Inode;
+use crate::record::{Claim, PeerState, Phase, Record};
+use crate::types::{Inode, STAGING_NAME};
 
 const FILE_MODE: u32 = 0o666;
 const ACL: &str = "system.posix_acl_access";
@@ -61,6 +62,13 @@ impl Acting {
         Ok(NewFile { node, file, born })
     }
 
+    /// A file in the gateway's own directory.
+    pub fn unnamed_in(&self, dir: &Dir) -> StoreResult<NewFile> {
+        let (node, file) = self.share().create_unnamed_as(self.user(), dir, 0o600).about(STAGING_NAME)?;
+        let born = file.stat().about(STAGING_NAME)?;
+        Ok(NewFile { node, file, born })
+    }
+
     /// Makes `new` the object `key`.
     pub async fn install(
         self,
@@ -73,12 +81,13 @@ impl Acting {
         let _lock = self.shared.lock(&[&key]).await;
         let (acting, file) = (self.clone(), new.file.clone());
         let mut staged = blocking(move || acting.stage_file(&*file)).await?;
+        let held = Arc::new(self.hold_replaced(&key).await?);
         for _ in 0..ATTEMPTS {
             let (acting, for_key, file, sealed) = (self.clone(), key.clone(), new.clone(), seal.clone());
-            let (sizes, id) = (part_sizes.clone(), upload.clone());
+            let (sizes, id, held) = (part_sizes.clone(), upload.clone(), held.clone());
             let place = blocking(move || {
                 let place = acting.place(&for_key, &sealed.condition)?;
-                acting.dress(&for_key, &file, place.replaced.as_ref())?;
+                acting.dress(&for_key, &file, place.replaced.as_ref(), held.as_ref().as_ref())?;
                 let attr = file.file.stat().about(for_key.as_str())?;
                 let meta = Meta::new(&sealed, &sizes, id, &attr);
                 meta.save(acting.share(), &file.node)?;
@@ -93,6 +102,18 @@ impl Acting {
             }
         }
         Err(StoreError::Unavailable(format!("{}: it is being replaced too often", key.as_str())))
+    }
+
+    /// What the pair's other side has, too, must be this side's before it is replaced, and stay so until it is.
+    async fn hold_replaced(&self, key: &Key) -> StoreResult<Option<OwnerHold>> {
+        let (acting, for_key) = (self.clone(), key.clone());
+        let Some(old) = blocking(move || acting.replaced(&for_key)).await? else { return Ok(None) };
+        let engine = &self.shared.fs.engine;
+        match engine.cells.get(&old.node) {
+            // Damaged, or gone: nothing of it is handed on.
+            Err(_) => Ok(None),
+            Ok(cell) => engine.hold_owner(&cell).await.map_err(FsError::from).about(key.as_str()),
+        }
     }
 
     /// Where an object goes, if `condition` holds of what is there.
@@ -111,7 +132,7 @@ impl Acting {
 
     /// Hands on to `new` what a write to the old file would have left as it was: owner, group, mode, ACL and the pin. Set-id bits go, as with
     /// a write. The generation rises.
-    fn dress(&self, key: &Key, new: &NewFile, old: Option<&Seen>) -> StoreResult<()> {
+    fn dress(&self, key: &Key, new: &NewFile, old: Option<&Seen>, held: Option<&OwnerHold>) -> StoreResult<()> {
         let (share, now) = (self.share(), new.file.stat().about(key.as_str())?);
         let wanted = old.map_or(&new.born, |old| &old.attr);
         if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
@@ -138,7 +159,18 @@ impl Acting {
         let record = self.shared.fs.record_of(&old.node).about(key.as_str())?;
         let generation = record.generation.after(self.shared.fs.engine.now());
         let (flags, epoch) = (record.flags, record.epoch);
-        let record = Record { claim: Claim::Resident, generation, flags, epoch, ..Record::unclaimed() };
+        let peer = match (&record.peer, held) {
+            (None, _) => None,
+            (Some(_), Some(held)) if held.file() == old.node.id => {
+                // It is that file now, at both sides.
+                let phase = Phase::Owner { published: false };
+                Some(PeerState { here: new.node.id, phase, ..held.peer.clone() })
+            }
+            (Some(_), _) => {
+                return Err(StoreError::Unavailable(format!("{}: it is being replaced just now", key.as_str())));
+            }
+        };
+        let record = Record { claim: Claim::Resident, generation, flags, epoch, peer, ..Record::unclaimed() };
         share.save_record(&new.node, &record.encode()).about(key.as_str())
     }
 

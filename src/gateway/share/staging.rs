@@ -23,7 +23,7 @@ pub const UPLOAD: &str = "upload-";
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// The directory `name` in `dir`, made for `uid` and `gid` where it is missing.
-fn directory(share: &Share, dir: &Inode, name: &str, mode: u32, (uid, gid): (u32, u32)) -> StoreResult<Inode> {
+pub fn directory(share: &Share, dir: &Inode, name: &str, mode: u32, (uid, gid): (u32, u32)) -> StoreResult<Inode> {
     let name = OsStr::new(name);
     let who = Caller { uid, gid, pid: 0, umask: 0 };
     let made = match share.lookup(dir, name) {

@@ -68,6 +68,12 @@ impl Acting {
         self.replaced(&key)?;
         // Whether the user may make a file there is found out now, by making one.
         self.new_file(&key)?;
+        self.begin_upload(new)
+    }
+
+    /// The same, where all that is known already.
+    pub fn begin_upload(&self, new: NewUpload) -> StoreResult<UploadId> {
+        let key = new.key.clone();
         let (share, user) = (self.share(), self.user());
         let staging = self.staging()?;
         let mut hash = blake3::Hasher::new();
@@ -77,13 +83,13 @@ impl Acting {
         let id = UploadId(hash.finalize().to_hex()[..32].to_owned());
         let who = Caller { uid: user.uid, gid: user.gid, pid: 0, umask: 0 };
         let made = share.make(&staging.node(), &Self::upload_name(&id)?, NewNode::Directory, 0o700, &who);
-        let dir = share.dir(&made.about(key.as_str())?.0).about(key.as_str())?;
+        let dir = share.dir(&made.about(&key)?.0).about(&key)?;
         let body = postcard::to_stdvec(&new).map_err(|error| StoreError::Failed(error.to_string()))?;
-        let (_, file) = share.create_unnamed_as(user, &dir, 0o600).about(key.as_str())?;
+        let (_, file) = share.create_unnamed_as(user, &dir, 0o600).about(&key)?;
         let written = file.write_at(&body, 0).and_then(|()| file.sync(false));
         let linked = written.and_then(|()| share.link_as(user, &*file, &dir, OsStr::new(ABOUT)));
         let synced = linked.and_then(|()| share.sync_node(&dir.node()).and_then(|()| share.sync_node(&staging.node())));
-        synced.about(key.as_str())?;
+        synced.about(&key)?;
         Ok(id)
     }
 
@@ -167,19 +173,25 @@ impl Acting {
 
     /// One file out of parts.
     fn assemble(&self, key: &Key, id: &UploadId, parts: &[PartInfo]) -> StoreResult<NewFile> {
-        let (dir, _) = self.upload(key.as_str(), id)?;
         let new = self.new_file(key)?;
+        self.assemble_into(&new, key.as_str(), id, parts)?;
+        Ok(new)
+    }
+
+    /// Puts the parts of an upload into a new file.
+    pub fn assemble_into(&self, new: &NewFile, key: &str, id: &UploadId, parts: &[PartInfo]) -> StoreResult<()> {
+        let (dir, _) = self.upload(key, id)?;
         let mut at = 0;
         for part in parts {
             let (node, info) = self.part(&dir, &part_name(part.number))?;
             if info != *part {
                 return Err(StoreError::PartChanged(part.number));
             }
-            let from = self.share().open(&node, OpenFlags { read: true, ..Default::default() }).about(key.as_str())?;
+            let from = self.share().open(&node, OpenFlags { read: true, ..Default::default() }).about(key)?;
             let mut done = 0;
             while done < info.size {
                 let len = (info.size - done).min(COPY_BYTES);
-                match from.copy_to(done, &*new.file, at, len).about(key.as_str())? {
+                match from.copy_to(done, &*new.file, at, len).about(key)? {
                     0 => return Err(corrupt("a part is shorter than it was")),
                     copied => {
                         done += copied as u64;
@@ -188,7 +200,7 @@ impl Acting {
                 }
             }
         }
-        Ok(new)
+        Ok(())
     }
 
     /// Removes an upload of this user with its parts.

@@ -62,6 +62,17 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
+    /// A tag that is a call of a pair's other end (R6): its answer. `None`: here it is a tag like any other, and was set.
+    async fn attribute_call(
+        &self,
+        bucket: &str,
+        key: &str,
+        tags: Vec<(String, String)>,
+        _headers: AttributeHeaders,
+    ) -> StoreResult<Option<String>> {
+        self.set_tags(bucket, key, tags).await.map(|()| None)
+    }
+
     /// Gives the object `from` the key `to`, in one step, if `condition` holds of what is there.
     async fn rename(
         &self,

@@ -152,6 +152,14 @@ pub struct Seal {
     pub condition: Condition,
 }
 
+/// What goes with an attribute call; empty where it was not sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttributeHeaders {
+    pub call: String,
+    pub node: String,
+    pub root: String,
+}
+
 /// A version asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EtagMatch {

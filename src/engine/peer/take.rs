@@ -1,0 +1,215 @@
+//! This side asks to own a file: all of its content has come, and is durable.
+//!
+//! Order: all content here, verified, dated, synced → note (durable) → record *taking* (durable) → the owner is asked, until it has answered →
+//! record *owner* (durable), and only then does a writer go on; or *stub* again.
+
+use std::sync::Arc;
+
+use super::super::archive::OpenNote;
+use super::super::cell::Cell;
+use super::super::error::{EngineError, EngineResult, PeerTrouble};
+use super::super::fill::Fill;
+use super::super::{Engine, blocking};
+use super::wire::Verb;
+use crate::peer::{Answer, Event, Local, Verdict};
+use crate::ports::IntentId;
+use crate::record::{Claim, Phase, Record};
+use crate::tier::{Activity, Event as Step, Verdict as Next};
+use crate::types::FileId;
+
+impl Engine {
+    /// A recall of the other side's content has brought all of it. `touched`: its note.
+    pub(in crate::engine) async fn take(
+        self: &Arc<Self>,
+        fill: &Arc<Fill>,
+        touched: Option<OpenNote>,
+    ) -> EngineResult<()> {
+        let cell = &fill.cell;
+        let note = match touched {
+            // The same key, and the same end: what a start finds of either is looked at in the same way.
+            Some(OpenNote::Settle(note) | OpenNote::Upload(note)) => note,
+            None => self.note_handover(cell).await?,
+        };
+        let begun = {
+            let (this, on) = (self.clone(), cell.clone());
+            blocking(move || this.begin_taking(&on)).await?
+        };
+        if let Err(error) = begun {
+            self.not_taken(fill, note).await;
+            return Err(error);
+        }
+        cell.changed.notify_waiters();
+        self.leftover_is_gone(cell);
+        self.asked_to_take(cell, note).await
+    }
+
+    /// Nothing was asked, as far as is known: what has come stays a stub's.
+    async fn not_taken(self: &Arc<Self>, fill: &Arc<Fill>, note: IntentId) {
+        let cell = &fill.cell;
+        let (unknown, recalls) = {
+            let inner = cell.lock();
+            (inner.machine.is_unknown(), matches!(inner.machine.activity(), Activity::Recalling { .. }))
+        };
+        if unknown {
+            return self.spawn_ask(cell.clone(), note);
+        }
+        if recalls {
+            return self.rest_recall(fill, Some(OpenNote::Settle(note))).await;
+        }
+        let kept = {
+            let mut inner = cell.lock();
+            let record = Record { claim: Claim::Partial, ..inner.record.clone() };
+            let kept = self.lower.save_record(&cell.node, &record.encode());
+            if kept.is_ok() {
+                inner.record = record;
+                self.follow(&mut inner);
+            }
+            kept
+        };
+        cell.changed.notify_waiters();
+        match kept {
+            Ok(()) => self.spawn_forget_when_durable(cell.clone(), Some(OpenNote::Settle(note))),
+            Err(error) => tracing::warn!(file = %cell.node.id, "what a recall has brought is not recorded: {error}"),
+        }
+    }
+
+    /// Asks, and says what came of it.
+    async fn asked_to_take(self: &Arc<Self>, cell: &Arc<Cell>, note: IntentId) -> EngineResult<()> {
+        self.ask_until_decided(cell, note).await?;
+        let phase = cell.lock().record.peer.as_ref().map(|peer| peer.phase);
+        match phase {
+            Some(Phase::Owner { .. }) => Ok(()),
+            _ => self.trouble(cell, PeerTrouble::Refused),
+        }
+    }
+
+    fn begin_taking(&self, cell: &Arc<Cell>) -> EngineResult<()> {
+        let mut inner = cell.lock();
+        self.known(cell, &mut inner)?;
+        if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {
+            return Err(EngineError::Refused { file: cell.node.id, why });
+        }
+        let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
+        let decided = self.decide_and_store(cell, &mut inner, local, Event::TakeBegin, "peer.taking");
+        inner.recall = None;
+        inner.shown_mtime = None;
+        match decided {
+            Ok(Verdict::Call(_)) => Ok(()),
+            Ok(other) => {
+                self.follow(&mut inner);
+                tracing::debug!(file = %cell.node.id, "{other:?} to the beginning of a taking");
+                self.trouble(cell, PeerTrouble::Refused)
+            }
+            Err(error) => {
+                if !inner.machine.is_unknown() {
+                    self.follow(&mut inner);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether somebody who wants to change a file finds all of its content here, and the other side its owner: then nothing is to be fetched.
+    pub(in crate::engine) fn is_to_be_taken(&self, cell: &Cell) -> bool {
+        let inner = cell.lock();
+        inner.machine.is_foreign() && inner.machine.is_local() && inner.machine.activity() == Activity::None
+    }
+
+    /// Takes such a file: an empty one.
+    pub(in crate::engine) async fn take_local(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        let note = self.note_handover(cell).await?;
+        let (this, on) = (self.clone(), cell.clone());
+        let begun = blocking(move || this.begin_taking(&on)).await?;
+        if let Err(error) = begun {
+            self.journal.remove(note).await?;
+            return Err(error);
+        }
+        cell.changed.notify_waiters();
+        self.asked_to_take(cell, note).await
+    }
+
+    /// What the owner says of a file, as the other side tells it by itself.
+    pub(super) async fn ask_facts(&self, cell: &Cell) -> EngineResult<Answer> {
+        let key = {
+            let inner = cell.lock();
+            let peer = self.peer_of(cell, &inner.record)?;
+            drop(inner);
+            self.named(&cell.node, &peer).key(Verb::Facts)
+        };
+        let body =
+            self.peer_target()?.remote.get_all(&key, 64 << 10).await.map_err(EngineError::remote(cell.node.id))?;
+        serde_json::from_slice(&body)
+            .map_err(|_| EngineError::Peer { file: cell.node.id, why: PeerTrouble::Contradiction })
+    }
+
+    /// Asks the owner how a stub's content is now, and makes the stub one of that.
+    pub async fn refresh_from_peer(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
+        match self.ask_facts(cell).await? {
+            Answer::Facts(facts)
+                if matches!(
+                    facts.phase,
+                    crate::peer::Phase::Owner { published: true } | crate::peer::Phase::Offering
+                ) =>
+            {
+                let (id, there) = {
+                    let inner = cell.lock();
+                    let peer = self.peer_of(cell, &inner.record)?;
+                    (peer.id, peer.there)
+                };
+                let told = super::PeerFacts {
+                    id,
+                    generation: facts.content.generation,
+                    epoch: facts.epoch.0,
+                    size: facts.content.len,
+                    mtime: facts.content.mtime,
+                    there,
+                };
+                self.refresh_peer_stub(&cell.node, &told).await
+            }
+            Answer::Facts(facts) if matches!(facts.phase, crate::peer::Phase::Owner { .. }) => {
+                self.trouble(cell, PeerTrouble::BeingWritten)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
+    pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
+        use crate::peer::Phase::Owner;
+        match self.ask_facts(cell).await {
+            Ok(Answer::Facts(facts)) if facts.phase == (Owner { published: false }) => {
+                EngineError::Peer { file: cell.node.id, why: PeerTrouble::BeingWritten }
+            }
+            Ok(Answer::Facts(_)) => EngineError::Cancelled,
+            Ok(_) => EngineError::Peer { file: cell.node.id, why: PeerTrouble::NotThere },
+            Err(error) => error,
+        }
+    }
+
+    /// Somebody opens a stub for reading: whether its content is still what is known of it is found out behind his back. He may read what it was; who comes
+    /// after does not.
+    pub fn look_at_peer(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if !self.gives_to_peer() || !self.looking.lock().insert(cell.node.id) {
+            return;
+        }
+        let (this, cell) = (self.clone(), cell.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = this.refresh_from_peer(&cell).await {
+                tracing::debug!(file = %cell.node.id, "how it is at the pair's other side is not known: {error}");
+            }
+            this.looking.lock().remove(&cell.node.id);
+        });
+    }
+
+    /// Whether an error of a recall says that the content was changed at the other side.
+    pub(in crate::engine) fn says_moved(&self, error: &EngineError) -> bool {
+        matches!(error, EngineError::Remote { source, .. } if source.kind == crate::ports::RemoteErrorKind::Conflict)
+    }
+
+    /// Waits until a file of the pair is this side's, as far as that depends on what was asked: for tests and commands.
+    pub async fn decided_owner(&self, file: FileId) -> bool {
+        let Some(cell) = self.cells.live(file) else { return true };
+        cell.wait_until(|inner| inner.machine.activity() != Activity::HandingOver).await;
+        !cell.lock().machine.is_foreign()
+    }
+}

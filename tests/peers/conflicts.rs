@@ -1,0 +1,106 @@
+//! Both sides' users are at work on the same file (R11, R12, R13).
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+
+use crate::sides::{CHUNK, Sides};
+use crate::tools::*;
+
+const LEN: usize = 8 * CHUNK;
+
+/// A file that is open for writing stays where it is, on either side, and says so.
+#[test]
+fn what_is_written_stays() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    let mut content = contents[0].clone();
+    let writer = fs::OpenOptions::new().write(true).open(sides.east.mnt("f")).unwrap();
+    writer.write_all_at(b"east", 0).unwrap();
+    let output = sides.east.on("migrate", &["f"]);
+    assert!(!output.status.success() && said(&output).contains("open"), "{}", said(&output));
+    // West cannot have it either: neither read, for it changes, nor write.
+    assert!(fs::OpenOptions::new().write(true).open(sides.west.mnt("f")).is_err());
+    assert!(sides.east.owns("f"));
+    writer.write_all_at(b"more", 4).unwrap();
+    drop(writer);
+    content[..8].copy_from_slice(b"eastmore");
+    wait_for("west to read it", || fs::read(sides.west.mnt("f")).is_ok_and(|found| found == content));
+    sides.decided("f");
+    sides.same("f", &content);
+}
+
+/// Equal size and equal mtime prove nothing: the generation does.
+#[test]
+fn equal_times_are_no_equal_content() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    assert_same(&fs::read(sides.west.mnt("f")).unwrap(), &contents[0], "west");
+    wait_for("west to own it", || sides.west.owns("f"));
+    assert!(sides.decided("f"));
+    sides.east.done("recall", "f");
+    assert!(!sides.decided("f"));
+    let part = fs::File::open(sides.west.mnt("f")).unwrap();
+    let mut first = vec![0; 100];
+    part.read_exact_at(&mut first, 0).unwrap();
+    let new = noise("new", LEN);
+    fs::write(sides.east.mnt("f"), &new).unwrap();
+    set_mtime(&sides.east.mnt("f"), 1_600_000_000, 123_456_789);
+    drop(part);
+    wait_for("west to see it", || fs::read(sides.west.mnt("f")).is_ok_and(|found| found == new));
+    sides.decided("f");
+    sides.same("f", &new);
+}
+
+/// Writers on both sides and migrations at once: no write that was synced is lost, and the two sides agree in the end.
+#[test]
+fn both_sides_write_at_once() {
+    let Some((sides, _)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    let written = |path: &std::path::Path, slot: u64| {
+        let mut done = 0_u64;
+        for round in 1..=12_u64 {
+            let until = std::time::Instant::now() + SOON;
+            while std::time::Instant::now() < until {
+                let Ok(file) = fs::OpenOptions::new().write(true).open(path) else {
+                    std::thread::sleep(std::time::Duration::from_millis(30));
+                    continue;
+                };
+                file.write_all_at(&round.to_le_bytes(), slot * 8).unwrap();
+                file.sync_all().unwrap();
+                done = round;
+                break;
+            }
+        }
+        done
+    };
+    let (on_east, on_west) = (sides.east.mnt("f"), sides.west.mnt("f"));
+    let (east, west) = std::thread::scope(|scope| {
+        let east = scope.spawn(|| written(&on_east, 0));
+        let west = scope.spawn(|| written(&on_west, 1));
+        for _ in 0..6 {
+            let _ = sides.east.on("migrate", &["f"]);
+            let _ = sides.west.on("migrate", &["f"]);
+        }
+        (east.join().unwrap(), west.join().unwrap())
+    });
+    assert!(east > 0 && west > 0, "both got through: {east} and {west}");
+    sides.decided("f");
+    let mut found = Vec::new();
+    wait_for("a read", || fs::read(sides.east.mnt("f")).map(|content| found = content).is_ok());
+    assert_eq!(u64::from_le_bytes(found[..8].try_into().unwrap()), east, "east's last write");
+    assert_eq!(u64::from_le_bytes(found[8..16].try_into().unwrap()), west, "west's last write");
+    sides.decided("f");
+    sides.same("f", &found);
+}
+
+/// A PUT to the gateway is a write: it takes a stub first, and the file stays the one that both sides have.
+#[test]
+fn a_put_replaces_it_on_both_sides() {
+    let Some((sides, _)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = crate::s3::client(&format!("http://{}", sides.west.addr), "root", "rootsecret");
+    let new = noise("put", 3 * CHUNK + 1);
+    let body = aws_sdk_s3::primitives::ByteStream::from(new.clone());
+    runtime.block_on(client.put_object().bucket("west").key("f").body(body).send()).unwrap();
+    assert!(sides.decided("f"), "who wrote last owns");
+    wait_for("east to see it", || fs::read(sides.east.mnt("f")).is_ok_and(|found| found == new));
+    sides.decided("f");
+    sides.same("f", &new);
+}

@@ -1,0 +1,149 @@
+//! Each side is killed at each step of a change of owner; answers get lost; calls come twice. Afterwards one side owns the file, the other is a stub, and
+//! both show the content.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+
+use crate::sides::{CHUNK, Sides};
+use crate::tools::*;
+
+const LEN: usize = 5 * CHUNK + 9;
+
+/// Steps of the side that asks.
+const ASKS: [&str; 7] =
+    ["peer.published", "peer.staged", "peer.noted", "peer.offering", "peer.asking", "peer.answered", "peer.decided"];
+/// Of the side that is asked to take what is offered.
+const TAKES_IN: [&str; 6] =
+    ["peer.noted", "peer.installing", "peer.copied", "peer.installed", "peer.called", "peer.granted"];
+
+fn survives(west_dies: bool, point: &str, recall: bool) {
+    let Some((mut sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    if recall {
+        sides.east.done("migrate", "f");
+        assert!(sides.decided("f"));
+    }
+    {
+        let dying = if west_dies { &mut sides.west } else { &mut sides.east };
+        dying.umount();
+        dying.kill_at = Some(point.into());
+        dying.mount();
+        dying.kill_at = None;
+    }
+    let verb = if recall { "recall" } else { "migrate" };
+    // Whatever it says: one of the two is killed.
+    let mut command = std::process::Command::new("timeout");
+    command.args(["20", env!("CARGO_BIN_EXE_tierfs"), verb]).arg(sides.east.mnt("f"));
+    let _ = command.output().unwrap();
+    let dying = if west_dies { &sides.west } else { &sides.east };
+    wait_for(&format!("the end at {point}"), || dying.is_dead());
+    let dying = if west_dies { &mut sides.west } else { &mut sides.east };
+    dying.crash();
+    dying.mount();
+    sides.decided("f");
+    sides.same("f", &contents[0]);
+    // And nothing is stuck.
+    let file = fs::OpenOptions::new().write(true).open(sides.east.mnt("f")).unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    drop(file);
+    let mut content = contents[0].clone();
+    content[0] = b'x';
+    sides.decided("f");
+    sides.same("f", &content);
+}
+
+#[test]
+fn the_offering_side_dies_at_each_step() {
+    for point in ASKS {
+        survives(false, point, false);
+    }
+    for point in ["peer.ended", "release.noted", "release.recorded", "release.punched", "release.ended"] {
+        survives(false, point, false);
+    }
+}
+
+#[test]
+fn the_side_that_is_offered_dies_at_each_step() {
+    for point in TAKES_IN {
+        survives(true, point, false);
+    }
+}
+
+#[test]
+fn the_taking_side_dies_at_each_step() {
+    for point in ["recall.noted", "recall.written", "recall.synced", "peer.taking", "peer.asking", "peer.answered"] {
+        survives(false, point, true);
+    }
+    for point in ["peer.decided", "peer.ended"] {
+        survives(false, point, true);
+    }
+}
+
+#[test]
+fn the_side_that_is_asked_dies_at_each_step() {
+    for point in ["peer.called", "peer.granted", "release.recorded", "release.punched", "release.ended"] {
+        survives(true, point, true);
+    }
+}
+
+/// The call arrives, and nobody hears the answer: it is asked again, and the file never has two owners, nor two stubs.
+#[test]
+fn answers_get_lost() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    for lost in [1, 2, 5] {
+        sides.west.proxy.lose_answers(lost);
+        let before = sides.west.proxy.calls();
+        // It may be told that nothing is decided yet.
+        let _ = sides.east.on("migrate", &["f"]);
+        assert!(sides.decided("f"));
+        let calls = sides.west.proxy.calls() - before;
+        assert!(calls > lost, "{calls} calls, of which {lost} answers were lost\n{}", sides.east.log());
+        sides.west.proxy.lose_answers(lost);
+        let _ = sides.east.on("recall", &["f"]);
+        assert!(!sides.decided("f"));
+        sides.same("f", &contents[0]);
+        if sides.decided("f") {
+            sides.east.done("recall", "f");
+        }
+    }
+}
+
+/// Each call comes once more when it is long decided.
+#[test]
+fn calls_come_twice() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    sides.west.proxy.repeat_calls(true);
+    sides.east.proxy.repeat_calls(true);
+    let mut content = contents[0].clone();
+    for round in 0..6_u8 {
+        sides.east.done("migrate", "f");
+        assert!(sides.decided("f"));
+        let file = fs::OpenOptions::new().write(true).open(sides.west.mnt("f")).unwrap();
+        file.write_all_at(&[round], u64::from(round)).unwrap();
+        drop(file);
+        content[usize::from(round)] = round;
+        sides.east.done("recall", "f");
+        assert!(!sides.decided("f"));
+        sides.same("f", &content);
+        if sides.decided("f") {
+            sides.east.done("recall", "f");
+        }
+    }
+}
+
+/// The link is down: reads of what is here go on, a migration says that it cannot, nothing is lost; healed, all goes on by itself.
+#[test]
+fn the_link_is_down() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    sides.west.proxy.cut(true);
+    let output = sides.east.on("migrate", &["f"]);
+    assert!(!output.status.success(), "{}", said(&output));
+    assert!(sides.east.owns("f"));
+    assert_same(&fs::read(sides.east.mnt("f")).unwrap(), &contents[0], "the owner's");
+    sides.west.proxy.cut(false);
+    sides.east.done("migrate", "f");
+    assert!(sides.decided("f"));
+    sides.west.proxy.cut(true);
+    assert!(fs::read(sides.east.mnt("f")).is_err(), "its content is not here");
+    sides.west.proxy.cut(false);
+    sides.same("f", &contents[0]);
+}

@@ -1,0 +1,109 @@
+//! Something between the two sides that loses answers, or everything.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+#[derive(Default)]
+struct Orders {
+    /// Nobody gets through.
+    cut: AtomicBool,
+    /// So many answers to attribute calls get lost; the calls arrive.
+    lose: AtomicU32,
+    /// Attribute calls that came by.
+    calls: AtomicU32,
+    /// Each attribute call is sent once more, later, on a connection of its own.
+    repeat: AtomicBool,
+}
+
+/// A listener that passes on to `to`.
+pub struct Proxy {
+    pub addr: SocketAddr,
+    orders: Arc<Orders>,
+}
+
+impl Proxy {
+    pub fn to(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let orders = Arc::new(Orders::default());
+        let ordered = orders.clone();
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let orders = ordered.clone();
+                std::thread::spawn(move || pass(client, to, &orders));
+            }
+        });
+        Self { addr, orders }
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.orders.cut.store(cut, Ordering::SeqCst);
+    }
+
+    pub fn lose_answers(&self, count: u32) {
+        self.orders.lose.store(count, Ordering::SeqCst);
+    }
+
+    pub fn repeat_calls(&self, repeat: bool) {
+        self.orders.repeat.store(repeat, Ordering::SeqCst);
+    }
+
+    pub fn calls(&self) -> u32 {
+        self.orders.calls.load(Ordering::SeqCst)
+    }
+}
+
+fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
+    if orders.cut.load(Ordering::SeqCst) {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(to) else { return };
+    let lost = Arc::new(AtomicBool::new(false));
+    let (mut from, mut into) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    let (told, on) = (lost.clone(), orders.clone());
+    let up = std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(got @ 1..) = from.read(&mut buffer) {
+            if on.cut.load(Ordering::SeqCst) {
+                break;
+            }
+            let text = String::from_utf8_lossy(&buffer[..got.min(4_096)]).into_owned();
+            if text.starts_with("PUT ") && text.lines().next().is_some_and(|line| line.contains("?tagging")) {
+                on.calls.fetch_add(1, Ordering::SeqCst);
+                let less = |left: u32| left.checked_sub(1);
+                if on.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+                    told.store(true, Ordering::SeqCst);
+                }
+                if on.repeat.load(Ordering::SeqCst) {
+                    let again = buffer[..got].to_vec();
+                    std::thread::spawn(move || {
+                        std::thread::sleep(std::time::Duration::from_millis(300));
+                        let Ok(mut server) = TcpStream::connect(to) else { return };
+                        let _ = server.write_all(&again);
+                        let mut answer = vec![0; 4_096];
+                        let _ = server.read(&mut answer);
+                    });
+                }
+            }
+            if into.write_all(&buffer[..got]).is_err() {
+                break;
+            }
+        }
+        let _ = into.shutdown(Shutdown::Both);
+    });
+    let (mut from, mut into) = (server, client);
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(got @ 1..) = from.read(&mut buffer) {
+        // The call has arrived and is answered; nobody hears of it.
+        let silent = lost.load(Ordering::SeqCst) || orders.cut.load(Ordering::SeqCst);
+        if silent || into.write_all(&buffer[..got]).is_err() {
+            break;
+        }
+    }
+    let _ = into.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = up.join();
+}
