@@ -2,6 +2,7 @@
 //! back on read. `docs/architecture.md` tells the floors; imports go down only (`tests/tidy.rs` checks it).
 
 pub mod admission;
+pub mod capture;
 pub mod catalog;
 pub mod cli;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod ports;
 pub mod rebuild;
 pub mod record;
 pub mod remote;
+pub mod sync;
 pub mod tier;
 pub mod tree;
 pub mod types;

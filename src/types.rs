@@ -31,6 +31,11 @@ impl fmt::Display for FileId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PairFileId(pub [u8; 16]);
 
+impl PairFileId {
+    /// The share's root on either side, which is never given one.
+    pub const ROOT: Self = Self([0; 16]);
+}
+
 impl fmt::Display for PairFileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

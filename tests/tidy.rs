@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor.
-const FLOORS: [(&str, u32); 22] = [
+const FLOORS: [(&str, u32); 24] = [
     ("types", 0),
     ("kill", 0),
     ("admission", 1),
@@ -22,10 +22,12 @@ const FLOORS: [(&str, u32); 22] = [
     ("journal", 3),
     ("engine", 4),
     ("pair", 4),
+    ("capture", 4),
     ("catalog", 4),
     ("cluster", 4),
     ("fs", 5),
     ("rebuild", 5),
+    ("sync", 5),
     ("fuse", 6),
     ("gateway", 6),
     ("control", 6),

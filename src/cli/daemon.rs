@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
+use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
@@ -33,6 +34,7 @@ use crate::ports::{
 use crate::rebuild::Rebuild;
 use crate::record::{PairRef, Record};
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use crate::sync::Ends;
 use crate::types::{ContentHash, FileId, ObjectKey, PairName};
 
 /// Most async workers; one a core below that. Blocking work has threads of its own.
@@ -89,6 +91,7 @@ pub(super) struct Parts {
     pub engine: Arc<Engine>,
     pub fs: Arc<Fs>,
     pub index: Option<Arc<Index>>,
+    pub sync: Option<Arc<Ends>>,
     pub read_only: bool,
 }
 
@@ -131,7 +134,11 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         let recorder = index.recorder().clone();
         engine.on_state(Box::new(move |file| recorder.changed_id(file)));
     }
+    let side = synced::side(served.pair, read_only);
+    let synced = synced::capture(side, &lower)?;
+    let capture = synced.capture.clone();
     let options = FsOptions {
+        synced,
         recorder: index.as_ref().map(|index| index.recorder().clone()).unwrap_or_default(),
         read_only,
         // A mapping outlives its passthrough handle; without leases nobody could tell it from a free file.
@@ -142,7 +149,15 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
-    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, read_only })
+    let sync = match (served.pair, side, &remote) {
+        (Some(pair), Some(side), Some(remote)) => {
+            let remote: Arc<dyn Remote> = Arc::new(remote.clone());
+            let (lower, clock, fs, book) = (&lower, &clock, &fs, &*state.sync);
+            Some(synced::ends(Ingredients { pair, side, book, lower, clock, remote, fs, capture }, &runtime)?)
+        }
+        _ => None,
+    };
+    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only })
 }
 
 /// Lets transfers come to rest.
@@ -180,7 +195,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let parts = assemble(&served)?;
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
-    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, read_only, .. } = parts;
+    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -212,6 +227,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         probe_problem: parking_lot::Mutex::new(None),
         scrub: scrub.clone(),
         index: index.clone(),
+        sync: sync.clone(),
     });
     runtime.spawn(server.clone().serve(socket));
     if let Some(remote) = remote {
@@ -245,6 +261,9 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         Ok(signals) => drop(runtime.spawn(unmount_on_signal(args.mountpoint.clone(), signals))),
         Err(error) => tracing::warn!("signals cannot be watched: use `tierfs umount`: {error}"),
     }
+    if let Some(ends) = &sync {
+        synced::start(ends, &runtime);
+    }
     tracing::info!(share = %args.share.display(), mountpoint = %args.mountpoint.display(), "mounted");
     ready.ok();
     let served = mount.serve();
@@ -252,6 +271,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     if let Some(gateway) = gateway {
         runtime.block_on(gateway.shutdown());
     }
+    synced::finish(sync.as_ref(), &runtime);
     come_to_rest(runtime, &engine, index);
     served.map_err(|error| failed(format!("the session at {} failed: {error}", args.mountpoint.display())))
 }
@@ -298,6 +318,8 @@ struct ShareState {
     journal: PathBuf,
     /// Can be made again at any time.
     index: PathBuf,
+    /// What the metadata sync remembers.
+    sync: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
     _claim: std::fs::File,
@@ -319,6 +341,7 @@ impl ShareState {
             identity: dir.join("identity"),
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
+            sync: dir.join("sync.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }

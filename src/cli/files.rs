@@ -255,6 +255,16 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             status.path = here(status.path);
             Reply::File(status)
         }
+        Reply::SyncDifference(mut difference) => {
+            difference.path = here(difference.path);
+            Reply::SyncDifference(difference)
+        }
+        Reply::Sync(mut status) => {
+            for refused in &mut status.refused_names {
+                refused.path = here(std::mem::replace(&mut refused.path, WirePath::Text(String::new())));
+            }
+            Reply::Sync(status)
+        }
         Reply::Failure(mut failure) => {
             failure.path = here(failure.path);
             Reply::Failure(failure)

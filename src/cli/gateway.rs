@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::daemon::{self, Parts, Served, failed};
 use super::exit::{self, CliError, Exit};
 use super::mount::{directory, pair_for};
-use super::{Global, output};
+use super::{Global, output, synced};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::engine::SlotLimits;
@@ -161,6 +161,9 @@ impl GatewayCommand {
         };
         let parts = daemon::assemble(&served)?;
         let server = start(gateway, &parts)?;
+        if let Some(ends) = &parts.sync {
+            synced::start(ends, &parts.runtime);
+        }
         if !parts.read_only {
             let _guard = parts.runtime.enter();
             parts.engine.start_deletions();
@@ -174,6 +177,7 @@ impl GatewayCommand {
             Ok(())
         });
         parts.runtime.block_on(server.shutdown());
+        synced::finish(parts.sync.as_ref(), &parts.runtime);
         daemon::come_to_rest(parts.runtime, &parts.engine, parts.index);
         waited
     }
@@ -186,6 +190,7 @@ pub(super) fn start(args: &GatewayArgs, parts: &Parts) -> Result<Server, CliErro
         share: parts.share.clone(),
         bucket: args.bucket.clone(),
         identities: args.identities.clone(),
+        sync: parts.sync.as_ref().map(|ends| ends.receiver.clone()),
     };
     let store = ShareStore::open(options).map_err(|error| failed(format!("{error} (--bucket, or -o bucket=)")))?;
     let mut serving = Options::new(args.listen);

@@ -33,6 +33,8 @@ mod report;
 mod save_names;
 mod sql;
 mod status;
+mod sync;
+mod synced;
 mod umount;
 mod undelete;
 mod verify;
@@ -111,6 +113,7 @@ enum Command {
     Find(listing::Find),
     Policy(policy::PolicyCommand),
     Why(why::Why),
+    Sync(sync::SyncCommand),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -162,6 +165,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Find(command) => command.run(global),
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
+        Command::Sync(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),

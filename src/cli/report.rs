@@ -99,6 +99,7 @@ impl Reporter {
             // Shown by their commands themselves.
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
             Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) => {}
+            Reply::Sync(_) | Reply::SyncCompared(_) | Reply::SyncDifference(_) => {}
             Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
     }

@@ -19,6 +19,7 @@ pub mod protocol;
 mod recalls;
 pub mod scrub;
 pub mod server;
+mod sync;
 
 use std::path::PathBuf;
 

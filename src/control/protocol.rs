@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
+pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
 pub use crate::types::{FileState, RECALLS_XATTR, SOCKET_XATTR, StateTotal, WirePath};
 
 /// What an administrator asks of a mount.
@@ -110,6 +111,10 @@ pub enum Request {
     Why {
         paths: Vec<WirePath>,
     },
+    /// The metadata sync of the pair.
+    Sync {
+        action: SyncAction,
+    },
     /// What the mount is and does.
     Mount,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
@@ -154,6 +159,30 @@ pub enum PolicyAction {
     },
 }
 
+/// What to do with the metadata sync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncAction {
+    Status,
+    /// Compare the whole share with the other side's, and make that equal unless it is dry.
+    Compare {
+        dry_run: bool,
+    },
+    /// Rename what only the slave has under these paths.
+    Take {
+        paths: Vec<WirePath>,
+    },
+    /// Let go of the master that the slave has.
+    AcceptMaster,
+}
+
+/// A name that is not the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncDifference {
+    pub path: WirePath,
+    pub why: String,
+}
+
 /// What to do with entries of the dead-letter list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -195,6 +224,9 @@ pub enum Reply {
     Row {
         cells: Vec<serde_json::Value>,
     },
+    Sync(SyncInfo),
+    SyncCompared(SyncComparison),
+    SyncDifference(SyncDifference),
     Mount(MountInfo),
     Done(Summary),
     Error {

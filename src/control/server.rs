@@ -28,6 +28,7 @@ use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::{Fs, requester};
 use crate::ports::{Attr, FileKind, Lower};
+use crate::sync::Ends;
 
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
@@ -55,6 +56,8 @@ pub struct Server {
     pub index: Option<Arc<Index>>,
     /// There with an index, with or without rules.
     pub policies: Option<Arc<Manager>>,
+    /// There where the pair has a metadata sync.
+    pub sync: Option<Arc<Ends>>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -241,6 +244,7 @@ impl Server {
             Request::Index { action } => return self.index(action, replies).await,
             Request::Policy { action } => return self.policy(action, replies).await,
             Request::Why { paths } => return self.why(paths, replies).await,
+            Request::Sync { action } => return self.sync(action, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Quiesce => return self.quiesce().await,

@@ -66,7 +66,7 @@ pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
-pub use trees::{stored_at, travels};
+pub use trees::{stored_at, travelling_xattrs, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;

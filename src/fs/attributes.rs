@@ -42,8 +42,15 @@ impl Fs {
             Ok(node) => node,
             Err(error) => return Try::Done(Err(error)),
         };
+        let change = match self.changing_inode(&node) {
+            Ok(change) => change,
+            Err(error) => return Try::Done(Err(error)),
+        };
         let attempt = self.set_attr_inner(node, changes, patience).unwrap_or_else(|error| Try::Done(Err(error)));
         self.recorder().changed(&node);
+        if let Some(change) = change {
+            change.touched(&node);
+        }
         if changes.uid.is_some() {
             // What is registered with the kernel acts as the owner at that time.
             self.let_go(Some(node.id));

@@ -37,6 +37,9 @@ pub enum FsError {
     /// A rule of the mount (`no_recall`) says that nothing is brought back for this requester.
     #[error("its content is remote, and this mount brings nothing back for who asks")]
     Withheld,
+    /// On the slave of a metadata sync.
+    #[error("this name is the pair's master's: rename, link and remove it there")]
+    Theirs,
     #[error("the mount is read-only")]
     ReadOnly,
 }

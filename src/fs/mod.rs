@@ -17,6 +17,7 @@ mod namespace;
 mod nodes;
 mod open;
 mod requester;
+mod synced;
 mod wait;
 mod xattrs;
 
@@ -30,6 +31,7 @@ pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
+pub use synced::{Synced, SyncedFiles};
 pub use wait::{Blocker, Try, Waiter};
 
 use crate::admission::Rules;
@@ -61,6 +63,8 @@ pub struct FsOptions {
     pub rules: Rules,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
+    /// What the metadata sync of the pair wants.
+    pub synced: Synced,
 }
 
 impl Default for FsOptions {
@@ -73,6 +77,7 @@ impl Default for FsOptions {
             delay: Delay::default(),
             rules: Rules::default(),
             recorder: Arc::default(),
+            synced: Synced::default(),
         }
     }
 }

@@ -102,8 +102,14 @@ impl Fs {
         self.check_writable()?;
         Self::check_free(parent, name)?;
         let dir = self.node(parent)?;
+        let change = self.changing([Some(&dir), None])?;
         let (node, attr) = self.lower.make(&dir, name, what, mode, who)?;
         self.recorder().named(&dir, name);
+        match change {
+            Some(change) if attr.kind == FileKind::Directory => change.born(&dir, name, &node),
+            Some(change) => change.named(&dir, name),
+            None => {}
+        }
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
     }
@@ -116,9 +122,14 @@ impl Fs {
         self.check_writable()?;
         Self::check_free(parent, name)?;
         let (node, dir) = (self.node(id)?, self.node(parent)?);
+        self.check_ours(&node)?;
+        let change = self.changing([Some(&dir), None])?;
         let moving = self.engine.moving();
         let attr = self.lower.link(&node, &dir, name)?;
         self.recorder().named(&dir, name);
+        if let Some(change) = change {
+            change.named(&dir, name);
+        }
         moving.done(|| Some(node));
         self.nodes.remember(&node);
         Ok(self.entry(&node, attr))
@@ -209,9 +220,14 @@ impl Fs {
         self.check_writable()?;
         Self::check_shown(parent, name)?;
         let dir = self.node(parent)?;
+        self.check_our_name(&dir, name)?;
+        let change = self.changing([Some(&dir), None])?;
         let unlink = || {
             self.lower.unlink(&dir, name)?;
             self.recorder().named(&dir, name);
+            if let Some(change) = &change {
+                change.named(&dir, name);
+            }
             kill::point("removal.unlinked");
             Ok(())
         };
@@ -231,8 +247,13 @@ impl Fs {
         self.check_writable()?;
         Self::check_shown(parent, name)?;
         let dir = self.node(parent)?;
+        self.check_our_name(&dir, name)?;
+        let change = self.changing([Some(&dir), None])?;
         self.lower.remove_dir(&dir, name)?;
         self.recorder().named(&dir, name);
+        if let Some(change) = change {
+            change.named(&dir, name);
+        }
         Ok(())
     }
 
@@ -250,10 +271,18 @@ impl Fs {
         Self::check_shown(parent, name)?;
         Self::check_free(to_parent, to)?;
         let (dir, to_dir) = (self.node(parent)?, self.node(to_parent)?);
+        self.check_our_name(&dir, name)?;
+        self.check_our_name(&to_dir, to)?;
+        let change = self.changing([Some(&dir), Some(&to_dir)])?;
         let rename = || {
             let moving = self.engine.moving();
             self.lower.rename(&dir, name, &to_dir, to, mode)?;
             self.recorder().renamed(&dir, name, &to_dir, to);
+            if let Some(change) = &change {
+                // The new one is told first, as above.
+                change.named(&to_dir, to);
+                change.named(&dir, name);
+            }
             kill::point("removal.renamed");
             moving.done(|| Some(self.lower.lookup(&to_dir, to).ok()?.0));
             if mode == RenameMode::Exchange {

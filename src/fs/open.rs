@@ -105,6 +105,7 @@ impl Fs {
     ) -> FsResult<Try<Opened>> {
         if flags.write || flags.truncate {
             self.check_writable()?;
+            self.to_be_written(node)?;
         }
         let (cell, at_hand) = match self.cell_to_open(node) {
             Err(FsError::Engine(error)) if error.is_damage() && !flags.write && !flags.truncate => {
@@ -329,9 +330,13 @@ impl Fs {
             sync: flags.sync,
             ..Default::default()
         };
+        let change = self.changing([Some(&dir), None])?;
         match self.lower.create(&dir, name, mode, below, who) {
             Ok((node, attr, file)) => {
                 self.recorder().named(&dir, name);
+                if let Some(change) = change {
+                    change.named(&dir, name);
+                }
                 let opened = self.open_created(&node, flags, file, register)?;
                 self.recorder().opened(node.id, self.engine.now().secs);
                 self.nodes.remember(&node);
@@ -375,6 +380,7 @@ impl Fs {
         let file = self.files.remove(fh)?;
         if file.write {
             self.recorder().changed(&file.cell.node);
+            self.was_written(&file.cell.node);
         }
         let mut inner = file.cell.lock();
         if let Some(since) = file.unseen_since {

@@ -95,12 +95,16 @@ impl Fs {
         self.check_writable()?;
         let node = self.node(id)?;
         if !is_ours(name) {
+            let change = self.changing_inode(&node)?;
             if name == "system.posix_acl_access" {
                 self.lower.set_acl(&node, value, flags, who)?;
             } else {
                 self.lower.set_xattr(&node, name, value, flags)?;
             }
             self.recorder().changed(&node);
+            if let Some(change) = change {
+                change.touched(&node);
+            }
             return Ok(None);
         }
         let verb = name.to_str().and_then(|name| name.strip_prefix(VIRTUAL)).ok_or(FsError::NotPermitted)?;
@@ -202,8 +206,12 @@ impl Fs {
             return Err(LowerError::from_errno("removexattr", libc::ENODATA).into());
         }
         let node = self.node(id)?;
+        let change = self.changing_inode(&node)?;
         self.lower.remove_xattr(&node, name)?;
         self.recorder().changed(&node);
+        if let Some(change) = change {
+            change.touched(&node);
+        }
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::TryLater | FsError::Undecided => libc::EAGAIN,
         // Not EREMOTEIO, which says that something is wrong: "Object is remote" is all there is to say.
         FsError::Withheld => libc::EREMOTE,
-        FsError::ReadOnly => libc::EROFS,
+        FsError::ReadOnly | FsError::Theirs => libc::EROFS,
     })
 }
 

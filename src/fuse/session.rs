@@ -98,6 +98,7 @@ impl Mount {
         fs.engine.on_name(Box::new(move |directory, name| {
             if let Some(fs) = names.upgrade() {
                 fs.recorder().named_id(directory, name);
+                fs.name_changed(directory, name);
                 announce(&of_names, Stale::Name(fs.node_id(directory.ino), name.to_owned()));
             }
         }));

@@ -157,7 +157,10 @@ impl Engine {
         if peer.id != facts.id {
             return self.trouble(cell, PeerTrouble::OtherFile);
         }
-        if peer.phase != Phase::Stub || facts.generation <= inner.record.generation {
+        // One that is not published is told again with what it has become.
+        let known = peer.content == Seal { len: facts.size, mtime: facts.mtime };
+        let older = facts.generation < inner.record.generation;
+        if peer.phase != Phase::Stub || older || (facts.generation == inner.record.generation && known) {
             return Ok(Some(false));
         }
         if inner.machine.activity() != Activity::None {

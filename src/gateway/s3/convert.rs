@@ -51,6 +51,7 @@ pub fn error(error: StoreError) -> S3Error {
         StoreError::KeyTooLong => S3ErrorCode::KeyTooLongError,
         StoreError::MetadataTooLong => S3ErrorCode::MetadataTooLarge,
         StoreError::NotSupported(_) => S3ErrorCode::NotImplemented,
+        StoreError::Refused(_) => return custom("Refused", hyper::StatusCode::UNPROCESSABLE_ENTITY, message),
         StoreError::InTheWay { .. } => return custom("KeyInTheWay", hyper::StatusCode::CONFLICT, message),
         StoreError::ReadOnly => return custom("ReadOnly", hyper::StatusCode::FORBIDDEN, message),
         StoreError::Io { .. } | StoreError::Poisoned | StoreError::Corrupt(_) | StoreError::Failed(_) => {

@@ -139,10 +139,15 @@ impl Acting {
     }
 
     fn make_dir(&self, way: &mut Way, path: &Path, name: &OsStr, key: &Key) -> StoreResult<Dir> {
+        let above = way.dir.node();
+        let change = self.shared.fs.changing([Some(&above), None]).about(key.as_str())?;
         match self.share().make_dir_as(self.user(), &way.dir, name, DIR_MODE) {
             Ok(dir) => {
                 // Without the mark it only stays.
                 let _ = meta::set_implied(self.share(), &dir.node());
+                if let Some(change) = change {
+                    change.born(&above, name, &dir.node());
+                }
                 way.made.push((way.dir.clone(), name.to_owned()));
                 Ok(dir)
             }
@@ -173,11 +178,17 @@ impl Acting {
             else {
                 return;
             };
+            let shown = above_dir.node();
+            let Ok(change) = self.shared.fs.changing([Some(&shown), None]) else { return };
             // Not empty, or not theirs to remove: it stays.
             if !meta::is_implied(self.share(), &dir.node())
+                || self.shared.fs.is_theirs(&dir.node()).unwrap_or(true)
                 || self.share().remove_dir_as(self.user(), &above_dir, name).is_err()
             {
                 return;
+            }
+            if let Some(change) = change {
+                change.named(&shown, name);
             }
             self.shared.fs.engine.announce_name(above_dir.node().id, name);
             at = above;

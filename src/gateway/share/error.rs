@@ -5,6 +5,9 @@ use crate::fs::FsError;
 use crate::gateway::store::{StoreError, StoreResult};
 use crate::ports::{LowerError, LowerResult};
 
+/// Why the slave of a metadata sync does not take a key away.
+pub const THEIRS: &str = "this name is the pair's master's: replace, rename and remove it there";
+
 /// Names the key that a failure is about.
 pub trait About<T> {
     fn about(self, key: &str) -> StoreResult<T>;
@@ -45,6 +48,7 @@ fn of(error: FsError, key: &str) -> StoreError {
         FsError::Lower(error) => lower(error, key),
         FsError::Stale => StoreError::Gone,
         FsError::ReadOnly => StoreError::ReadOnly,
+        FsError::Theirs => StoreError::InTheWay { key: key.to_owned(), why: THEIRS },
         FsError::NotPermitted | FsError::Withheld => StoreError::Denied(key.to_owned()),
         FsError::TryLater | FsError::Interrupted | FsError::Undecided => {
             StoreError::Unavailable(format!("{key}: {error}"))

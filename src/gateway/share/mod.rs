@@ -6,6 +6,7 @@
 //! names    removing, renaming              list     keys in order
 //! uploads  uploads in parts                staging  what has no key yet
 //! meta     ETags, headers, tags            error    what failed
+//! sync     messages of a metadata sync
 //! peer     what a pair's other end asks
 //! ```
 //!
@@ -22,6 +23,7 @@ mod peer;
 mod publish;
 mod read;
 mod staging;
+mod sync;
 mod uploads;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -37,6 +39,7 @@ use super::store::*;
 use crate::fs::Fs;
 use crate::lower::Share;
 use crate::ports::{Lower, LowerError};
+use crate::sync::Receiver;
 use acting::Acting;
 use error::About as _;
 use key::Key;
@@ -62,6 +65,8 @@ pub struct ShareOptions {
     pub share: Arc<Share>,
     pub bucket: String,
     pub identities: Arc<Identities>,
+    /// `None`: the share takes part in no metadata sync.
+    pub sync: Option<Arc<Receiver>>,
 }
 
 pub(super) struct Shared {
@@ -69,6 +74,7 @@ pub(super) struct Shared {
     share: Arc<Share>,
     bucket: String,
     identities: Arc<Identities>,
+    sync: Option<Arc<Receiver>>,
     locks: [Mutex<()>; LOCKS],
 }
 
@@ -101,12 +107,12 @@ pub struct ShareStore {
 impl ShareStore {
     /// Clears away what a crash left. Blocks on local I/O.
     pub fn open(options: ShareOptions) -> Result<Self, ShareError> {
-        let ShareOptions { fs, share, bucket, identities } = options;
+        let ShareOptions { fs, share, bucket, identities, sync } = options;
         if !s3s::path::check_bucket_name(&bucket) {
             return Err(ShareError::BadBucket(bucket));
         }
         let locks = std::array::from_fn(|_| Mutex::default());
-        let shared = Arc::new(Shared { fs, share, bucket, identities, locks });
+        let shared = Arc::new(Shared { fs, share, bucket, identities, sync, locks });
         if !shared.fs.is_read_only() {
             shared.clear_staging()?;
             peer::clear_stages(&shared.share, shared.fs.engine.now())?;
@@ -184,6 +190,9 @@ impl Store for ShareStore {
         match target {
             Target::Object { key } if peer::is_peer_key(&key) => self.user(bucket)?.begin_for_peer(&key).await,
             Target::Object { key } => {
+                if let Some(message) = self.user(bucket)?.message(&key) {
+                    return message;
+                }
                 let (acting, key) = self.key(bucket, &key)?;
                 blocking(move || acting.begin(key)).await
             }
@@ -207,6 +216,9 @@ impl Store for ShareStore {
     }
 
     async fn open(&self, bucket: &str, key: &str) -> StoreResult<(Arc<ObjectInfo>, Arc<dyn Content>)> {
+        if let Some(answer) = self.user(bucket)?.answer(key) {
+            return answer;
+        }
         if peer::is_peer_key(key) {
             return self.user(bucket)?.open_for_peer(key).await;
         }

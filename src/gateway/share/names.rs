@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::acting::{ATTEMPTS, Acting};
-use super::error::{About, is_absent};
+use super::error::{About, THEIRS, is_absent};
 use super::key::Key;
 use crate::fs::{Fs, FsError, Noted};
 use crate::gateway::blocking;
@@ -32,6 +32,9 @@ impl Acting {
                 Ok(found)
             });
             let Some((dir, seen)) = found.await? else { return Ok(()) };
+            if self.shared.fs.is_theirs(&seen.node).about(key.as_str())? {
+                return Err(StoreError::InTheWay { key: key.as_str().to_owned(), why: THEIRS });
+            }
             if key.is_dir {
                 return self.remove_directory(key.clone(), dir).await;
             }
@@ -55,7 +58,13 @@ impl Acting {
                     told.store(true, Ordering::SeqCst);
                     return Err(FsError::Stale);
                 }
-                Ok(acting.share().unlink_as(acting.user(), &in_dir, for_key.name())?)
+                let node = in_dir.node();
+                let change = acting.shared.fs.changing([Some(&node), None])?;
+                acting.share().unlink_as(acting.user(), &in_dir, for_key.name())?;
+                if let Some(change) = change {
+                    change.named(&node, for_key.name());
+                }
+                Ok(())
             })
         };
         let removed = self.remove_through_fs(Arc::new(attempt)).await;
@@ -70,10 +79,18 @@ impl Acting {
 
     async fn remove_directory(&self, key: Key, dir: Dir) -> StoreResult<()> {
         let (acting, for_key, above) = (self.clone(), key.clone(), dir.clone());
-        let removed = blocking(move || match acting.share().remove_dir_as(acting.user(), &above, for_key.name()) {
-            Err(error) if matches!(error.errno(), libc::ENOTEMPTY | libc::EEXIST) => Ok(()),
-            Err(error) if is_absent(&error) => Ok(()),
-            removed => removed.about(for_key.as_str()),
+        let removed = blocking(move || {
+            let node = above.node();
+            let change = acting.shared.fs.changing([Some(&node), None]).about(for_key.as_str())?;
+            let removed = acting.share().remove_dir_as(acting.user(), &above, for_key.name());
+            if let Some(change) = change {
+                change.named(&node, for_key.name());
+            }
+            match removed {
+                Err(error) if matches!(error.errno(), libc::ENOTEMPTY | libc::EEXIST) => Ok(()),
+                Err(error) if is_absent(&error) => Ok(()),
+                removed => removed.about(for_key.as_str()),
+            }
         });
         removed.await?;
         self.removed(key, dir).await
@@ -105,6 +122,9 @@ impl Acting {
             let (acting, source, target, wanted) = (self.clone(), from.clone(), to.clone(), condition.clone());
             let looked = blocking(move || {
                 let (dir, seen) = acting.find(&source)?;
+                if acting.shared.fs.is_theirs(&seen.node).about(source.as_str())? {
+                    return Err(StoreError::InTheWay { key: source.as_str().to_owned(), why: THEIRS });
+                }
                 let info = acting.info(&source, &seen)?;
                 if target.is_dir && target.as_str().starts_with(source.as_str()) {
                     let why = "a directory cannot be renamed into itself";

@@ -97,6 +97,7 @@ impl Acting {
             let (place, info) = place.await?;
             if self.put_in_place(&key, (&staged, new.node), &place).await? {
                 staged.moved();
+                self.known_by_peer(new.node).await;
                 self.finished(&key, place.way).await?;
                 return Ok(Arc::new(info));
             }
@@ -183,11 +184,20 @@ impl Acting {
     ) -> StoreResult<bool> {
         let (acting, for_key, to_dir, old) = (self.clone(), key.clone(), place.way.dir.clone(), place.replaced);
         let (from_dir, from_name) = from.named();
-        let rename = move |mode| -> Result<(), LowerError> {
+        let from_shown = from.is_shown();
+        let rename = move |mode| -> Result<(), FsError> {
             let engine = &acting.shared.fs.engine;
+            let (to_node, from_node) = (to_dir.node(), from_dir.node());
+            let change = acting.shared.fs.changing([Some(&to_node), from_shown.then_some(&from_node)])?;
             let moving = engine.moving();
             let to = (&to_dir, for_key.name());
             acting.share().rename_as(acting.user(), (&from_dir, &from_name), to, mode)?;
+            if let Some(change) = change {
+                change.named(&to_node, for_key.name());
+                if from_shown {
+                    change.named(&from_node, &from_name);
+                }
+            }
             moving.done(|| Some(node));
             Ok(())
         };
@@ -195,7 +205,7 @@ impl Acting {
             let renamed = blocking(move || Ok(rename(RenameMode::NoReplace))).await?;
             return match renamed {
                 // Somebody took the name, or removed the directory that was empty still.
-                Err(error) if matches!(error.errno(), libc::EEXIST | libc::ENOENT) => Ok(false),
+                Err(FsError::Lower(error)) if matches!(error.errno(), libc::EEXIST | libc::ENOENT) => Ok(false),
                 renamed => renamed.map(|()| true).about(key.as_str()),
             };
         };
@@ -214,7 +224,7 @@ impl Acting {
                     told.store(true, Ordering::SeqCst);
                     return Err(FsError::Stale);
                 }
-                Ok(rename(RenameMode::Replace)?)
+                rename(RenameMode::Replace)
             })
         };
         let removed = self.remove_through_fs(Arc::new(attempt)).await;
@@ -264,17 +274,27 @@ pub struct Place {
 /// Something with a name that a rename begins at.
 pub trait Named {
     fn named(&self) -> (Dir, std::ffi::OsString);
+    /// Whether others than the gateway see it there.
+    fn is_shown(&self) -> bool;
 }
 
 impl Named for Staged {
     fn named(&self) -> (Dir, std::ffi::OsString) {
         (self.dir.clone(), self.name.clone())
     }
+
+    fn is_shown(&self) -> bool {
+        false
+    }
 }
 
 impl Named for (Dir, std::ffi::OsString) {
     fn named(&self) -> (Dir, std::ffi::OsString) {
         self.clone()
+    }
+
+    fn is_shown(&self) -> bool {
+        true
     }
 }
 

@@ -65,6 +65,9 @@ pub enum StoreError {
     Unavailable(String),
     #[error("{0}")]
     NotSupported(String),
+    /// The request is understood, and not what may be done here.
+    #[error("{0}")]
+    Refused(String),
     #[error("{0}")]
     Failed(String),
 }

@@ -1,0 +1,564 @@
+//! The loop that tells: looks at what changed, waits until that is on stable storage, tells it, and reads what comes back.
+//!
+//! One batch is under way at a time. What was taken and not confirmed goes back, and is looked at anew: so nothing old is ever told again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::book::Book;
+use super::compare::Comparison;
+use super::look::{Listing, Looker, STATEMENTS_MAX, Told};
+use super::receive::Begun;
+use super::wire::{Answer, Batch, Begin, Counts, Half, Held, MESSAGE_MAX, Refused, Statement, decode, encode};
+use super::{KEYS, Side, SyncError, SyncResult};
+use crate::capture::files::Files;
+use crate::capture::id::peer_id;
+use crate::capture::{Capture, Item, Mark, Turn};
+use crate::catalog::walk::on_own_thread;
+use crate::ports::{Clock, FileKind, Lower, ObjectSource, Remote, RemoteErrorKind, SourceError};
+use crate::types::{ByteRange, FileId, Generation, Inode, ObjectKey, PairFileId, Timestamp};
+
+/// What comes within so long of the first change goes into the same batch.
+const GATHER: Duration = Duration::from_millis(40);
+/// How often it is looked whether marks can go.
+const REST: Duration = Duration::from_secs(1);
+/// Pauses after failures, doubled each time.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often a name that was refused is told again.
+const REFUSED_EVERY: Duration = Duration::from_secs(15);
+/// How often the slave is told again that an inode is gone.
+const GONE_EVERY: Duration = Duration::from_secs(15);
+/// Names refused that are kept for the report.
+const REFUSED_MAX: usize = 10_000;
+
+pub struct SenderOptions {
+    pub lower: Arc<dyn Lower>,
+    pub files: Arc<dyn Files>,
+    pub clock: Arc<dyn Clock>,
+    pub capture: Arc<Capture>,
+    pub remote: Arc<dyn Remote>,
+    pub book: Arc<Mutex<Book>>,
+    pub side: Side,
+    pub half: Half,
+}
+
+/// Where the numbering is.
+#[derive(Default)]
+pub(super) struct Line {
+    /// `None`: to be begun.
+    run: Option<u64>,
+    number: u64,
+}
+
+/// What is known of how it goes.
+#[derive(Default)]
+pub(super) struct Going {
+    pub problem: Option<String>,
+    pub told_at: Option<Timestamp>,
+    pub counts: Counts,
+    pub slave: Option<Half>,
+    /// By the master's directory and name.
+    pub refused: HashMap<(FileId, Vec<u8>), (String, bool)>,
+    pub batches: u64,
+    pub statements: u64,
+}
+
+pub struct Sender {
+    pub(super) options: SenderOptions,
+    pub(super) looker: Looker,
+    pub(super) line: tokio::sync::Mutex<Line>,
+    pub(super) going: Mutex<Going>,
+    /// A directory whose telling is under way.
+    part: Mutex<Option<(Turn, Listing)>>,
+    /// Refused, with when they are told again.
+    later: Mutex<Vec<(Instant, Turn)>>,
+    gone: Mutex<HashMap<PairFileId, (Instant, bool)>>,
+    pub(super) stopping: AtomicBool,
+    held: AtomicU64,
+    pub(super) comparison: Mutex<Comparison>,
+}
+
+struct Message(Bytes);
+
+#[async_trait]
+impl ObjectSource for Message {
+    async fn read(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        let end = usize::try_from(range.end()).ok().filter(|end| *end <= self.0.len());
+        end.map(|end| self.0.slice(range.offset as usize..end)).ok_or_else(|| SourceError("beyond its end".into()))
+    }
+}
+
+/// What a batch came to.
+pub(super) struct Outcome {
+    pub answer: Answer,
+}
+
+impl Sender {
+    pub fn new(options: SenderOptions) -> Arc<Self> {
+        let looker = Looker {
+            lower: options.lower.clone(),
+            capture: options.capture.clone(),
+            files: options.files.clone(),
+            dry: false,
+        };
+        Arc::new(Self {
+            options,
+            looker,
+            line: tokio::sync::Mutex::default(),
+            going: Mutex::default(),
+            part: Mutex::default(),
+            later: Mutex::default(),
+            gone: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            held: AtomicU64::new(0),
+            comparison: Mutex::default(),
+        })
+    }
+
+    /// Ends the loop after what is under way.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.options.capture.wake().notify_one();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Tells until it is stopped.
+    pub async fn run(self: Arc<Self>) {
+        let wake = self.options.capture.wake();
+        let mut pause = PAUSE_MIN;
+        while !self.is_stopping() {
+            let told = match self.options.side {
+                Side::Master => match self.round().await {
+                    Ok(told) => self.compare_on().await.map(|compared| told || compared),
+                    failed => failed,
+                },
+                Side::Slave => self.tell_held().await,
+            };
+            match told {
+                Ok(true) => pause = PAUSE_MIN,
+                Ok(false) => {
+                    pause = PAUSE_MIN;
+                    self.sweep(false).await;
+                    let waited = tokio::time::timeout(REST, wake.notified()).await;
+                    if waited.is_ok() {
+                        tokio::time::sleep(GATHER).await;
+                    }
+                }
+                Err(error) => {
+                    self.fails(&error);
+                    // The changes of the meantime are no reason to ask more often.
+                    let until = Instant::now() + pause;
+                    while Instant::now() < until && !self.is_stopping() {
+                        tokio::time::sleep(Duration::from_millis(50).min(pause)).await;
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    async fn sweep(self: &Arc<Self>, at_once: bool) {
+        let capture = self.options.capture.clone();
+        // It panics only with a bug of its own, which has been told.
+        let _ = tokio::task::spawn_blocking(move || capture.sweep(at_once)).await;
+    }
+
+    /// Tells what waits, for a moment before the end of the process; what could not be told is marked.
+    pub async fn finish(self: &Arc<Self>, within: Duration) {
+        self.stop();
+        let told = async {
+            while matches!(self.round().await, Ok(true)) {}
+        };
+        if self.options.side == Side::Master && self.going.lock().problem.is_none() {
+            // Too late only means that the next start tells it.
+            let _ = tokio::time::timeout(within, told).await;
+        }
+        self.sweep(true).await;
+    }
+
+    fn fails(&self, error: &SyncError) {
+        let said = error.to_string();
+        let mut going = self.going.lock();
+        if going.problem.as_ref() != Some(&said) {
+            tracing::warn!("the metadata sync waits: {said}");
+            going.problem = Some(said);
+        }
+    }
+
+    /// Why nothing is told at present.
+    pub fn problem(&self) -> Option<String> {
+        self.going.lock().problem.clone()
+    }
+
+    pub(super) fn works(&self) {
+        let mut going = self.going.lock();
+        going.told_at = Some(self.options.clock.now());
+        if going.problem.take().is_some() {
+            tracing::info!("the metadata sync goes on");
+        }
+    }
+
+    async fn put(&self, path: &str, message: Vec<u8>) -> SyncResult<(String, u64)> {
+        let key = ObjectKey(format!("{KEYS}{path}"));
+        let len = message.len() as u64;
+        let put = self.options.remote.put(&key, len, Arc::new(Message(message.into())), &[]).await;
+        let etag = match put {
+            Err(error) if error.kind == RemoteErrorKind::Conflict => {
+                return Err(SyncError::OutOfTurn { run: 0, number: 0 });
+            }
+            put => put?.etag,
+        };
+        let nonsense = || {
+            SyncError::Refused(format!(
+                "the other side does not answer as a peer's gateway does (ETag {etag:?}): is its endpoint the gateway of a tierfs share that \
+                 takes part in a metadata sync?"
+            ))
+        };
+        let (word, len) = etag.split_once('-').ok_or_else(nonsense)?;
+        let len = len.parse().ok().filter(|len| *len <= MESSAGE_MAX as u64).ok_or_else(nonsense)?;
+        Ok((word.to_owned(), len))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str, message: &impl Serialize) -> SyncResult<Option<T>> {
+        let (_, len) = self.put(path, encode(message)).await?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let key = ObjectKey(format!("{KEYS}{path}"));
+        let answer = self.options.remote.get(&key, ByteRange { offset: 0, len }, None).await?;
+        Ok(Some(decode(&answer)?))
+    }
+
+    /// Begins a run, if none is begun.
+    async fn begin(self: &Arc<Self>, line: &mut Line) -> SyncResult<u64> {
+        if let Some(run) = line.run {
+            return Ok(run);
+        }
+        let run = {
+            let book = self.options.book.lock();
+            let run = Generation(book.number("run")?).after(self.options.clock.now()).0;
+            book.set_number("run", run)?;
+            run
+        };
+        let begin = Begin { run, master: self.options.half.clone(), share: self.options.lower.root().id };
+        let begun = match self.ask::<Begun>(&format!("begin/{run}"), &begin).await {
+            Err(SyncError::OutOfTurn { .. }) => {
+                return Err(SyncError::Refused(
+                    "the other side has seen a later run of this master than this: the clock was set back, or there are two. It is tried again"
+                        .into(),
+                ));
+            }
+            begun => begun?,
+        };
+        let begun = begun.ok_or_else(|| SyncError::Refused("the other side said nothing to a beginning".into()))?;
+        (line.run, line.number) = (Some(run), 0);
+        self.going.lock().slave = Some(begun.slave);
+        self.gone.lock().clear();
+        self.nameless(begun.answer.nameless).await?;
+        Ok(run)
+    }
+
+    /// Tells one batch and has it answered. Number 0: only compared.
+    pub(super) async fn tell(self: &Arc<Self>, statements: Vec<Statement>, dry: bool) -> SyncResult<Outcome> {
+        let mut line = self.line.lock().await;
+        let run = self.begin(&mut line).await?;
+        let number = if dry { 0 } else { line.number + 1 };
+        let kind = if dry { "compare" } else { "batch" };
+        let count = statements.len() as u64;
+        let nonce = self.held.fetch_add(1, Ordering::Relaxed);
+        let path = if dry { format!("{kind}/{run}-{nonce}") } else { format!("{kind}/{run}-{number}") };
+        let answer = self.ask::<Answer>(&path, &Batch { run, number, statements }).await;
+        if answer.is_err() {
+            // Whether it was applied is not known: what follows is numbered anew.
+            line.run = None;
+        }
+        let answer = answer?.unwrap_or_default();
+        if !dry {
+            line.number = number;
+        }
+        drop(line);
+        self.works();
+        let mut going = self.going.lock();
+        going.batches += 1;
+        going.statements += count;
+        if !dry {
+            going.counts.add(&answer.counts);
+        }
+        Ok(Outcome { answer })
+    }
+
+    /// Looks, tells, reads the answer. Whether there was anything.
+    async fn round(self: &Arc<Self>) -> SyncResult<bool> {
+        self.bring_back_later();
+        let this = self.clone();
+        let gathered = on_own_thread(move || this.gather()).await.ok_or(SyncError::Stopped)?;
+        let Gathered { mut told, taken, gone } = gathered?;
+        if told.statements.is_empty() && gone.is_empty() {
+            self.note_refused(&mut self.going.lock(), &told, &[]);
+            self.options.capture.confirm(taken);
+            // Who has nothing to tell begins all the same, once, so that both sides know of each other.
+            let mut line = self.line.lock().await;
+            if line.run.is_none() && !self.is_stopping() {
+                self.begin(&mut line).await?;
+                drop(line);
+                self.works();
+            }
+            return Ok(false);
+        }
+        let statements = std::mem::take(&mut told.statements);
+        let outcome = match self.tell(statements, false).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // From its beginning: parts of it may not have come.
+                let part = self.part.lock().take().map(|(turn, _)| turn);
+                let mut back = taken;
+                back.extend(part);
+                self.options.capture.put_back(back);
+                self.gone.lock().retain(|id, _| !gone.contains(id));
+                return Err(error);
+            }
+        };
+        self.read(&told, &outcome.answer, taken).await?;
+        Ok(true)
+    }
+
+    fn gather(&self) -> SyncResult<Gathered> {
+        let mut told = Told::default();
+        let mut taken = Vec::new();
+        let gone: Vec<PairFileId> = {
+            let mut gone = self.gone.lock();
+            let now = Instant::now();
+            let due = gone.iter_mut().filter(|(_, (_, told))| !told).take(STATEMENTS_MAX);
+            due.map(|(id, state)| {
+                *state = (now, true);
+                *id
+            })
+            .collect()
+        };
+        told.statements.extend(gone.iter().map(|id| Statement::Gone(*id)));
+        let mut part = self.part.lock();
+        let mut looked = || -> SyncResult<()> {
+            loop {
+                if let Some((_, listing)) = &mut *part
+                    && self.looker.part(listing, &mut told)?
+                {
+                    taken.extend(part.take().map(|(turn, _)| turn));
+                }
+                if told.is_full() || part.is_some() {
+                    return Ok(());
+                }
+                let Some(turn) = self.options.capture.take(1).pop() else { return Ok(()) };
+                match self.looker.look(&turn.1, &mut told) {
+                    Ok(Some(listing)) => *part = Some((turn, listing)),
+                    Ok(None) => taken.push(turn),
+                    Err(error) => {
+                        taken.push(turn);
+                        return Err(error.into());
+                    }
+                }
+            }
+        };
+        let done = looked().and_then(|()| {
+            self.looker.finish(&mut told)?;
+            Ok(self.options.capture.barrier()?)
+        });
+        if let Err(error) = done {
+            taken.extend(part.take().map(|(turn, _)| turn));
+            self.options.capture.put_back(taken);
+            self.gone.lock().retain(|id, _| !gone.contains(id));
+            return Err(error);
+        }
+        drop(part);
+        Ok(Gathered { told, taken, gone })
+    }
+
+    /// What the answer wants, and which of the changes are done with.
+    async fn read(self: &Arc<Self>, told: &Told, answer: &Answer, taken: Vec<Turn>) -> SyncResult<()> {
+        let Answer { unknown, made, nameless, refused, .. } = answer;
+        let (mut refused_turns, mut done) = (Vec::new(), Vec::new());
+        {
+            let mut going = self.going.lock();
+            for turn in taken {
+                let why = match &turn.1 {
+                    Item::Name(dir, name) => {
+                        let name = std::os::unix::ffi::OsStrExt::as_bytes(&**name);
+                        going.refused.remove(&(*dir, name.to_vec()));
+                        refused.iter().find(|no| no.name == name && told.dir(no.dir).is_some_and(|of| of.id == *dir))
+                    }
+                    _ => None,
+                };
+                if why.is_some() { refused_turns.push(turn) } else { done.push(turn) }
+            }
+            self.note_refused(&mut going, told, refused);
+        }
+        let due = Instant::now() + REFUSED_EVERY;
+        self.later.lock().extend(refused_turns.into_iter().map(|turn| (due, turn)));
+        let (this, unknown, made) = (self.clone(), unknown.clone(), made.clone());
+        let dirs: Vec<Inode> = unknown.iter().filter_map(|id| told.dir(*id)).collect();
+        let fresh = told.fresh.clone();
+        // Those of listings: told by name from now on.
+        let others: Vec<(Inode, Vec<u8>)> = refused
+            .iter()
+            .filter_map(|no| Some((told.dir(no.dir)?, no.name.clone())))
+            .filter(|(dir, name)| !was_name(&self.later.lock(), dir.id, name))
+            .collect();
+        let again = tokio::task::spawn_blocking(move || -> SyncResult<()> {
+            for dir in dirs {
+                this.looker.climb(&dir)?;
+            }
+            for (dir, name) in others {
+                let name = std::os::unix::ffi::OsStringExt::from_vec(name);
+                this.options.capture.look_at(Item::Name(dir.id, name), &dir)?;
+            }
+            for (id, origin) in made {
+                if !fresh.contains(&id)
+                    && let Ok((node, _)) = this.options.lower.by_number(origin.ino)
+                    && node.id == origin
+                {
+                    this.options.capture.look_at(Item::Listing(node.id), &node)?;
+                }
+            }
+            Ok(())
+        });
+        again.await.map_err(|_| SyncError::Stopped)??;
+        self.nameless(nameless.clone()).await?;
+        // Last: what follows from the answer has its marks by now.
+        self.options.capture.confirm(done);
+        Ok(())
+    }
+
+    pub(super) fn note_refused(&self, going: &mut Going, told: &Told, refused: &[Refused]) {
+        for Refused { dir, name, why, conflict } in refused {
+            let Some(dir) = told.dir(*dir) else { continue };
+            if going.refused.len() < REFUSED_MAX {
+                going.refused.insert((dir.id, name.clone()), (why.clone(), *conflict));
+            }
+        }
+        for (dir, name, why) in told.left.iter().take(REFUSED_MAX) {
+            going.refused.insert((*dir, name.clone()), (why.clone(), false));
+        }
+    }
+
+    fn bring_back_later(&self) {
+        let now = Instant::now();
+        let due: Vec<Turn> = {
+            let mut later = self.later.lock();
+            let (due, rest) = std::mem::take(&mut *later).into_iter().partition(|(at, _)| *at <= now);
+            *later = rest;
+            let due: Vec<(Instant, Turn)> = due;
+            due.into_iter().map(|(_, turn)| turn).collect()
+        };
+        if !due.is_empty() {
+            self.options.capture.put_back(due);
+        }
+    }
+
+    /// Finds out what became of inodes that have no name at the slave.
+    pub(super) async fn nameless(self: &Arc<Self>, nameless: Vec<(PairFileId, FileId)>) -> SyncResult<()> {
+        if nameless.is_empty() {
+            return Ok(());
+        }
+        let this = self.clone();
+        let looked = tokio::task::spawn_blocking(move || -> SyncResult<()> {
+            for (id, origin) in nameless {
+                let asked = this.gone.lock().get(&id).is_some_and(|(at, _)| at.elapsed() < GONE_EVERY);
+                if asked {
+                    continue;
+                }
+                let named = this.looker.is_named(id, origin)?;
+                // One that has a name is asked for again after a while.
+                this.gone.lock().insert(id, (Instant::now(), named));
+            }
+            let mut gone = this.gone.lock();
+            gone.retain(|_, (at, told)| !*told || at.elapsed() < 2 * GONE_EVERY);
+            Ok(())
+        });
+        looked.await.map_err(|_| SyncError::Stopped)??;
+        self.options.capture.wake().notify_one();
+        Ok(())
+    }
+
+    /// The slave's part: facts of contents that it holds, for the master.
+    async fn tell_held(self: &Arc<Self>) -> SyncResult<bool> {
+        let taken = self.options.capture.take(STATEMENTS_MAX);
+        if taken.is_empty() {
+            return Ok(false);
+        }
+        let (this, items) = (self.clone(), taken.clone());
+        let looked = tokio::task::spawn_blocking(move || -> SyncResult<Held> {
+            let mut held = Held::default();
+            for (_, item) in items {
+                let Item::Inode(id) = item else { continue };
+                held.files.extend(this.held_file(id)?);
+            }
+            if !held.files.is_empty() {
+                this.options.capture.barrier()?;
+            }
+            Ok(held)
+        });
+        let told = match looked.await.map_err(|_| SyncError::Stopped)? {
+            Ok(held) if held.files.is_empty() => Ok(()),
+            Ok(held) => {
+                let path = format!("held/{}", self.held.fetch_add(1, Ordering::Relaxed));
+                self.put(&path, encode(&held)).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        match told {
+            Ok(()) => {
+                self.works();
+                self.options.capture.confirm(taken);
+                Ok(true)
+            }
+            Err(error) => {
+                self.options.capture.put_back(taken);
+                Err(error)
+            }
+        }
+    }
+
+    fn held_file(&self, id: FileId) -> SyncResult<Option<(PairFileId, FileId, crate::capture::files::Facts)>> {
+        let lower = &*self.options.lower;
+        let found = match self.options.capture.node(Mark::Inode(id)) {
+            Some(node) => lower.stat(&node).map(|attr| (node, attr)),
+            None => lower.by_number(id.ino),
+        };
+        let (node, attr) = match found {
+            Err(error) if super::look::is_gone(&error) => return Ok(None),
+            found => found?,
+        };
+        if node.id != id || attr.kind != FileKind::Regular || attr.nlink == 0 {
+            return Ok(None);
+        }
+        let Some(peer) = peer_id(lower, &node)? else { return Ok(None) };
+        let facts = self.options.files.facts(&node, &attr)?;
+        let origin = self.options.book.lock().known(peer)?.map(|known| known.origin);
+        Ok(origin.filter(|_| facts.held).map(|origin| (peer, origin, facts)))
+    }
+}
+
+/// Whether a name is to be told again already.
+fn was_name(later: &[(Instant, Turn)], of: FileId, name: &[u8]) -> bool {
+    later.iter().any(|(_, (_, item))| match item {
+        Item::Name(dir, known) => *dir == of && std::os::unix::ffi::OsStrExt::as_bytes(&**known) == name,
+        _ => false,
+    })
+}
+
+struct Gathered {
+    told: Told,
+    taken: Vec<Turn>,
+    gone: Vec<PairFileId>,
+}

@@ -1,0 +1,145 @@
+//! The peer is down, or one of the two ends as in a crash, while changes come: in the end both are equal.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::tools::*;
+use crate::two::Two;
+
+/// Changes of all kinds in a few directories, from a seed, until it is told to stop or the mount is gone.
+fn changes(root: PathBuf, seed: u64, stop: Arc<AtomicBool>, count: Arc<AtomicU64>) {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut dice = move |n: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % n
+    };
+    while !stop.load(Ordering::SeqCst) {
+        let dir = |n: u64| root.join(format!("d{}", n % 4));
+        let name = |a: u64, b: u64| dir(a).join(format!("n{}", b % 24));
+        let (a, b, c, d) = (dice(4), dice(24), dice(4), dice(24));
+        let (one, two) = (name(a, b), name(c, d));
+        // What is not possible just now is as good as what is.
+        let _ = match dice(10) {
+            0..3 => fs::write(&one, "x".repeat(d as usize)),
+            3 => fs::remove_file(&one),
+            4 | 5 => fs::rename(&one, &two),
+            6 => fs::hard_link(&one, &two),
+            7 => fs::create_dir(&one).and_then(|()| fs::write(one.join("in"), "i")),
+            8 => fs::remove_dir_all(&one),
+            _ => std::os::unix::fs::symlink("x", &one),
+        };
+        count.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn begin(two: &Two) {
+    for n in 0..4 {
+        fs::create_dir(two.east.mnt(format!("d{n}"))).unwrap();
+    }
+    two.equal();
+}
+
+/// Has `seeds` change things until `many` changes are made, does `meanwhile` in their midst.
+fn amid(two: &mut Two, seed: u64, many: u64, meanwhile: impl FnOnce(&mut Two)) {
+    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let workers: Vec<_> = (0..2)
+        .map(|n| {
+            let (root, stop, count) = (two.east.mountpoint(), stop.clone(), count.clone());
+            std::thread::spawn(move || changes(root, seed * 7 + n, stop, count))
+        })
+        .collect();
+    wait_for("changes", || count.load(Ordering::SeqCst) > many);
+    meanwhile(two);
+    std::thread::sleep(Duration::from_millis(100));
+    stop.store(true, Ordering::SeqCst);
+    for worker in workers {
+        worker.join().unwrap();
+    }
+}
+
+#[test]
+fn what_changes_while_the_peer_is_down_is_told_when_it_is_up() {
+    let Some(mut two) = Two::new() else { return };
+    begin(&two);
+    two.west.umount();
+    amid(&mut two, 1, 600, |_| {});
+    assert!(two.east.status()["waiting"].as_u64().unwrap() > 0);
+    assert!(two.east.left().1 > 0, "it is marked");
+    // The master's own restart in between loses nothing.
+    two.east.umount();
+    two.east.mount();
+    two.west.mount();
+    two.equal();
+    two.told();
+    wait_for("no marks and nothing without a name", || two.east.left().1 == 0 && two.west.left().0 == 0);
+}
+
+#[test]
+fn a_crash_of_the_master_amid_changes_loses_nothing() {
+    let Some(mut two) = Two::new() else { return };
+    begin(&two);
+    for seed in 0..6 {
+        amid(&mut two, seed, 150 + 60 * seed, |two| two.east.crash());
+        two.east.mount();
+        two.equal();
+        wait_for("nothing without a name", || two.west.left().0 == 0);
+    }
+}
+
+#[test]
+fn a_crash_of_the_slave_amid_changes_loses_nothing() {
+    let Some(mut two) = Two::of("xfs", "slave") else { return };
+    begin(&two);
+    for seed in 10..16 {
+        amid(&mut two, seed, 150 + 60 * (seed - 10), |two| {
+            two.west.crash();
+            two.west.mount();
+        });
+        two.equal();
+        wait_for("nothing without a name", || two.west.left().0 == 0);
+    }
+    let again = two.east.reconcile(&["--dry-run"]);
+    assert_eq!(again["counts"]["made"], 0, "{again}");
+}
+
+/// The order is that of the changes: whoever sees the last of a chain sees all of it.
+#[test]
+fn the_order_is_that_of_the_changes() {
+    let Some(two) = Two::new() else { return };
+    fs::create_dir(two.east.mnt("chain")).unwrap();
+    two.equal();
+    let root = two.east.mountpoint();
+    let making = std::thread::spawn(move || {
+        for n in 0..400 {
+            fs::write(root.join(format!("chain/{n:04}")), "").unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let deadline = Instant::now() + SOON;
+    loop {
+        // Listed first, then looked at: what came before the last one listed is there.
+        let mut seen: Vec<String> = fs::read_dir(two.west.low("chain"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        seen.sort();
+        if let Some(last) = seen.last() {
+            for n in 0..last.parse::<u32>().unwrap() {
+                assert!(two.west.low(format!("chain/{n:04}")).exists(), "{last} is there, and {n} is not");
+            }
+        }
+        if seen.len() == 400 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{} of 400", seen.len());
+    }
+    making.join().unwrap();
+    two.equal();
+    assert_eq!(fs::metadata(two.west.mnt("chain/0001")).unwrap().nlink(), 1);
+}

@@ -1,0 +1,15 @@
+//! The metadata sync of two clusters: two shares on loop filesystems, two mounts with their gateways on this machine, and what becomes of the
+//! slave's share. Needs root and /dev/fuse.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../mount/tools.rs"]
+#[allow(dead_code, reason = "the mount tests use the rest")]
+mod tools;
+
+mod compare;
+mod conflicts;
+mod crash;
+mod each;
+mod hostile;
+mod two;
