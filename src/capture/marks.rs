@@ -25,11 +25,12 @@ const BARRIER: &str = "barrier";
 pub fn own_directory(lower: &dyn Lower, dir: &Inode, name: &str, mode: u32) -> LowerResult<Inode> {
     let name = OsStr::new(name);
     let made = match lower.lookup(dir, name) {
-        Err(error) if error.errno() == libc::ENOENT => match lower.make(dir, name, NewNode::Directory, mode, &OURSELVES)
-        {
-            Err(error) if error.errno() == libc::EEXIST => lower.lookup(dir, name),
-            made => made,
-        },
+        Err(error) if error.errno() == libc::ENOENT => {
+            match lower.make(dir, name, NewNode::Directory, mode, &OURSELVES) {
+                Err(error) if error.errno() == libc::EEXIST => lower.lookup(dir, name),
+                made => made,
+            }
+        }
         found => found,
     };
     let (node, attr) = made?;

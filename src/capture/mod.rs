@@ -315,7 +315,9 @@ impl Capture {
             {
                 match marks.place_wide() {
                     Ok(()) => noted.wide = true,
-                    Err(error) => tracing::warn!("more changed than can be remembered, which could not be marked: {error}"),
+                    Err(error) => {
+                        tracing::warn!("more changed than can be remembered, which could not be marked: {error}")
+                    }
                 }
             }
             return;

@@ -65,7 +65,9 @@ impl SyncCommand {
             None if self.reconcile => (self.paths.clone(), SyncAction::Compare { dry_run: self.dry_run }),
             None if self.take => (self.paths.clone(), SyncAction::Take { paths: Vec::new() }),
             None if self.accept_master => (self.paths.clone(), SyncAction::AcceptMaster),
-            None => return Err(CliError::Usage("say what to do: status, --reconcile, --take or --accept-master".into())),
+            None => {
+                return Err(CliError::Usage("say what to do: status, --reconcile, --take or --accept-master".into()));
+            }
         };
         if paths.is_empty() || (!self.take && paths.len() > 1) {
             return Err(CliError::Usage("name one mount point (with --take, the paths in the way)".into()));
@@ -90,7 +92,11 @@ impl SyncCommand {
             Reply::SyncDifference(difference) if json => output::json(&Reply::SyncDifference(difference)),
             Reply::SyncDifference(difference) => {
                 let path = difference.path.to_path();
-                output::line(&format!("{}: {}", output::plain(&path.display().to_string()), output::plain(&difference.why)));
+                output::line(&format!(
+                    "{}: {}",
+                    output::plain(&path.display().to_string()),
+                    output::plain(&difference.why)
+                ));
             }
             Reply::Progress(progress) if json => output::json(&Reply::Progress(progress)),
             Reply::Progress(Progress { files_done, .. }) if terminal => {
@@ -120,7 +126,11 @@ fn comparison(of: Option<&ComparisonStatus>) -> String {
         Some(ComparisonStatus { began, ended, counts, entries, .. }) => {
             let ended = ended.map_or_else(|| "under way".into(), utc);
             let differences = counts.differences();
-            format!("{} to {ended}: {entries} names, {differences} differences, {} refused", utc(*began), counts.refused)
+            format!(
+                "{} to {ended}: {entries} names, {differences} differences, {} refused",
+                utc(*began),
+                counts.refused
+            )
         }
         None => "never: what was there before is synced when it changes, or by --reconcile".into(),
     }
@@ -129,7 +139,17 @@ fn comparison(of: Option<&ComparisonStatus>) -> String {
 fn show(status: &Status) {
     let master = status.role == "master";
     let mut lines = vec![
-        ("role", format!("{} of pair {}: {} {} {}", status.role, status.pair, status.here, if master { "→" } else { "←" }, status.there)),
+        (
+            "role",
+            format!(
+                "{} of pair {}: {} {} {}",
+                status.role,
+                status.pair,
+                status.here,
+                if master { "→" } else { "←" },
+                status.there
+            ),
+        ),
         ("state", status.problem.clone().unwrap_or_else(|| "in order".into())),
         (if master { "told" } else { "heard" }, status.last.map_or_else(|| "nothing yet".into(), utc)),
     ];

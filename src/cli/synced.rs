@@ -37,7 +37,8 @@ pub(super) fn capture(side: Option<Side>, lower: &Arc<dyn Lower>) -> Result<Sync
         ));
     }
     let capture = Capture::open(lower.clone(), side == Side::Master);
-    let capture = capture.map_err(|error| failed(format!("cannot take note of changes for the metadata sync: {error}")))?;
+    let capture =
+        capture.map_err(|error| failed(format!("cannot take note of changes for the metadata sync: {error}")))?;
     Ok(Synced { capture: Arc::new(capture), slave: side == Side::Slave })
 }
 

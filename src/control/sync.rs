@@ -95,10 +95,8 @@ async fn compare(ends: Arc<Ends>, replies: &Replies) -> Result<Summary, SyncErro
     loop {
         tokio::time::sleep(PERIOD / 4).await;
         let on = ends.clone();
-        let (comparing, (running, last), problem) = blocking(move || {
-            Ok((on.sender.is_comparing()?, on.sender.comparisons()?, on.sender.problem()))
-        })
-        .await?;
+        let (comparing, (running, last), problem) =
+            blocking(move || Ok((on.sender.is_comparing()?, on.sender.comparisons()?, on.sender.problem()))).await?;
         if !comparing {
             let last = last.unwrap_or_default();
             let summary = Summary { files: last.counts.differences(), ..Summary::default() };

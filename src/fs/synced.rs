@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use super::Fs;
 use super::error::{FsError, FsResult};
 use super::namespace::Noted;
-use super::Fs;
 use crate::capture::files::{Facts, Files};
 use crate::capture::id::peer_id;
 use crate::capture::{Capture, Change};

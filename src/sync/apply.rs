@@ -32,7 +32,10 @@ const TOLD_MAX: usize = 1_000;
 enum Not {
     /// The share cannot be written at present: the batch is to be tried again.
     Now(LowerError),
-    Refused { why: String, conflict: bool },
+    Refused {
+        why: String,
+        conflict: bool,
+    },
     Book(SyncError),
 }
 
@@ -40,7 +43,9 @@ impl From<LowerError> for Not {
     fn from(error: LowerError) -> Self {
         // What has no number is ours, and about one file.
         match error.source.raw_os_error().unwrap_or(0) {
-            libc::EIO | libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM => Self::Now(error),
+            libc::EIO | libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM => {
+                Self::Now(error)
+            }
             _ => Self::Refused { why: error.to_string(), conflict: false },
         }
     }
@@ -207,9 +212,10 @@ impl Applier {
     /// What this side has of an id.
     fn known(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
         let Some(known) = work.book.known(id)? else { return Ok(None) };
-        let there = self.lower.stat(&known.node).and_then(|attr| {
-            Ok(attr.nlink > 0 && peer_id(&*self.lower, &known.node)? == Some(id))
-        });
+        let there = self
+            .lower
+            .stat(&known.node)
+            .and_then(|attr| Ok(attr.nlink > 0 && peer_id(&*self.lower, &known.node)? == Some(id)));
         match there {
             Ok(there) => Ok(there.then_some(known.node)),
             Err(error) if matches!(error.errno(), libc::ESTALE | libc::ENOENT) => Ok(None),
@@ -274,18 +280,18 @@ impl Applier {
         }
     }
 
-    fn name(
-        &self,
-        work: &mut Work<'_>,
-        dir: (PairFileId, &Inode),
-        name: &[u8],
-        is: Option<&Node>,
-    ) -> SyncResult<()> {
+    fn name(&self, work: &mut Work<'_>, dir: (PairFileId, &Inode), name: &[u8], is: Option<&Node>) -> SyncResult<()> {
         let did = self.try_name(work, dir, name, is);
         self.count(work, Some((dir.0, name)), did)
     }
 
-    fn try_name(&self, work: &mut Work<'_>, (id, dir): (PairFileId, &Inode), name: &[u8], is: Option<&Node>) -> Did<()> {
+    fn try_name(
+        &self,
+        work: &mut Work<'_>,
+        (id, dir): (PairFileId, &Inode),
+        name: &[u8],
+        is: Option<&Node>,
+    ) -> Did<()> {
         let hidden = name == STAGING_NAME.as_bytes() && *dir == self.lower.root();
         if !is_name(name) || hidden {
             // Its own comparison comes upon the hidden one.
@@ -335,13 +341,7 @@ impl Applier {
     }
 
     /// Keeps in the book what is where.
-    fn remember(
-        &self,
-        work: &Work<'_>,
-        id: PairFileId,
-        (node, kind): (&Inode, FileKind),
-        origin: FileId,
-    ) -> Did<()> {
+    fn remember(&self, work: &Work<'_>, id: PairFileId, (node, kind): (&Inode, FileKind), origin: FileId) -> Did<()> {
         let known = work.book.known(id)?;
         if known.is_none_or(|known| known.node != *node || known.origin != origin) {
             if kind != FileKind::Regular {
@@ -412,7 +412,14 @@ impl Applier {
     }
 
     /// Gives a name to an inode that is here under another one, or under none.
-    fn place(&self, work: &mut Work<'_>, (id, node): (PairFileId, &Inode), dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
+    fn place(
+        &self,
+        work: &mut Work<'_>,
+        (id, node): (PairFileId, &Inode),
+        dir: &Inode,
+        name: &OsStr,
+        is: &Node,
+    ) -> Did<()> {
         if self.lower.stat(node)?.kind != kind_of(&is.kind) {
             return Err(Not::Refused { why: "it is of another kind here".into(), conflict: false });
         }
@@ -668,7 +675,10 @@ impl Applier {
     pub fn move_aside(&self, dir: &Inode, name: &OsStr) -> LowerResult<OsString> {
         let (node, _) = self.lower.lookup(dir, name)?;
         if peer_id(&*self.lower, &node)?.is_some() {
-            return Err(LowerError::from_errno("rename: it is the master's as well, there is nothing to take", libc::EINVAL));
+            return Err(LowerError::from_errno(
+                "rename: it is the master's as well, there is nothing to take",
+                libc::EINVAL,
+            ));
         }
         for n in 1..1_000 {
             let mut other = name.to_owned();

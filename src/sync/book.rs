@@ -90,7 +90,9 @@ impl Book {
         let identity = root.to_string().into_bytes();
         if book.value("identity")?.is_some_and(|known| known != identity) {
             tracing::warn!(path = %path.display(), "the book of the metadata sync is of another share: begun anew");
-            book.run("DELETE FROM inode; DELETE FROM refused; DELETE FROM nameless; DELETE FROM todo; DELETE FROM value;")?;
+            book.run(
+                "DELETE FROM inode; DELETE FROM refused; DELETE FROM nameless; DELETE FROM todo; DELETE FROM value;",
+            )?;
         }
         book.set("identity", &identity)?;
         let whole = book.value("whole")?.is_some();
@@ -193,7 +195,10 @@ impl Book {
 
     /// Inodes known to both sides.
     pub fn inodes(&self) -> SyncResult<u64> {
-        self.db.query_row("SELECT count(*) FROM inode", [], |row| row.get::<_, i64>(0)).map(|n| n as u64).map_err(self.fault())
+        self.db
+            .query_row("SELECT count(*) FROM inode", [], |row| row.get::<_, i64>(0))
+            .map(|n| n as u64)
+            .map_err(self.fault())
     }
 
     pub fn refuse(&self, refused: &RefusedName) -> SyncResult<()> {
@@ -243,8 +248,7 @@ impl Book {
 
     /// Where it had its last name.
     pub fn last_name(&self, id: PairFileId) -> SyncResult<Option<(PairFileId, Vec<u8>)>> {
-        let mut query =
-            self.db.prepare_cached("SELECT dir, name FROM nameless WHERE id = ?1").map_err(self.fault())?;
+        let mut query = self.db.prepare_cached("SELECT dir, name FROM nameless WHERE id = ?1").map_err(self.fault())?;
         let row = query.query_row([&id.0[..]], |row| Ok((id_of(&row.get::<_, Vec<u8>>(0)?)?, row.get(1)?)));
         row.optional().map_err(self.fault())
     }
@@ -258,8 +262,7 @@ impl Book {
 
     pub fn add_todo(&self, dry: bool, node: &Inode) -> SyncResult<()> {
         let sql = "INSERT OR REPLACE INTO todo VALUES (?1, ?2, ?3, ?4, ?5)";
-        let values =
-            params![dry, number(node.id.ino), number(node.id.birth), node.handle.kind(), node.handle.bytes()];
+        let values = params![dry, number(node.id.ino), number(node.id.birth), node.handle.kind(), node.handle.bytes()];
         self.db.prepare_cached(sql).and_then(|mut sql| sql.execute(values)).map_err(self.fault())?;
         Ok(())
     }

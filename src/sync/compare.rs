@@ -236,9 +236,10 @@ impl Sender {
                 }
                 progress.counts.add(&answer.counts);
                 progress.entries += told.entries as u64;
-                self.options.book.lock().batch(|book| {
-                    told.below.iter().try_for_each(|dir| book.add_todo(true, dir))
-                })?;
+                self.options
+                    .book
+                    .lock()
+                    .batch(|book| told.below.iter().try_for_each(|dir| book.add_todo(true, dir)))?;
                 if !go_on(&progress) {
                     return Err(SyncError::Stopped);
                 }

@@ -141,7 +141,10 @@ impl Looker {
         };
         let mut xattrs = travelling_xattrs(&*self.lower, node)?;
         if xattr_bytes(&xattrs) > XATTRS_MAX {
-            tracing::warn!(inode = node.id.ino, "it has more than {XATTRS_MAX} bytes of attributes: they are not synced");
+            tracing::warn!(
+                inode = node.id.ino,
+                "it has more than {XATTRS_MAX} bytes of attributes: they are not synced"
+            );
             xattrs.clear();
         }
         let Attr { mode, uid, gid, atime, mtime, nlink, .. } = *attr;
@@ -181,9 +184,7 @@ impl Looker {
 
     /// Has the name of a directory told that the other side does not know; what is in it is told when it is made there.
     pub fn climb(&self, dir: &Inode) -> LowerResult<()> {
-        let (Ok((above, _)), Some(path)) =
-            (self.lower.lookup(dir, OsStr::new("..")), self.lower.path_of(dir)?)
-        else {
+        let (Ok((above, _)), Some(path)) = (self.lower.lookup(dir, OsStr::new("..")), self.lower.path_of(dir)?) else {
             return Ok(());
         };
         let Some(name) = path.file_name() else { return Ok(()) };

@@ -145,8 +145,8 @@ impl Receiver {
         let known: Option<Master> = book.value("master")?.map(|stored| decode(&stored)).transpose()?;
         let is = Master { half: begin.master.clone(), share: begin.share };
         if let Some(known) = &known {
-            let other = (&known.half.local_cluster, &known.half.local_share)
-                != (&is.half.local_cluster, &is.half.local_share);
+            let other =
+                (&known.half.local_cluster, &known.half.local_share) != (&is.half.local_cluster, &is.half.local_share);
             if other {
                 return Err(SyncError::Refused(format!(
                     "{} has a master already, {}, and {master} wants to be it as well: there is only one. If the master has moved, \

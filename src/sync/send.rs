@@ -178,9 +178,7 @@ impl Sender {
     /// Tells what waits, for a moment before the end of the process; what could not be told is marked.
     pub async fn finish(self: &Arc<Self>, within: Duration) {
         self.stop();
-        let told = async {
-            while matches!(self.round().await, Ok(true)) {}
-        };
+        let told = async { while matches!(self.round().await, Ok(true)) {} };
         if self.options.side == Side::Master && self.going.lock().problem.is_none() {
             // Too late only means that the next start tells it.
             let _ = tokio::time::timeout(within, told).await;

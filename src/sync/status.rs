@@ -102,7 +102,11 @@ impl Status {
             status.inodes = receiver.book.lock().inodes()?;
             status.refused_names = names
                 .into_iter()
-                .map(|(path, no)| RefusedStatus { path: WirePath::from_path(&path), why: no.why, conflict: no.conflict })
+                .map(|(path, no)| RefusedStatus {
+                    path: WirePath::from_path(&path),
+                    why: no.why,
+                    conflict: no.conflict,
+                })
                 .collect();
         } else {
             for ((dir, name), (why, conflict)) in going.refused.iter().take(REFUSED_MAX) {

@@ -245,9 +245,15 @@ mod tests {
 
     #[test]
     fn names_are_one_step() {
-        for (name, good) in
-            [(&b"a"[..], true), (b".x", true), (b"", false), (b".", false), (b"..", false), (b"a/b", false), (b"a\0", false)]
-        {
+        for (name, good) in [
+            (&b"a"[..], true),
+            (b".x", true),
+            (b"", false),
+            (b".", false),
+            (b"..", false),
+            (b"a/b", false),
+            (b"a\0", false),
+        ] {
             assert_eq!(is_name(name), good, "{name:?}");
         }
         assert!(is_name(&[b'x'; 255]) && !is_name(&[b'x'; 256]));

@@ -23,7 +23,9 @@ fn what_is_made_appears_with_all_its_attributes() {
         fs::write(east.mnt("a/b/empty"), "").unwrap();
         symlink("../f", east.mnt("a/b/link")).unwrap();
         fs::hard_link(east.mnt("a/f"), east.mnt("a/b/c/second")).unwrap();
-        for (name, kind, device) in [("fifo", FileType::Fifo, 0), ("char", FileType::CharacterDevice, 0x103), ("sock", FileType::Socket, 0)] {
+        for (name, kind, device) in
+            [("fifo", FileType::Fifo, 0), ("char", FileType::CharacterDevice, 0x103), ("sock", FileType::Socket, 0)]
+        {
             mknodat(CWD, east.mnt("a").join(name), kind, Mode::from_raw_mode(0o640), device).unwrap();
         }
         two.equal();
@@ -32,8 +34,14 @@ fn what_is_made_appears_with_all_its_attributes() {
         fs::set_permissions(east.mnt("a/f"), fs::Permissions::from_mode(0o4705)).unwrap();
         chown(east.mnt("a/b/c"), Some(1234), Some(4321)).unwrap();
         chown(east.mnt("a/fifo"), Some(77), None).unwrap();
-        rustix::fs::chownat(CWD, east.mnt("a/b/link"), Some(rustix::fs::Uid::from_raw(9)), None, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-            .unwrap();
+        rustix::fs::chownat(
+            CWD,
+            east.mnt("a/b/link"),
+            Some(rustix::fs::Uid::from_raw(9)),
+            None,
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .unwrap();
         set_xattr(&east.mnt("a/f"), "user.colour", b"red").unwrap();
         set_xattr(&east.mnt("a/b"), "user.colour", b"blue").unwrap();
         set_xattr(&east.mnt("a/f"), "trusted.note", b"kept").unwrap();
@@ -53,7 +61,11 @@ fn what_is_made_appears_with_all_its_attributes() {
         assert_eq!(shown.keys().collect::<Vec<_>>(), two.east.shown().keys().collect::<Vec<_>>());
         for (path, seen) in &shown {
             let there = &two.east.shown()[path];
-            assert_eq!((seen.kind, seen.mode, seen.owner, seen.size), (there.kind, there.mode, there.owner, there.size), "{path:?}");
+            assert_eq!(
+                (seen.kind, seen.mode, seen.owner, seen.size),
+                (there.kind, there.mode, there.owner, there.size),
+                "{path:?}"
+            );
             assert!(!seen.xattrs.keys().any(|name| name.contains("tierfs")), "{path:?} {:?}", seen.xattrs);
         }
         assert!(!fs::exists(two.west.mnt(".tierfs-gateway")).unwrap());

@@ -47,7 +47,8 @@ impl Sends {
     fn get(&self, path: &str) -> Result<Vec<u8>, String> {
         let get = self.client.get_object().bucket(BUCKET).key(format!(".tierfs-gateway/sync/{path}"));
         self.runtime.block_on(async {
-            let got = get.send().await.map_err(|error| error.into_service_error().code().unwrap_or("none").to_owned())?;
+            let got =
+                get.send().await.map_err(|error| error.into_service_error().code().unwrap_or("none").to_owned())?;
             Ok(got.body.collect().await.unwrap().to_vec())
         })
     }
@@ -163,7 +164,11 @@ fn tricks_in_batches_do_nothing() {
     // What is good is taken: a link that leads out is a link, and nothing is made through it.
     let good = vec![
         name(ROOT, b"d", Some(directory(10))),
-        name(PairFileId([10; 16]), b"out", Some(node(11, Kind::Symlink { target: outside.as_os_str().as_encoded_bytes().to_vec() }))),
+        name(
+            PairFileId([10; 16]),
+            b"out",
+            Some(node(11, Kind::Symlink { target: outside.as_os_str().as_encoded_bytes().to_vec() })),
+        ),
         // As if the link were a directory.
         name(PairFileId([11; 16]), b"x", Some(file(12))),
     ];
@@ -174,9 +179,10 @@ fn tricks_in_batches_do_nothing() {
     // Hidden attributes are not taken from anybody, and what is there of them stays.
     let mine = xattr(&west.low("d"), "trusted.tierfs.peer-id").unwrap();
     let mut dressed = directory(10);
-    dressed.attributes.xattrs = ["trusted.tierfs.peer-id", "trusted.tierfs.record", "user.tierfs.pin", "user.good", "security.selinux"]
-        .map(|name| (name.as_bytes().to_vec(), b"forged".to_vec()))
-        .to_vec();
+    dressed.attributes.xattrs =
+        ["trusted.tierfs.peer-id", "trusted.tierfs.record", "user.tierfs.pin", "user.good", "security.selinux"]
+            .map(|name| (name.as_bytes().to_vec(), b"forged".to_vec()))
+            .to_vec();
     peer.batch(run, 3, vec![Statement::Inode(dressed)]).unwrap();
     assert_eq!(xattr(&west.low("d"), "trusted.tierfs.peer-id").unwrap(), mine);
     assert_eq!(xattr(&west.low("d"), "user.good").unwrap(), b"forged");

@@ -99,7 +99,8 @@ impl Two {
                 let mut why = String::new();
                 for path in east.keys().chain(west.keys().filter(|path| !east.contains_key(*path))) {
                     if east.get(path) != west.get(path) {
-                        why += &format!("{}:\n  east {:?}\n  west {:?}\n", path.display(), east.get(path), west.get(path));
+                        why +=
+                            &format!("{}:\n  east {:?}\n  west {:?}\n", path.display(), east.get(path), west.get(path));
                     }
                     if why.len() > 4_000 {
                         break;
@@ -141,7 +142,9 @@ impl Side {
         }
         let side = Self { name, other, fs, dir, port, other_port, role, daemon: None, kill_at: None };
         side.write_pair();
-        let identity = |key: &str, more: &str| format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n");
+        let identity = |key: &str, more: &str| {
+            format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n")
+        };
         let text = [
             identity("root", "uid = 0\ngid = 0"),
             identity("nobody", &format!("uid = {NOBODY}\ngid = {NOBODY}")),

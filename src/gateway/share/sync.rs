@@ -8,9 +8,7 @@ use bytes::Bytes;
 use super::acting::Acting;
 use crate::catalog::walk::on_own_thread;
 use crate::gateway::blocking;
-use crate::gateway::store::{
-    Attributes, Content, ObjectInfo, Seal, StoreError, StoreResult, Upload,
-};
+use crate::gateway::store::{Attributes, Content, ObjectInfo, Seal, StoreError, StoreResult, Upload};
 use crate::sync::wire::MESSAGE_MAX;
 use crate::sync::{KEYS, Receiver, SyncError};
 use crate::types::{Inode, PairName, Timestamp};
@@ -101,7 +99,9 @@ impl Upload for Message {
     fn write(&mut self, chunks: &[Bytes]) -> StoreResult<()> {
         for chunk in chunks {
             if self.body.len() + chunk.len() > MESSAGE_MAX {
-                return Err(StoreError::Refused(format!("a message of a metadata sync has at most {MESSAGE_MAX} bytes")));
+                return Err(StoreError::Refused(format!(
+                    "a message of a metadata sync has at most {MESSAGE_MAX} bytes"
+                )));
             }
             self.body.extend_from_slice(chunk);
         }
