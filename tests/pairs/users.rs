@@ -93,6 +93,12 @@ impl Round<'_> {
             let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
             let found = whole(&self.sides.sides[side].mnt(name));
             self.count("read", &found);
+            if let Err(error) = &found
+                && error.raw_os_error() == Some(libc::EIO)
+                && known.names[1].is_some()
+            {
+                self.complain(format!("{side}: {:?}: {error}", known.names));
+            }
             let Ok(found) = found else { return };
             match known.read(side, &found) {
                 Ok(()) => return,
@@ -106,8 +112,16 @@ impl Round<'_> {
     fn write(&self, side: usize, file: &File, dice: &mut Dice) {
         let Some(name) = file.read().unwrap().names[side].clone() else { return };
         // Both sides may be at it at once.
-        let opened = fs::OpenOptions::new().write(true).open(self.sides.sides[side].mnt(name));
+        let opened = fs::OpenOptions::new().write(true).open(self.sides.sides[side].mnt(&name));
         self.count("open for writing", &opened);
+        if let Err(error) = &opened
+            && error.raw_os_error() == Some(libc::EIO)
+        {
+            let known = file.read().unwrap();
+            if !known.gone && known.names[1].is_some() && known.names[side].as_ref() == Some(&name) {
+                self.complain(format!("{side}: {:?}: {error}", known.names));
+            }
+        }
         let Ok(opened) = opened else { return };
         let mut known = file.write().unwrap();
         if known.gone {
