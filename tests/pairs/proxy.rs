@@ -18,8 +18,12 @@ pub struct Orders {
     pub delay: AtomicU64,
     /// Nothing gets on; connections stay.
     pub stalled: AtomicBool,
-    /// So many calls for a handover arrive and are answered, and the answer is lost.
+    /// Every connection ends, at the next piece of an answer: calls arrive, answers do not.
+    pub broken: AtomicBool,
+    /// So many calls for a handover arrive and are answered, and the answer is lost. A client asks three times before it calls that no answer.
     pub lose: AtomicU64,
+    /// How many were.
+    pub lost: AtomicU64,
 }
 
 /// Listens on `side` of the link, and passes on to the other. Ends with the test's process.
@@ -50,7 +54,7 @@ fn connection(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
     let asks = std::thread::spawn(move || {
         pass(up.0, up.1, &ordered, |piece| told.fetch_or(loses(piece, &ordered), Ordering::SeqCst) && false)
     });
-    pass(server, client, orders, |_| lost.load(Ordering::SeqCst));
+    pass(server, client, orders, |_| lost.load(Ordering::SeqCst) || orders.broken.load(Ordering::SeqCst));
     let _ = asks.join();
 }
 
@@ -58,7 +62,12 @@ fn connection(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
 fn loses(piece: &[u8], orders: &Orders) -> bool {
     let text = String::from_utf8_lossy(&piece[..piece.len().min(2_048)]);
     let is_call = text.starts_with("PUT ") && text.lines().next().is_some_and(|line| line.contains("?tagging"));
-    is_call && orders.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    let loses =
+        is_call && orders.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+    if loses || (is_call && orders.broken.load(Ordering::SeqCst)) {
+        orders.lost.fetch_add(1, Ordering::SeqCst);
+    }
+    loses
 }
 
 /// Passes on until either end is closed, or `ends` says so.

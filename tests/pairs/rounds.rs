@@ -73,11 +73,12 @@ fn disturb(round: &Round, dice: &mut Dice) {
     while !round.is_over() {
         sleep(dice.below(500));
         let orders = &sides.sides[dice.below(2) as usize].orders;
-        match dice.below(5) {
+        match dice.below(8) {
             0 | 1 => sides.link.set(false),
             2 => orders.delay.store(5 + dice.below(100), Ordering::SeqCst),
             3 => orders.stalled.store(true, Ordering::SeqCst),
-            _ => orders.lose.store(1 + dice.below(2), Ordering::SeqCst),
+            4 | 5 => orders.broken.store(true, Ordering::SeqCst),
+            _ => orders.lose.store(1 + dice.below(8), Ordering::SeqCst),
         }
         sleep(50 + dice.below(900));
         sides.heal();
@@ -206,6 +207,8 @@ fn play(sides: &Sides, seed: u64, number: u64, counts: &mut BTreeMap<String, u64
         *counts.entry(what.clone()).or_default() += count;
     }
     *counts.entry("looks at both records".into()).or_default() += looks.into_inner();
+    let lost = sides.sides.iter().map(|side| side.orders.lost.swap(0, Ordering::SeqCst)).sum::<u64>();
+    *counts.entry("answers lost to calls for a handover".into()).or_default() += lost;
     let wrong = std::mem::take(&mut *round.wrong.lock().unwrap());
     if !wrong.is_empty() {
         return Err(wrong.join("\n"));

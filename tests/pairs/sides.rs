@@ -55,6 +55,7 @@ impl Sides {
         for side in &self.sides {
             side.orders.delay.store(0, std::sync::atomic::Ordering::SeqCst);
             side.orders.stalled.store(false, std::sync::atomic::Ordering::SeqCst);
+            side.orders.broken.store(false, std::sync::atomic::Ordering::SeqCst);
             side.orders.lose.store(0, std::sync::atomic::Ordering::SeqCst);
         }
     }
