@@ -142,14 +142,17 @@ pub enum Claim {
     Stub,
     /// The object holds the content. Chunks of it may be local: those whose bytes have the hash that the object's manifest gives.
     Partial,
+    /// A stub that was written to: what the record's patch says is the file's own, the rest of the content is the object's, and local like that
+    /// of `Partial`.
+    Patched,
 }
 
 impl Claim {
-    /// Whether the object holds the content, and local bytes are not to be believed as they are.
+    /// Whether the object holds content, and local bytes are not to be believed as they are.
     pub fn is_remote(self) -> bool {
         match self {
             Self::Resident | Self::Dual => false,
-            Self::Releasing | Self::Stub | Self::Partial => true,
+            Self::Releasing | Self::Stub | Self::Partial | Self::Patched => true,
         }
     }
 }
@@ -371,6 +374,8 @@ pub enum FileState {
     Stub,
     /// A stub of which some chunks are local.
     Partial,
+    /// A stub that was written to: some of its content is newer than its object.
+    Patched,
     /// The record cannot be read, or contradicts the file: reads answer EIO until an administrator decides.
     Damaged,
 }
@@ -383,6 +388,7 @@ impl From<Claim> for FileState {
             Claim::Releasing => Self::Releasing,
             Claim::Stub => Self::Stub,
             Claim::Partial => Self::Partial,
+            Claim::Patched => Self::Patched,
         }
     }
 }
@@ -396,6 +402,7 @@ impl FileState {
             Self::Releasing => "releasing",
             Self::Stub => "stub",
             Self::Partial => "partial",
+            Self::Patched => "patched",
             Self::Damaged => "damaged",
         }
     }

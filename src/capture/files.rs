@@ -31,7 +31,8 @@ pub trait Files: Send + Sync {
     fn is_written(&self, file: FileId) -> bool;
     /// Makes an empty file, just made and without a name that anybody sees, the stub of content that the other side holds.
     fn make_stub(&self, node: &Inode, id: PairFileId, facts: &Facts, origin: FileId) -> LowerResult<()>;
-    /// Newer facts of content that the other side holds; whether anything changed. Of content held here, nothing is changed.
+    /// Newer facts of content that the other side holds; whether anything changed, to be made durable by the caller. Of content held here,
+    /// nothing is changed.
     fn refresh(&self, node: &Inode, facts: &Facts, origin: FileId) -> LowerResult<bool>;
     /// Takes a name away by the rules of removal.
     fn remove(&self, dir: &Inode, name: &OsStr) -> LowerResult<()>;

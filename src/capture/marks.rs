@@ -181,6 +181,11 @@ impl Marks {
         self.remove(&name_of(mark, node))
     }
 
+    /// Makes all of the share durable, content too.
+    pub fn sync(&self) -> LowerResult<()> {
+        self.lower.sync_all()
+    }
+
     pub fn place_wide(&self) -> LowerResult<()> {
         self.make(OsStr::new(WIDE))
     }

@@ -6,8 +6,9 @@
 //! Why nothing is lost:
 //! - Before a change, its directory or inode has a mark on stable storage, or will have one no later than the change itself ([`marks`]). That
 //!   costs one empty file for the first change of a directory, and nothing for those that follow while it is there.
-//! - A mark goes only when all that was noted for it was told and confirmed, no change is under way ([`Change`]), and nothing has happened for
-//!   a while ([`Capture::sweep`]). What changes later marks again.
+//! - A mark goes only when all that was noted for it was told and confirmed, no change is under way ([`Change`]), nothing has happened for
+//!   a while, and the share was synced since ([`Capture::sweep`]), so that the sizes that were told are those that a loss of power leaves.
+//!   What changes later marks again.
 //! - So after any end of the process or the machine, whatever was not confirmed is marked. A marked directory is told whole: all its names, and
 //!   that there are no others; a marked inode, its attributes.
 //! - A directory that was never told needs no mark of its own: whoever tells its name tells what is in it.
@@ -39,6 +40,8 @@ const ITEMS_MAX: usize = 200_000;
 const MARKS_MAX: usize = 20_000;
 /// A mark stays so long after the last change: what is busy is not marked over and over.
 const LINGER: Duration = Duration::from_secs(2);
+/// Marks go so often. Before, all content is synced: the facts that were told of it are true then, whatever happens.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Files that are being written are looked at so often.
 const WRITTEN_EVERY: Duration = Duration::from_secs(20);
 
@@ -107,6 +110,7 @@ struct Noted {
     wide: bool,
     /// The share is to be compared as a whole.
     compare: bool,
+    swept_at: Option<Instant>,
 }
 
 /// Takes note of changes. Does nothing until it is switched on.
@@ -382,6 +386,11 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether a directory was made and its name is not told yet.
+    pub fn is_born(&self, dir: FileId) -> bool {
+        self.noted.lock().marked.get(&Mark::Directory(dir)).is_some_and(|marked| marked.born)
+    }
+
     /// An inode that is known here by its number.
     pub fn node(&self, mark: Mark) -> Option<Inode> {
         self.noted.lock().marked.get(&mark).and_then(|marked| marked.node)
@@ -421,6 +430,19 @@ impl Capture {
     pub fn sweep(&self, at_once: bool) {
         let Some(marks) = &self.marks else { return };
         let now = Instant::now();
+        {
+            let mut noted = self.noted.lock();
+            let swept = noted.swept_at.is_some_and(|at| now.duration_since(at) < SWEEP_EVERY);
+            if noted.marked.is_empty() && !noted.wide || (swept && !at_once) {
+                return;
+            }
+            noted.swept_at = Some(now);
+        }
+        // Without the lock. What changes meanwhile is not quiet.
+        if let Err(error) = marks.sync() {
+            tracing::warn!("marks of the metadata sync stay: the share cannot be synced: {error}");
+            return;
+        }
         let mut noted = self.noted.lock();
         let noted = &mut *noted;
         let mut removed = 0;
@@ -437,7 +459,9 @@ impl Capture {
         let all_told = noted.order.is_empty();
         noted.marked.retain(|mark, marked| {
             marked.born &= !all_told;
-            let quiet = at_once || marked.idle_since.is_none_or(|since| now.duration_since(since) >= LINGER);
+            let idle = marked.idle_since.is_none_or(|since| now.duration_since(since) >= LINGER);
+            // After `now` something may have changed that was not synced.
+            let quiet = idle || (at_once && marked.idle_since.is_none_or(|since| since < now));
             if marked.items > 0 || marked.under_way > 0 || marked.born || marked.written || !quiet {
                 return true;
             }
@@ -474,67 +498,4 @@ fn settle(noted: &mut Noted, item: &Item) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::RawHandle;
-
-    fn node(ino: u64) -> Inode {
-        Inode { id: FileId { ino, birth: 1 }, handle: RawHandle::new(1, &ino.to_ne_bytes()).unwrap() }
-    }
-
-    fn on() -> Capture {
-        Capture { on: AtomicBool::new(true), names: true, ..Capture::default() }
-    }
-
-    fn name(capture: &Capture, dir: u64, name: &str) {
-        let dir = node(dir);
-        let change = capture.names([Some(&dir), None]).unwrap().unwrap();
-        change.named(&dir, OsStr::new(name));
-    }
-
-    #[test]
-    fn off_it_keeps_nothing() {
-        let capture = Capture::default();
-        assert!(capture.names([Some(&node(1)), None]).unwrap().is_none());
-        assert_eq!(capture.waiting(), 0);
-    }
-
-    #[test]
-    fn many_changes_of_one_name_are_one_in_its_first_turn() {
-        let capture = on();
-        for changed in ["a", "b", "a"] {
-            name(&capture, 1, changed);
-        }
-        let items: Vec<_> = capture.take(10).into_iter().map(|(_, item)| item).collect();
-        let item = |name: &str| Item::Name(node(1).id, name.into());
-        assert_eq!(items, [item("a"), item("b")]);
-    }
-
-    #[test]
-    fn what_is_put_back_keeps_its_turn_and_is_not_doubled() {
-        let capture = on();
-        for changed in ["a", "b", "c"] {
-            name(&capture, 1, changed);
-        }
-        let taken = capture.take(2);
-        // It changes while it is told.
-        name(&capture, 1, "a");
-        capture.put_back(taken);
-        let items: Vec<_> = capture.take(10).into_iter().map(|(_, item)| item).collect();
-        assert_eq!(items, ["a", "b", "c"].map(|name| Item::Name(node(1).id, name.into())));
-        assert_eq!(capture.noted.lock().marked[&Mark::Directory(node(1).id)].items, 3);
-        capture.confirm(items.into_iter().map(|item| (0, item)).collect());
-        assert_eq!(capture.noted.lock().marked[&Mark::Directory(node(1).id)].items, 0);
-    }
-
-    #[test]
-    fn what_finds_no_room_wants_a_comparison() {
-        let capture = on();
-        for n in 0..ITEMS_MAX + 1 {
-            name(&capture, 1, &n.to_string());
-        }
-        assert!(capture.wants_comparison() && capture.waiting() == ITEMS_MAX);
-        capture.comparing().unwrap();
-        assert!(!capture.wants_comparison());
-    }
-}
+mod tests;

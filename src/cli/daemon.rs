@@ -149,14 +149,9 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
-    let sync = match (served.pair, side, &remote) {
-        (Some(pair), Some(side), Some(remote)) => {
-            let remote: Arc<dyn Remote> = Arc::new(remote.clone());
-            let (lower, clock, fs, book) = (&lower, &clock, &fs, &*state.sync);
-            Some(synced::ends(Ingredients { pair, side, book, lower, clock, remote, fs, capture }, &runtime)?)
-        }
-        _ => None,
-    };
+    let (pair, book) = (served.pair, &*state.sync);
+    let of = Ingredients { pair, side, book, lower: &lower, clock: &clock, remote: remote.as_ref(), fs: &fs, capture };
+    let sync = synced::ends(of, &runtime)?;
     Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only })
 }
 

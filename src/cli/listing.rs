@@ -101,6 +101,7 @@ enum State {
     Releasing,
     Stub,
     Partial,
+    Patched,
     Damaged,
 }
 
@@ -112,6 +113,7 @@ impl State {
             Self::Releasing => FileState::Releasing,
             Self::Stub => FileState::Stub,
             Self::Partial => FileState::Partial,
+            Self::Patched => FileState::Patched,
             Self::Damaged => FileState::Damaged,
         }
     }

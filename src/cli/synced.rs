@@ -12,6 +12,7 @@ use crate::capture::Capture;
 use crate::fs::{Fs, Synced, SyncedFiles};
 use crate::pair::{MetaSyncRole, Pair, RemoteRole};
 use crate::ports::{Clock, Lower, Remote};
+use crate::remote::S3Remote;
 use crate::sync::wire::Half;
 use crate::sync::{Book, Ends, Receiver, Sender, SenderOptions, Side};
 
@@ -44,12 +45,12 @@ pub(super) fn capture(side: Option<Side>, lower: &Arc<dyn Lower>) -> Result<Sync
 
 /// What both ends are made of.
 pub(super) struct Ingredients<'a> {
-    pub pair: &'a Pair,
-    pub side: Side,
+    pub pair: Option<&'a Pair>,
+    pub side: Option<Side>,
     pub book: &'a Path,
     pub lower: &'a Arc<dyn Lower>,
     pub clock: &'a Arc<dyn Clock>,
-    pub remote: Arc<dyn Remote>,
+    pub remote: Option<&'a S3Remote>,
     pub fs: &'a Arc<Fs>,
     pub capture: Arc<Capture>,
 }
@@ -65,9 +66,11 @@ fn half(pair: &Pair, side: Side) -> Half {
     }
 }
 
-/// Brings to its end what a crash interrupted, and makes both ends.
-pub(super) fn ends(of: Ingredients<'_>, runtime: &Runtime) -> Result<Arc<Ends>, CliError> {
-    let Ingredients { pair, side, book, lower, clock, remote, fs, capture } = of;
+/// Brings to its end what a crash interrupted, and makes both ends, if the share takes part.
+pub(super) fn ends(of: Ingredients<'_>, runtime: &Runtime) -> Result<Option<Arc<Ends>>, CliError> {
+    let Ingredients { book, lower, clock, fs, capture, .. } = of;
+    let (Some(pair), Some(side), Some(remote)) = (of.pair, of.side, of.remote) else { return Ok(None) };
+    let remote: Arc<dyn Remote> = Arc::new(remote.clone());
     let files = SyncedFiles::new(fs.clone(), runtime.handle().clone());
     let half = half(pair, side);
     let book = Book::open(book, lower.root().id).map_err(failed)?;
@@ -76,7 +79,7 @@ pub(super) fn ends(of: Ingredients<'_>, runtime: &Runtime) -> Result<Arc<Ends>, 
     let book = receiver.book.clone();
     let (lower, clock) = (lower.clone(), clock.clone());
     let sender = Sender::new(SenderOptions { lower, files, clock, capture, remote, book, side, half });
-    Ok(Arc::new(Ends { sender, receiver }))
+    Ok(Some(Arc::new(Ends { sender, receiver })))
 }
 
 /// Begins to tell.

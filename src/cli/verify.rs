@@ -45,7 +45,8 @@ impl Verify {
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs check -r /mnt/tiered\n  \
-     tierfs check -r --repair /mnt/tiered"))]
+     tierfs check -r --repair /mnt/tiered\n  \
+     tierfs check -r --adopt /mnt/tiered/restored"))]
 pub struct Check {
     #[command(flatten)]
     paths: Paths,
@@ -53,13 +54,17 @@ pub struct Check {
     /// cannot be mended without choosing between two contents is only told.
     #[arg(long)]
     repair: bool,
+    /// Make files whose records name another pair (an old one, a restored backup) this mount's pair's, where that has what they need: their object, or
+    /// their counterpart at the other side. Others are told and left alone.
+    #[arg(long, conflicts_with = "repair")]
+    adopt: bool,
 }
 
 impl Check {
     pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
-        let (recursive, repair) = (self.paths.recursive, self.repair);
-        let request = |paths| Request::Check { paths, recursive, repair };
-        let verb = Some(("checking", "checked"));
+        let (recursive, repair, adopt) = (self.paths.recursive, self.repair, self.adopt);
+        let request = |paths| Request::Check { paths, recursive, repair, adopt };
+        let verb = Some(if adopt { ("adopting", "adopted") } else { ("checking", "checked") });
         files::run(global, &self.paths, Ask { verb, request: &request, by_xattr: ROOT_ONLY })
     }
 }

@@ -135,6 +135,7 @@ fn state_of(path: &Path) -> Result<FileState, Errno> {
         b"releasing" => FileState::Releasing,
         b"stub" => FileState::Stub,
         b"partial" => FileState::Partial,
+        b"patched" => FileState::Patched,
         _ => FileState::Damaged,
     })
 }

@@ -55,6 +55,9 @@ pub enum Request {
         paths: Vec<WirePath>,
         recursive: bool,
         repair: bool,
+        /// Make files of another pair this one's instead.
+        #[serde(default)]
+        adopt: bool,
     },
     /// State of each file, or only the totals.
     Status {

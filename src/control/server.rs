@@ -224,7 +224,8 @@ impl Server {
                 sample = Sample::of(sample_ppm);
                 (JobKind::Verify { md5 }, paths, recursive)
             }
-            Request::Check { paths, recursive, repair } => (JobKind::Check { repair }, paths, recursive),
+            Request::Check { paths, recursive, adopt: true, .. } => (JobKind::Adopt, paths, recursive),
+            Request::Check { paths, recursive, repair, .. } => (JobKind::Check { repair }, paths, recursive),
             Request::Status { paths, recursive, files } => return self.status(paths, recursive, files, replies).await,
             Request::History { paths } => return self.history(paths, replies).await,
             Request::Undelete { path, generation, to, recursive } => {

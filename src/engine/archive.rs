@@ -68,19 +68,12 @@ impl Engine {
         }
         let failed = EngineError::lower(cell.node.id);
         check_fit(cell, &self.lower.stat(&cell.node).map_err(&failed)?)?;
-        {
-            let mut inner = cell.lock();
-            if inner.machine.is_unknown() {
-                self.reestablish(cell, &mut inner)?;
-            }
-            match inner.machine.apply(Event::ArchiveBegin) {
-                Verdict::Go => {}
-                Verdict::Already => {
-                    self.check_pair(&cell.node, &inner.record)?;
-                    return Ok(Archived { bytes: 0, note: None });
-                }
-                Verdict::Refuse(why) => return Err(EngineError::Refused { file: cell.node.id, why }),
-                other => unreachable!("{other:?} to the beginning of an archive"),
+        loop {
+            match self.begin_archive(cell)? {
+                Verdict::Go => break,
+                // It was written to while it was away: its object has one part of it, the file another.
+                Verdict::Recall => drop(self.recall(cell).await?),
+                _ => return Ok(Archived { bytes: 0, note: None }),
             }
         }
         self.totals.running.fetch_add(1, Ordering::SeqCst);
@@ -96,6 +89,19 @@ impl Engine {
             self.totals.archived_bytes.fetch_add(*bytes, Ordering::Relaxed);
         }
         result
+    }
+
+    fn begin_archive(&self, cell: &Cell) -> EngineResult<Verdict> {
+        let mut inner = cell.lock();
+        if inner.machine.is_unknown() {
+            self.reestablish(cell, &mut inner)?;
+        }
+        match inner.machine.apply(Event::ArchiveBegin) {
+            Verdict::Already => self.check_pair(&cell.node, &inner.record).map(|_| Verdict::Already),
+            Verdict::Refuse(why) => Err(EngineError::Refused { file: cell.node.id, why }),
+            verdict @ (Verdict::Go | Verdict::Recall) => Ok(verdict),
+            other => unreachable!("{other:?} to the beginning of an archive"),
+        }
     }
 
     async fn copy_out(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, target: &Target) -> EngineResult<Archived> {
@@ -293,6 +299,7 @@ impl Engine {
                 root: manifest.root(),
             }),
             superseded: None,
+            patch: None,
             peer: None,
         };
         if !record.fits() {

@@ -34,6 +34,8 @@ const SHARDS: usize = 16;
 pub struct Cell {
     pub node: Inode,
     inner: Mutex<Inner>,
+    /// Held by whoever changes the bytes of a patched file; taken before the lock above.
+    pub(super) patching: Mutex<()>,
     /// Signalled whenever an activity ends.
     pub changed: Notify,
     table: Weak<Cells>,
@@ -56,6 +58,10 @@ pub struct Inner {
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
     pub shown_mtime: Option<Timestamp>,
+    /// Somebody sees to it that what was written to a stub becomes durable.
+    pub patch_is_kept: bool,
+    /// What is written could not be noted: all content has to come before more is.
+    pub patch_is_stuck: bool,
 }
 
 impl Cell {
@@ -196,10 +202,13 @@ impl Cells {
             unseen_writers: 0,
             recall: None,
             shown_mtime: None,
+            patch_is_kept: false,
+            patch_is_stuck: false,
         };
         let cell = Arc::new(Cell {
             node: *node,
             inner: Mutex::new(inner),
+            patching: Mutex::default(),
             changed: Notify::new(),
             table: Arc::downgrade(self),
         });
@@ -246,9 +255,25 @@ fn judge_record(
         Claim::Dual if is_hollow(lower, node, &attr, object, file)? => changed_below(HOLLOW),
         // A truncation to zero is made durable before its record: a crash between leaves exactly this.
         claim if claim.is_remote() && attr.size == 0 => demote(lower, node, record),
+        Claim::Patched => judge_patch(lower, node, record, attr.size),
         claim if claim.is_remote() && attr.size != object.len => changed_below("its size is not that of its object"),
         _ => Ok(record),
     }
+}
+
+/// What of a patched file's record still counts.
+fn judge_patch(lower: &dyn Lower, node: &Inode, mut record: Record, size: u64) -> EngineResult<Record> {
+    let patch = record.patch.as_mut().expect("checked when it was decoded");
+    patch.settle(lower.instance());
+    if size < patch.base && !lower.features().read_only {
+        // A cut is made durable before its record, and nothing may lengthen the file before both are.
+        patch.cut(size);
+        let failed = EngineError::lower(node.id);
+        lower.sync_node(node).map_err(&failed)?;
+        lower.save_record(node, &record.encode()).map_err(&failed)?;
+        lower.sync_node(node).map_err(&failed)?;
+    }
+    Ok(record)
 }
 
 /// Whether a file that should have its content is all holes, and its content is not all zeros.

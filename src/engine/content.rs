@@ -28,6 +28,22 @@ impl Content {
         self.pieces.push(piece);
     }
 
+    /// `len` bytes from `offset` on; all of it must be within the content.
+    pub fn slice(&self, offset: usize, len: usize) -> Self {
+        let mut slice = Self::default();
+        let mut at = 0;
+        for piece in &self.pieces {
+            let start = offset.saturating_sub(at).min(piece.len());
+            let end = (offset + len).saturating_sub(at).min(piece.len());
+            if start < end {
+                slice.push(piece.slice(start..end));
+            }
+            at += piece.len();
+        }
+        assert_eq!(slice.len, len, "the content ends before");
+        slice
+    }
+
     pub fn hash(&self) -> ContentHash {
         if let [only] = &self.pieces[..] {
             return ContentHash::of(only);
@@ -122,6 +138,7 @@ mod tests {
             let mut found = vec![0; len];
             content.copy_to(at, &mut found);
             assert_eq!(found, whole[at..at + len], "{len} at {at}");
+            assert_eq!(content.slice(at, len).hash(), ContentHash::of(&whole[at..at + len]), "{len} at {at}");
         }
     }
 }

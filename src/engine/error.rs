@@ -27,7 +27,7 @@ pub enum EngineError {
     )]
     ChangedBelow { file: FileId, object: String, why: &'static str },
     #[error(
-        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, or bring that pair's configuration back"
+        "its content belongs to pair {found} ({found_share}), which is not the one mounted ({mounted}): mount with `--pair {found}`, bring that pair's configuration back, or `tierfs check --adopt` if this pair has its content now"
     )]
     ForeignPair { file: FileId, found: PairName, found_share: String, mounted: String },
     #[error(

@@ -68,7 +68,7 @@ impl JobKind {
             Self::ArchiveOnly => Some(Task::Archive),
             Self::Recall => Some(Task::Recall),
             Self::Release => Some(Task::Release),
-            Self::Pin | Self::Unpin | Self::Verify { .. } | Self::Check { .. } => None,
+            Self::Pin | Self::Unpin | Self::Adopt | Self::Verify { .. } | Self::Check { .. } => None,
         }
     }
 
@@ -80,7 +80,7 @@ impl JobKind {
             Self::Recall => &[Task::Recall],
             Self::Release => &[Task::Release, Task::Migrate],
             Self::Verify { .. } => &[Task::Scrub],
-            Self::Pin | Self::Unpin | Self::Check { .. } => &[],
+            Self::Pin | Self::Unpin | Self::Adopt | Self::Check { .. } => &[],
         }
     }
 }

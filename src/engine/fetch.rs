@@ -51,6 +51,10 @@ impl Fill {
         }
         while at < run.chunks.end {
             if self.is_zeros(at) {
+                if self.is_patched() {
+                    let (this, file, place) = (self.clone(), file.clone(), self.object.chunk_range(at as u64));
+                    blocking(move || this.write_around(&*file, place, None)).await?.map_err(self.failed())?;
+                }
                 self.recall.arrived(at);
                 at += 1;
                 continue;
@@ -144,7 +148,7 @@ impl Fill {
 
     /// Verifies a chunk, serves it from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
     async fn put(
-        &self,
+        self: &Arc<Self>,
         file: &Arc<dyn LowerFile>,
         chunk: usize,
         place: ByteRange,
@@ -174,9 +178,13 @@ impl Fill {
             return Err(Bad::Unwanted);
         }
         self.recall.wrote.store(true, Ordering::SeqCst);
-        let file = file.clone();
+        let (this, file) = (self.clone(), file.clone());
         let hole = !self.spoilt.lock().contains(&chunk);
-        match blocking(move || content.write(&*file, place.offset, hole)).await? {
+        let written = blocking(move || match this.is_patched() {
+            true => this.write_around(&*file, place, Some(&content)),
+            false => content.write(&*file, place.offset, hole),
+        });
+        match written.await? {
             Ok(()) => self.recall.arrived(chunk),
             Err(error) => {
                 // Some of it may be there.

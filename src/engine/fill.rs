@@ -48,7 +48,7 @@ pub(super) struct Fill {
     pub(super) engine: Arc<Engine>,
     pub cell: Arc<Cell>,
     pub object: ObjectRef,
-    claim: Claim,
+    pub(super) claim: Claim,
     pub mtime: Timestamp,
     /// The file's mtime was not the record's: somebody has been there below the mount.
     dated_below: bool,
@@ -141,8 +141,16 @@ impl Fill {
         self.noted().await.ok().map(OpenNote::Settle)
     }
 
+    /// Whether the file was written to since it became a stub. Then each write of content puts back the mtime that it found.
+    pub fn is_patched(&self) -> bool {
+        self.claim == Claim::Patched
+    }
+
     /// Puts the mtime back that filling has moved.
     pub async fn date_back(&self) -> EngineResult<()> {
+        if self.is_patched() {
+            return Ok(());
+        }
         let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
         blocking(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
@@ -222,6 +230,9 @@ impl Fill {
         blocking(move || {
             let flags = if this.engine.lower.features().read_only {
                 OpenFlags { read: true, no_atime: true, ..Default::default() }
+            } else if this.is_patched() {
+                // What was written has cost the file its privileges.
+                moving(Keep::Nothing)
             } else {
                 moving(Keep::OwnAndLeft)
             };
@@ -233,7 +244,12 @@ impl Fill {
                 }
                 return Ok(file);
             }
-            for range in data(&*file, this.object.len).map_err(this.failed())? {
+            let found = data(&*file, this.object.len).map_err(this.failed())?;
+            if this.is_patched() {
+                this.look_at_patch(&found);
+                return Ok(file);
+            }
+            for range in found {
                 this.recall.with_plan(|plan| plan.perhaps(plan.chunks_of(range)));
             }
             Ok(file)

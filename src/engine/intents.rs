@@ -10,11 +10,10 @@ use super::cell::{has_data, load_record, stored_record};
 use super::error::{EngineError, EngineResult};
 use super::orphans::record_of;
 use super::owner::{is_own, is_shared};
+use super::session::date;
 use super::{Engine, Target, blocking, moving};
 use crate::kill;
-use crate::ports::{
-    About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind, SetAttr, SetTime,
-};
+use crate::ports::{About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind};
 use crate::record::{Claim, Record, is_peer_key, manifest_key};
 use crate::tier::{Activity, Refusal};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
@@ -135,6 +134,19 @@ impl Engine {
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
+        if let Some(patch) = &mut record.patch {
+            // What was written and is still there is durable from now on.
+            let fresh = patch.fresh.clone();
+            self.lower.sync_node(&node).map_err(&failed)?;
+            patch.synced(&fresh);
+            if let Some(mtime) = patch.filling.take() {
+                self.lower.set_attr(&node, &date(mtime)).map_err(&failed)?;
+            }
+            self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
+            kill::point("recover.patched");
+            self.lower.sync_node(&node).map_err(&failed)?;
+            return Ok(true);
+        }
         let (mut held, mut freed) = (None, Ok(()));
         if matches!(record.claim, Claim::Stub | Claim::Partial) {
             let file = self.lower.open(&node, moving(Keep::OwnAndLeft)).map_err(&failed)?;
@@ -160,8 +172,7 @@ impl Engine {
             held = Some((file, lease));
         }
         // Not the note's mtime: since its transfer ended, users may have set another.
-        let restore = SetAttr { mtime: Some(SetTime::At(object.mtime)), ..Default::default() };
-        self.lower.set_attr(&node, &restore).map_err(&failed)?;
+        self.lower.set_attr(&node, &date(object.mtime)).map_err(&failed)?;
         kill::point("recover.dated");
         if let Some((file, lease)) = held {
             // What is freed is durable before a record says stub: a stub with data in it and without a note is taken for changed below.

@@ -49,6 +49,8 @@ pub enum JobKind {
     Check {
         repair: bool,
     },
+    /// Make files of another pair this one's, where this one has what they need.
+    Adopt,
 }
 
 /// A file that a job is asked to take.
@@ -279,6 +281,7 @@ impl Engine {
                     Some(Verified { md5: None }) => Outcome::Done,
                 });
             }
+            JobKind::Adopt => self.adopt(&cell).await,
             JobKind::Check { repair } => {
                 return Ok(match self.check(&cell, &file.path, repair).await? {
                     Checked::Nothing => Outcome::Unchanged,

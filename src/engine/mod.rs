@@ -3,6 +3,7 @@
 //! It does what `tier` allows, in the order of protocol.md, and nothing without a durable note where a crash could strand
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
+mod adopt;
 mod archive;
 mod cell;
 mod content;
@@ -23,6 +24,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod patch;
 mod peer;
 mod plan;
 mod readers;
@@ -435,8 +437,15 @@ impl Engine {
             }
             match inner.machine.apply(event) {
                 Verdict::Go | Verdict::Already => return Ok(Admission::Go),
-                Verdict::Save(Claim::Resident) | Verdict::TruncateThenSave if patience == Patience::None => {
+                Verdict::Save(Claim::Resident | Claim::Patched) | Verdict::TruncateThenSave
+                    if patience == Patience::None =>
+                {
                     return Ok(Admission::Sync);
+                }
+                Verdict::Save(Claim::Patched) => {
+                    if !self.become_patched(cell, inner)? {
+                        return Ok(Admission::Recall);
+                    }
                 }
                 Verdict::Save(Claim::Resident) => self.become_resident(cell, inner)?,
                 Verdict::TruncateThenSave => {

@@ -28,7 +28,7 @@ impl Drop for Ends {
 }
 
 /// A stub whose size is not its object's was cut or extended by somebody below the mount.
-fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
+pub(super) fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
     EngineError::ChangedBelow {
         file: cell.node.id,
         object: object.key.to_string(),
@@ -113,7 +113,8 @@ impl Engine {
         self.check_pair(&cell.node, &inner.record)?;
         let mut object = inner.record.object.clone().expect("a remote claim has an object");
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
-        if attr.size != object.len {
+        let patched = inner.record.claim == Claim::Patched;
+        if attr.size != object.len && !patched {
             return Err(changed_size(cell, &object));
         }
         let keeps = !self.lower.features().read_only;
@@ -122,7 +123,7 @@ impl Engine {
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
         let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };
         // Set below the mount, or the content was.
-        let dated_below = object.mtime != mtime;
+        let dated_below = object.mtime != mtime && !patched;
         // As long as it is not known which, parts that are there are in doubt.
         if dated_below && keeps && inner.record.claim != Claim::Partial {
             // From now on the lower one moves, and after a crash the record says which is right.
@@ -131,7 +132,7 @@ impl Engine {
             self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
             inner.record = record;
         }
-        inner.shown_mtime = Some(mtime);
+        inner.shown_mtime = (!patched).then_some(mtime);
         let demand = recall.join(wish).expect("a new recall can be joined");
         inner.recall = Some(recall.clone());
         let claim = inner.record.claim;
@@ -182,7 +183,10 @@ impl Engine {
                 taken
             }
             Ok(Ending::Complete) => {
-                let saved = {
+                let saved = if fill.is_patched() {
+                    let (this, cell) = (self.clone(), cell.clone());
+                    blocking(move || this.commit_patched(&cell)).await.and_then(|saved| saved)
+                } else {
                     let mut inner = cell.lock();
                     self.commit_recall(cell, &mut inner)
                 };

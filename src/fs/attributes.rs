@@ -72,6 +72,9 @@ impl Fs {
             return Ok(Try::Done(Ok(self.lower.set_attr(&node, changes)?)));
         }
         let cell = self.engine.cells.get(&node)?;
+        let Some(_writing) = cell.patching(patience) else {
+            return Ok(Try::Blocked(Blocker::admission(&cell, Admission::Sync)));
+        };
         let mut inner = cell.lock();
         // The record must not follow the times of content that is not its object's.
         let beside = event == Event::SetTimes
@@ -89,8 +92,25 @@ impl Fs {
             Admission::Go => {}
             other => return Ok(Try::Blocked(Blocker::admission(&cell, other))),
         }
-        let attr = self.lower.set_attr(&node, changes)?;
+        self.engine.end_filling(&cell, &mut inner)?;
+        let base = inner.record.patch.as_ref().map(|patch| patch.base);
+        let attr = match (changes.size, base) {
+            (Some(size), Some(base)) if size < base => {
+                if patience == Patience::None {
+                    return Ok(Try::Blocked(Blocker::admission(&cell, Admission::Sync)));
+                }
+                let mut attr = None;
+                let cut = || self.lower.set_attr(&node, changes).map(|now| attr = Some(now));
+                self.engine.cut_patched(&cell, &mut inner, cut, size)?;
+                attr.expect("it was cut")
+            }
+            _ => self.lower.set_attr(&node, changes)?,
+        };
         kill::point("attributes.set");
+        if base.is_some() {
+            drop(inner);
+            return Ok(Try::Done(Ok(self.shown(&node, attr))));
+        }
         // The record follows the mtime, or the file would look changed below the mount.
         let mut record = inner.record.clone();
         if let Some(object) = record.object.as_mut().filter(|object| object.mtime != attr.mtime) {

@@ -21,6 +21,8 @@ use crate::types::{ByteRange, Inode, Timestamp};
 
 /// How far the clock that dates files may be behind the one that is read here, generously.
 const CLOCK_TICK_NS: i128 = 20_000_000;
+/// `S_ISUID | S_ISGID`.
+const SET_ID: u32 = 0o6000;
 
 /// What the kernel keeps for a lower file it may use itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -169,6 +171,7 @@ impl Fs {
         let all = ByteRange { offset: 0, len };
         let small = inner.machine.mode() == IoMode::Idle
             && inner.machine.claim().is_remote()
+            && inner.record.patch.is_none()
             && len <= self.options.recall_at_open_max;
         (small && !inner.recall.as_ref().is_some_and(|recall| recall.is_available(all))).then_some(all)
     }
@@ -192,6 +195,12 @@ impl Fs {
         };
         let write = access.write || access.truncate;
         let passthrough = self.options.passthrough && register.has_kernel();
+        if access.write && !access.truncate && self.is_privileged_stub(cell, inner)? {
+            match self.engine.admit(cell, inner, Event::Rewrite, patience)? {
+                Admission::Go => {}
+                other => return Ok(Err(other)),
+            }
+        }
         match self.engine.admit(cell, inner, event(passthrough), patience)? {
             Admission::Go => {}
             other => return Ok(Err(other)),
@@ -201,6 +210,11 @@ impl Fs {
             inner.machine.apply(Event::Close { write });
         }
         opened.map(Ok)
+    }
+
+    /// A stub with set-id bits. The daemon cannot tell what a mapping writes, which leaves them, from what write(2) does: the kernel must.
+    fn is_privileged_stub(&self, cell: &Cell, inner: &Inner) -> FsResult<bool> {
+        Ok(inner.machine.claim().is_remote() && self.lower.stat(&cell.node)?.mode & SET_ID != 0)
     }
 
     fn serve(
@@ -404,6 +418,9 @@ impl Fs {
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
                 self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+            }
+            if inner.patch_is_kept {
+                file.cell.changed.notify_waiters();
             }
             if let Some(recall) = &inner.recall {
                 // Nobody reads on: it may end.

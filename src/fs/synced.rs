@@ -37,7 +37,7 @@ impl Fs {
     }
 
     /// A file is about to be written to, for as long as it is open.
-    pub(super) fn to_be_written(&self, node: &Inode) -> FsResult<()> {
+    pub fn to_be_written(&self, node: &Inode) -> FsResult<()> {
         let capture = &self.options.synced.capture;
         // What the other side does not know is told with its name.
         if capture.is_on() && peer_id(&*self.lower, node)?.is_some() {
@@ -47,7 +47,7 @@ impl Fs {
     }
 
     /// A file that was open for writing is closed.
-    pub(super) fn was_written(&self, node: &Inode) {
+    pub fn was_written(&self, node: &Inode) {
         self.options.synced.capture.written(node);
     }
 
@@ -153,7 +153,7 @@ impl Files for SyncedFiles {
         }
         let there = if origin.ino == 0 { known.there } else { origin };
         let facts = peer_facts(known.id, facts, there);
-        let refreshed = self.handle.block_on(self.fs.engine.refresh_peer_stub(node, &facts));
+        let refreshed = self.handle.block_on(self.fs.engine.refresh_peer_stub_unsynced(node, &facts));
         refreshed.map_err(|error| lowered(error.into()))
     }
 

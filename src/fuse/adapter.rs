@@ -17,7 +17,8 @@ use fuser::{
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
 use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
-use crate::fs::{Asked, Call, Entry, Fs, FsResult, Opened};
+use crate::engine::Patience;
+use crate::fs::{Asked, Call, Entry, Fs, FsResult, Opened, Try};
 use crate::ports::{Attr, NewNode, RenameMode, SeekTo, SetAttr};
 
 /// What is asked of the kernel; each is used if it is there.
@@ -320,7 +321,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _id: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -331,9 +332,18 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.note(Call::Write);
-        match self.fs.write(fh.0, offset, data) {
-            Ok(()) => reply.written(data.len() as u32),
+        let written = data.len() as u32;
+        let finish = move |reply: ReplyWrite, result| match result {
+            Ok(()) => reply.written(written),
             Err(error) => reply.error(errno(&error)),
+        };
+        match self.fs.try_write(fh.0, offset, data, Patience::None) {
+            Try::Done(result) => finish(reply, result),
+            Try::Blocked(blocker) => {
+                let data = data.to_vec();
+                let again = move |fs: &Fs, _: &ReplyWrite, patience| fs.try_write(fh.0, offset, &data, patience);
+                self.drive_on(request, blocker, reply, again, finish);
+            }
         }
     }
 
@@ -497,7 +507,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _id: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -506,7 +516,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.note(Call::Fallocate);
-        finish_empty(reply, self.fs.allocate(fh.0, mode, offset, length));
+        let allocate = move |fs: &Fs, _: &ReplyEmpty, patience| fs.try_allocate(fh.0, mode, offset, length, patience);
+        self.drive(request, reply, allocate, finish_empty);
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -545,7 +556,7 @@ impl Filesystem for Adapter {
         self.drive(
             request,
             reply,
-            move |fs, _, _| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len),
+            move |fs, _, patience| fs.try_copy(fh_in.0, offset_in, fh_out.0, offset_out, len, patience),
             |reply, result| match result {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(&error)),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::adapter::Adapter;
 use super::errno::errno;
 use crate::engine::Patience;
-use crate::fs::{Fs, FsResult, Noted, Register, Removal, Service, Try, Waiter};
+use crate::fs::{Blocker, Fs, FsResult, Noted, Register, Removal, Service, Try, Waiter};
 use crate::ports::Caller;
 
 /// Registers lower files with the kernel through the reply at hand.
@@ -57,10 +57,21 @@ impl Adapter {
         mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
-        let mut blocker = match attempt(&self.fs, &reply, Patience::None) {
-            Try::Done(result) => return finish(reply, result),
-            Try::Blocked(blocker) => blocker,
-        };
+        match attempt(&self.fs, &reply, Patience::None) {
+            Try::Done(result) => finish(reply, result),
+            Try::Blocked(blocker) => self.drive_on(request, blocker, reply, attempt, finish),
+        }
+    }
+
+    /// Goes on after a first attempt that `blocker` kept from ending.
+    pub(super) fn drive_on<R: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        request: &Request,
+        mut blocker: Blocker,
+        reply: R,
+        attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
+        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
+    ) {
         let fs = self.fs.clone();
         let waiter = Waiter { pid: request.pid(), uid: request.uid(), since: Instant::now() };
         let mut at_hand = (reply, attempt);

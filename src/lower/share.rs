@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatvfs, fsync, openat, openat2, readlinkat, syncfs};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstatvfs, fsync, openat, openat2, readlinkat, statx, syncfs,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -37,6 +39,9 @@ use crate::types::{FileId, Inode, RawHandle};
 /// Descriptors kept for known inodes, unless said otherwise.
 pub const DESCRIPTORS_MAX_DEFAULT: usize = 8_192;
 
+/// `linux/stat.h`: `stx_mnt_id` is to be a number that is not used again.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
 /// A directory tree of a local filesystem.
 pub struct Share {
     root: Arc<Node>,
@@ -50,6 +55,7 @@ pub struct Share {
     /// Whether the mount is our own clone, in which there is nothing to cross into.
     private: bool,
     features: LowerFeatures,
+    instance: Option<u64>,
     by_number: ByNumber,
     cache: FdCache,
 }
@@ -68,6 +74,8 @@ impl Share {
     pub fn open_with(path: &Path, descriptors_max: usize) -> LowerResult<Self> {
         let plain =
             openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("open")?;
+        // The clone's would be another each time.
+        let instance = instance_of(&plain);
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let (root_fd, private) = match open_tree(&plain, c"", clone) {
             Ok(fd) => (fd, true),
@@ -98,6 +106,7 @@ impl Share {
             dev: stat.dev,
             private,
             features,
+            instance,
             by_number,
             cache,
         })
@@ -237,6 +246,18 @@ pub(super) fn content_flags(flags: OpenFlags) -> OFlags {
     bits.set(OFlags::NOATIME, flags.no_atime);
     bits.set(OFlags::NONBLOCK, flags.no_wait);
     bits
+}
+
+/// What the mount that `path` is on has no other mount has had since the machine was started, with that start: the kernel gives each mount a
+/// number that it never gives again (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+fn instance_of(path: &OwnedFd) -> Option<u64> {
+    let unique = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let stat = statx(path, c"", AtFlags::EMPTY_PATH, unique).ok()?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let known = stat.stx_mask & STATX_MNT_ID_UNIQUE != 0;
+    let hash = blake3::hash(format!("{} {}", boot.trim(), stat.stx_mnt_id).as_bytes());
+    let (first, _) = hash.as_bytes().split_first_chunk::<8>()?;
+    known.then(|| u64::from_le_bytes(*first))
 }
 
 impl Lower for Share {
@@ -419,6 +440,10 @@ impl Lower for Share {
 
     fn load_record(&self, node: &Inode) -> LowerResult<Option<Vec<u8>>> {
         if_set(self.xattr(node, OsStr::new(self.record_xattr())))
+    }
+
+    fn instance(&self) -> Option<u64> {
+        self.instance
     }
 
     fn save_record(&self, node: &Inode, record: &[u8]) -> LowerResult<()> {

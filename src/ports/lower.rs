@@ -293,6 +293,9 @@ pub trait LowerDir: Send + Sync {
     fn sync(&self, data_only: bool) -> LowerResult<()>;
 }
 
+/// Mode bits of [`LowerFile::allocate`] that free blocks and keep the size.
+pub const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
 /// The share below the mount.
 pub trait Lower: Send + Sync {
     fn features(&self) -> LowerFeatures;
@@ -352,6 +355,11 @@ pub trait Lower: Send + Sync {
     fn record_xattr(&self) -> &'static str;
     /// The stored record, not decoded; `None` where there is none.
     fn load_record(&self, node: &Inode) -> LowerResult<Option<Vec<u8>>>;
+    /// A number that stays as long as the filesystem below is mounted as it is: across a restart of the daemon, not across its own unmounting or a
+    /// power loss. `None`: it cannot be told.
+    fn instance(&self) -> Option<u64> {
+        None
+    }
     /// Stores a record. Durable only after [`Lower::sync_node`] or [`Lower::sync_all`].
     fn save_record(&self, node: &Inode, record: &[u8]) -> LowerResult<()>;
 

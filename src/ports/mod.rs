@@ -11,7 +11,7 @@ pub use failed::{Failed, FailedEntry, FailedId, Reason, Succeeded, Task};
 pub use journal::{About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
-    LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User, if_set,
+    LowerResult, NewNode, OpenFlags, PUNCH, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User, if_set,
 };
 pub use remote::{
     AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,

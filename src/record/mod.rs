@@ -4,6 +4,7 @@
 //! A record that cannot be decoded is an error, never "no record": a file whose record is damaged must not be taken for
 //! a resident one, since its local bytes may be holes.
 
+mod patch;
 mod peer;
 
 use serde::{Deserialize, Serialize};
@@ -14,16 +15,19 @@ pub use crate::types::Claim;
 use crate::types::{
     ByteRange, CHUNKS_MAX, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp, is_chunk_size,
 };
+pub use patch::{PATCH_RANGES_MAX, Patch, Ranges};
 
 const MAGIC: &[u8; 4] = b"TFS1";
-/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 4 a peer's file.
+/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 3 has [`Extension`], 4 a peer's file instead.
 const VERSION: u8 = 4;
-/// What a version that has a peer's file is, whatever else it has.
+/// What a version that has a peer's file is.
 const WITH_PEER: u8 = 4;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
 /// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
 const GROWTH_MAX: usize = 64;
+/// What the ranges of a patch take at most, in bytes: two numbers each.
+const PATCH_GROWTH_MAX: usize = PATCH_RANGES_MAX * 20;
 
 /// Administrator's wishes that travel with the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -126,9 +130,18 @@ pub struct Record {
     /// The object of the content before; kept here until a deletion intent for it is durable, so that an open for
     /// writing waits for one sync and not two.
     pub superseded: Option<Superseded>,
+    /// Present exactly when the claim is `Patched`. Stored in the [`Extension`].
+    #[serde(skip)]
+    pub patch: Option<Patch>,
     /// Present on files that the other side of a pair has, too. Stored after the rest.
     #[serde(skip)]
     pub peer: Option<PeerState>,
+}
+
+/// What follows the other fields since version 3.
+#[derive(Default, Serialize, Deserialize)]
+struct Extension {
+    patch: Option<Patch>,
 }
 
 /// Why stored bytes are no record.
@@ -161,8 +174,15 @@ impl Record {
             flags: Flags::default(),
             object: None,
             superseded: None,
+            patch: None,
             peer: None,
         }
+    }
+
+    /// The record of a stub that is about to be written to: of `generation`, and all of it still the object's.
+    pub fn into_patched(self, generation: Generation) -> Self {
+        let patch = self.object.as_ref().map(|object| Patch::new(object.len));
+        Self { claim: Claim::Patched, generation, patch, ..self }
     }
 
     /// The record of changed content: resident, of `generation`, with the old object marked as superseded.
@@ -181,14 +201,14 @@ impl Record {
             Phase::Owner { .. } => PeerState { phase: Phase::Owner { published: false }, ..peer },
             _ => unreachable!("only an owner's content changes: {peer:?}"),
         });
-        Self { claim: Claim::Resident, generation, object: None, superseded, peer, ..self }
+        Self { claim: Claim::Resident, generation, object: None, superseded, patch: None, peer, ..self }
     }
 
     fn check(&self) -> Result<(), RecordError> {
         peer::check(self)?;
         let Some(object) = &self.object else {
             return match self.claim {
-                Claim::Resident => Ok(()),
+                Claim::Resident if self.patch.is_none() => Ok(()),
                 _ => Err(RecordError::Contradiction("a remote claim without an object")),
             };
         };
@@ -198,8 +218,22 @@ impl Record {
         if self.superseded.is_some() {
             return Err(RecordError::Contradiction("an object and a superseded object"));
         }
-        if object.generation != self.generation {
-            return Err(RecordError::Contradiction("the object is of another generation than the file"));
+        match (&self.patch, self.claim) {
+            (Some(patch), Claim::Patched) => {
+                if let Some(why) = patch.contradiction(object.len) {
+                    return Err(RecordError::Contradiction(why));
+                }
+                if object.generation >= self.generation {
+                    return Err(RecordError::Contradiction("a patched file that is no newer than its object"));
+                }
+            }
+            (Some(_), _) | (None, Claim::Patched) => {
+                return Err(RecordError::Contradiction("a patch without the claim of one, or the other way round"));
+            }
+            (None, _) if object.generation != self.generation => {
+                return Err(RecordError::Contradiction("the object is of another generation than the file"));
+            }
+            (None, _) => {}
         }
         if !(1..=1024).contains(&object.key.0.len()) {
             return Err(RecordError::Contradiction("the object's key is empty or over 1,024 bytes"));
@@ -218,7 +252,8 @@ impl Record {
 
     /// Whether the record, and what it becomes when times and claims change, can be stored. Paths, ETags and versions are of any length.
     pub fn fits(&self) -> bool {
-        self.encoded().len() + GROWTH_MAX <= ENCODED_LEN_MAX
+        let growth = GROWTH_MAX + self.patch.as_ref().map_or(0, |_| PATCH_GROWTH_MAX);
+        self.encoded().len() + growth <= ENCODED_LEN_MAX
     }
 
     /// The stored form. Panics if the record contradicts itself or is longer than what is read back: storing such a record would lose a file.
@@ -233,14 +268,19 @@ impl Record {
 
     fn encoded(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        out.push(match (&self.peer, self.claim) {
-            (Some(_), _) => WITH_PEER,
-            (None, Claim::Partial) => 2,
-            (None, _) => 1,
-        });
-        let mut out = postcard::to_extend(self, out).expect("a record of plain fields always encodes");
+        let version = match self.claim {
+            _ if self.peer.is_some() => WITH_PEER,
+            _ if self.patch.is_some() => 3,
+            Claim::Partial => 2,
+            _ => 1,
+        };
+        out.push(version);
+        let encodes = "a record of plain fields always encodes";
+        let mut out = postcard::to_extend(self, out).expect(encodes);
         if let Some(peer) = &self.peer {
-            out = postcard::to_extend(peer, out).expect("plain fields always encode");
+            out = postcard::to_extend(peer, out).expect(encodes);
+        } else if version >= 3 {
+            out = postcard::to_extend(&Extension { patch: self.patch.clone() }, out).expect(encodes);
         }
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
         out
@@ -259,14 +299,17 @@ impl Record {
         if crc != crc32fast::hash(&stored[..stored.len() - 4]).to_le_bytes() {
             return Err(RecordError::Checksum);
         }
-        if !matches!(version, 1 | 2 | WITH_PEER) {
+        if !(1..=VERSION).contains(&version) {
             return Err(RecordError::Version(version));
         }
-        let bad_body = |e: postcard::Error| RecordError::Body(e.to_string());
-        let (mut record, mut rest) = postcard::take_from_bytes::<Record>(body).map_err(bad_body)?;
+        let broken = |error: postcard::Error| RecordError::Body(error.to_string());
+        let (mut record, mut rest) = postcard::take_from_bytes::<Record>(body).map_err(broken)?;
         if version == WITH_PEER {
-            let (peer, after) = postcard::take_from_bytes::<PeerState>(rest).map_err(bad_body)?;
+            let (peer, after) = postcard::take_from_bytes::<PeerState>(rest).map_err(broken)?;
             (record.peer, rest) = (Some(peer), after);
+        } else if version == 3 {
+            let (extension, after) = postcard::take_from_bytes::<Extension>(rest).map_err(broken)?;
+            (record.patch, rest) = (extension.patch, after);
         }
         if !rest.is_empty() {
             return Err(RecordError::Body("trailing bytes".into()));

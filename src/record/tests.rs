@@ -27,13 +27,23 @@ fn sample() -> Record {
             root: ContentHash::of(b"root"),
         }),
         superseded: None,
+        patch: None,
         peer: None,
     }
 }
 
+fn patched() -> Record {
+    let mut record = sample().into_patched(Generation(0x0006_4a3c_1234_5679));
+    let patch = record.patch.as_mut().unwrap();
+    patch.wrote(ByteRange { offset: 100, len: 50 }, 9);
+    patch.synced(&patch.fresh.clone());
+    patch.wrote(ByteRange { offset: 5_000, len: 1 }, 0xdead_beef);
+    record
+}
+
 #[test]
 fn round_trips() {
-    for record in [sample(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
+    for record in [sample(), patched(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
         assert_eq!(Record::decode(&record.encode()), Ok(record));
     }
 }
@@ -118,14 +128,38 @@ fn changed_content_has_no_seal_and_gives_no_object_up() {
     assert_eq!((changed.object, changed.superseded), (None, None));
 }
 
+/// Version 3, which has patches.
 #[test]
-fn every_flipped_bit_and_every_truncation_is_noticed() {
-    for good in [sample().encode(), with_peer(Phase::Stub).encode()] {
-        flip_and_cut(&good);
-    }
+fn golden_version_3() {
+    let golden = include_bytes!("golden/v3.bin");
+    assert_eq!(Record::decode(golden), Ok(patched()));
+    assert_eq!(patched().encode(), golden);
 }
 
-fn flip_and_cut(good: &[u8]) {
+#[test]
+fn the_longest_patch_can_be_stored() {
+    let mut record = sample();
+    let object = record.object.as_mut().unwrap();
+    (object.len, object.chunk_size) = (64 << 40, 64 << 20);
+    object.key = ObjectKey("k".repeat(1024));
+    let mut record = record.into_patched(Generation(u64::MAX));
+    let patch = record.patch.as_mut().unwrap();
+    let far = |n: u64| ByteRange { offset: (32 << 40) + (n << 32), len: (1 << 31) + n };
+    for n in 0..PATCH_RANGES_MAX as u64 {
+        assert!(!patch.is_full_for(far(n)));
+        patch.wrote(far(n), u64::MAX);
+    }
+    assert!(patch.is_full_for(far(PATCH_RANGES_MAX as u64)));
+    assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
+}
+
+#[test]
+fn every_flipped_bit_and_every_truncation_is_noticed() {
+    [sample(), patched(), with_peer(Phase::Stub)].iter().for_each(every_damage_is_noticed);
+}
+
+fn every_damage_is_noticed(record: &Record) {
+    let good = record.encode();
     for bit in 0..good.len() * 8 {
         let mut bad = good.to_vec();
         bad[bit / 8] ^= 1 << (bit % 8);

@@ -15,13 +15,9 @@ use super::limbo::Limbo;
 use super::wire::{Answer, Batch, Kind, Node, Refused, Statement, encode, is_name};
 use super::{SyncError, SyncResult};
 use crate::capture::files::Files;
-use crate::capture::id::{drop_peer_id, peer_id, set_peer_id};
+use crate::capture::id::{Identity, identity, peer_id, set_identity};
 use crate::capture::marks::{Barrier, names_in};
-use crate::engine::{travelling_xattrs, travels};
-use crate::ports::{
-    Attr, Caller, Clock, FileKind, Lower, LowerError, LowerResult, NewNode, OpenFlags, RenameMode, SetAttr, SetTime,
-};
-use crate::tree::Attributes;
+use crate::ports::{Attr, Caller, Clock, FileKind, Lower, LowerError, LowerResult, NewNode, OpenFlags, RenameMode};
 use crate::types::{FileId, Inode, PairFileId, STAGING_NAME};
 
 const OURSELVES: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
@@ -29,7 +25,7 @@ const OURSELVES: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 const TOLD_MAX: usize = 1_000;
 
 /// Why a statement was not carried out.
-enum Not {
+pub(super) enum Not {
     /// The share cannot be written at present: the batch is to be tried again.
     Now(LowerError),
     Refused {
@@ -57,7 +53,7 @@ impl From<SyncError> for Not {
     }
 }
 
-type Did<T> = Result<T, Not>;
+pub(super) type Did<T> = Result<T, Not>;
 
 fn conflict<T>() -> Did<T> {
     Err(Not::Refused { why: "something that only this side has is in the way".into(), conflict: true })
@@ -65,20 +61,20 @@ fn conflict<T>() -> Did<T> {
 
 /// Changes the slave's share.
 pub struct Applier {
-    lower: Arc<dyn Lower>,
-    files: Arc<dyn Files>,
-    clock: Arc<dyn Clock>,
-    limbo: Limbo,
+    pub(super) lower: Arc<dyn Lower>,
+    pub(super) files: Arc<dyn Files>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) limbo: Limbo,
     barrier: Barrier,
     /// Names of the directory that is being told in parts.
     listing: Mutex<Option<(FileId, Vec<OsString>)>>,
 }
 
 /// One batch under way.
-struct Work<'a> {
-    book: &'a Book,
-    answer: Answer,
-    dry: bool,
+pub(super) struct Work<'a> {
+    pub book: &'a Book,
+    pub answer: Answer,
+    pub dry: bool,
     /// Directories' own attributes, which what is done in them would move.
     /// And whether they count by themselves.
     dirs: BTreeMap<PairFileId, (Node, bool)>,
@@ -91,7 +87,7 @@ impl Work<'_> {
     }
 }
 
-fn kind_of(kind: &Kind) -> FileKind {
+pub(super) fn kind_of(kind: &Kind) -> FileKind {
     match kind {
         Kind::Regular(_) => FileKind::Regular,
         Kind::Directory => FileKind::Directory,
@@ -210,7 +206,7 @@ impl Applier {
     }
 
     /// What this side has of an id.
-    fn known(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
+    pub(super) fn known(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
         let Some(known) = work.book.known(id)? else { return Ok(None) };
         let there = self
             .lower
@@ -223,7 +219,7 @@ impl Applier {
         }
     }
 
-    fn directory(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
+    pub(super) fn directory(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
         if id == PairFileId::ROOT {
             return Ok(Some(self.lower.root()));
         }
@@ -346,7 +342,7 @@ impl Applier {
         if known.is_none_or(|known| known.node != *node || known.origin != origin) {
             if kind != FileKind::Regular {
                 // An id that came with a backup belongs to this inode from now on.
-                set_peer_id(&*self.lower, node, id)?;
+                set_identity(&*self.lower, node, &Identity { id, there: origin })?;
             }
             work.book.put(id, node, origin)?;
         }
@@ -354,7 +350,7 @@ impl Applier {
     }
 
     /// Takes a name away. An inode without another name is kept until the master has said more.
-    fn unname(
+    pub(super) fn unname(
         &self,
         work: &Work<'_>,
         (dir_id, dir): (PairFileId, &Inode),
@@ -369,7 +365,8 @@ impl Applier {
         } else {
             self.limbo.keep(id, node, dir, name)?;
             if work.book.known(id)?.is_none() {
-                work.book.put(id, node, FileId { ino: 0, birth: 0 })?;
+                let there = identity(&*self.lower, node)?.map_or(FileId { ino: 0, birth: 0 }, |is| is.there);
+                work.book.put(id, node, there)?;
             }
             work.book.unnamed(id, dir_id, name.as_bytes())?;
         }
@@ -495,205 +492,8 @@ impl Applier {
             Kind::BlockDevice { device } => special(FileKind::BlockDevice, *device),
         };
         let (node, _) = self.lower.make(place, aside, what, 0o700, &OURSELVES)?;
-        set_peer_id(&*self.lower, &node, id)?;
+        set_identity(&*self.lower, &node, &Identity { id, there: is.origin })?;
         self.dress_inode(work, &node, is, false)?;
         Ok(node)
-    }
-
-    /// Gives an inode the attributes that the master says, and counts whether it had others.
-    fn dress(&self, work: &mut Work<'_>, node: &Inode, is: &Node) -> Did<()> {
-        let changed = self.dress_inode(work, node, is, true)?;
-        let counts = &mut work.answer.counts;
-        *if changed { &mut counts.changed } else { &mut counts.unchanged } += 1;
-        Ok(())
-    }
-
-    fn dress_inode(&self, work: &Work<'_>, node: &Inode, is: &Node, tell: bool) -> Did<bool> {
-        let Attributes { mode, uid, gid, atime, mtime, ref xattrs } = is.attributes;
-        let attr = self.lower.stat(node)?;
-        if attr.kind != kind_of(&is.kind) {
-            return Err(Not::Refused { why: "it is of another kind here".into(), conflict: false });
-        }
-        let mut changed = false;
-        if let Kind::Regular(facts) = &is.kind
-            && tell
-            && facts.held
-        {
-            // First: set-id bits do not outlive a change of size.
-            changed |= if work.dry {
-                (attr.size, self.files.facts(node, &attr)?.mtime) != (facts.size, facts.mtime)
-            } else {
-                self.files.refresh(node, facts, is.origin)?
-            };
-        }
-        let owner = (attr.uid, attr.gid) != (uid, gid);
-        changed |= owner;
-        if owner && !work.dry {
-            let owner = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
-            self.lower.set_attr(node, &owner)?;
-        }
-        // A change of owner takes them away as well.
-        let attr = if changed { self.lower.stat(node)? } else { attr };
-        let mode = mode & 0o7777;
-        if attr.kind != FileKind::Symlink && attr.mode & 0o7777 != mode {
-            changed = true;
-            if !work.dry {
-                self.lower.set_attr(node, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
-            }
-        }
-        changed |= self.dress_xattrs(node, xattrs, work.dry)?;
-        match &is.kind {
-            Kind::Regular(_) => {}
-            _ if attr.mtime != mtime => {
-                changed = true;
-                if !work.dry {
-                    let (atime, mtime) = (Some(SetTime::At(atime)), Some(SetTime::At(mtime)));
-                    self.lower.set_attr(node, &SetAttr { atime, mtime, ..SetAttr::default() })?;
-                }
-            }
-            _ => {}
-        }
-        if changed && tell && !work.dry {
-            self.files.inode_changed(node.id, owner);
-        }
-        Ok(changed)
-    }
-
-    fn dress_xattrs(&self, node: &Inode, wanted: &[(Vec<u8>, Vec<u8>)], dry: bool) -> LowerResult<bool> {
-        let has = travelling_xattrs(&*self.lower, node)?;
-        // Whoever told it: nothing of tierfs' own is ever taken.
-        let wanted: BTreeMap<&[u8], &[u8]> =
-            wanted.iter().filter(|(name, _)| travels(OsStr::from_bytes(name))).map(|(n, v)| (&n[..], &v[..])).collect();
-        let mut changed = false;
-        for (name, _) in has.iter().filter(|(name, _)| !wanted.contains_key(&name[..])) {
-            changed = true;
-            if !dry {
-                self.lower.remove_xattr(node, OsStr::from_bytes(name))?;
-            }
-        }
-        for (name, value) in wanted {
-            if !has.iter().any(|(known, is)| known == name && is == value) {
-                changed = true;
-                if !dry {
-                    self.lower.set_xattr(node, OsStr::from_bytes(name), value, 0)?;
-                }
-            }
-        }
-        Ok(changed)
-    }
-
-    /// An inode is nowhere any more at the master.
-    fn gone(&self, work: &Work<'_>, id: PairFileId) -> Did<()> {
-        let Some(node) = self.known(work, id)? else {
-            work.book.forget(id)?;
-            return Ok(());
-        };
-        // What has a name here got it from the master since.
-        let Some(waits) = self.limbo.name_of(id, &node)? else {
-            work.book.named(id)?;
-            return Ok(());
-        };
-        if self.lower.stat(&node)?.kind != FileKind::Directory {
-            self.files.remove(&self.limbo.dir, &waits)?;
-            work.book.forget(id)?;
-            return Ok(());
-        }
-        for name in names_in(&*self.lower, &node)? {
-            let (below, attr) = self.lower.lookup(&node, &name)?;
-            if let Some(own) = peer_id(&*self.lower, &below)? {
-                self.unname(work, (id, &node), &name, (own, &below, &attr))?;
-            }
-        }
-        match self.lower.remove_dir(&self.limbo.dir, &waits) {
-            Err(error) if matches!(error.errno(), libc::ENOTEMPTY | libc::EEXIST) => {
-                self.give_back(work, id, &node, &waits)?;
-            }
-            removed => removed?,
-        }
-        work.book.forget(id)?;
-        Ok(())
-    }
-
-    /// A directory that the master has removed, with names in it that only this side has, is this side's own from now on.
-    fn give_back(&self, work: &Work<'_>, id: PairFileId, node: &Inode, waits: &OsStr) -> Did<()> {
-        let was = work.book.last_name(id)?;
-        let (dir_id, name) = was.unwrap_or((PairFileId::ROOT, id.to_string().into_bytes()));
-        let (dir_id, dir) = match self.directory(work, dir_id)? {
-            Some(dir) => (dir_id, dir),
-            None => (PairFileId::ROOT, self.lower.root()),
-        };
-        let kept = [&name[..], b"~kept"].concat();
-        let other = format!("kept-{id}").into_bytes();
-        for name in [name, kept, other] {
-            let name = OsStr::from_bytes(&name);
-            match self.lower.rename(&self.limbo.dir, waits, &dir, name, RenameMode::NoReplace) {
-                Err(error) if matches!(error.errno(), libc::EEXIST | libc::ENAMETOOLONG) => {}
-                moved => {
-                    moved?;
-                    drop_peer_id(&*self.lower, node)?;
-                    self.files.name_changed(dir.id, name);
-                    let why = "removed at the master; it holds names that only this side has, and stays".to_owned();
-                    let (name, since) = (name.as_bytes().to_vec(), self.clock.now().secs);
-                    work.book.refuse(&RefusedName { dir: dir_id, name, why, conflict: true, since })?;
-                    return Ok(());
-                }
-            }
-        }
-        Err(LowerError::from_errno("rename: no name is free for a directory that stays", libc::EEXIST).into())
-    }
-
-    /// Fills a book that was lost from what is in the share.
-    pub fn fill(&self, book: &mut Book) -> SyncResult<()> {
-        book.batch(|book| {
-            let mut open = vec![self.lower.root(), self.limbo.dir];
-            while let Some(dir) = open.pop() {
-                for name in names_in(&*self.lower, &dir)? {
-                    if name == STAGING_NAME && dir == self.lower.root() {
-                        continue;
-                    }
-                    let (node, attr) = match self.lower.lookup(&dir, &name) {
-                        Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => continue,
-                        found => found?,
-                    };
-                    if let Some(id) = peer_id(&*self.lower, &node)? {
-                        book.put(id, &node, FileId { ino: 0, birth: 0 })?;
-                        if dir == self.limbo.dir {
-                            book.unnamed(id, PairFileId::ROOT, name.as_bytes())?;
-                        }
-                    }
-                    if attr.kind == FileKind::Directory {
-                        open.push(node);
-                    }
-                }
-            }
-            book.set("whole", b"")
-        })
-    }
-
-    /// Moves what only this side has away from a name that the master has too: to the same name with `~own` at its end, or a number
-    /// behind that. Its new name.
-    pub fn move_aside(&self, dir: &Inode, name: &OsStr) -> LowerResult<OsString> {
-        let (node, _) = self.lower.lookup(dir, name)?;
-        if peer_id(&*self.lower, &node)?.is_some() {
-            return Err(LowerError::from_errno(
-                "rename: it is the master's as well, there is nothing to take",
-                libc::EINVAL,
-            ));
-        }
-        for n in 1..1_000 {
-            let mut other = name.to_owned();
-            other.push(if n == 1 { "~own".to_owned() } else { format!("~own{n}") });
-            match self.lower.rename(dir, name, dir, &other, RenameMode::NoReplace) {
-                Err(error) if error.errno() == libc::EEXIST => {}
-                moved => {
-                    moved?;
-                    self.lower.sync_node(dir)?;
-                    self.files.name_changed(dir.id, name);
-                    self.files.name_changed(dir.id, &other);
-                    return Ok(other);
-                }
-            }
-        }
-        Err(LowerError::from_errno("rename", libc::EEXIST))
     }
 }

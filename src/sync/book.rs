@@ -267,15 +267,15 @@ impl Book {
         Ok(())
     }
 
-    /// Any of the directories still to be told.
-    pub fn next_todo(&self, dry: bool) -> SyncResult<Option<Inode>> {
-        let sql = "SELECT ino, birth, handle_kind, handle FROM todo WHERE dry = ?1 LIMIT 1";
+    /// Some of the directories still to be told, up to `max`.
+    pub fn some_todo(&self, dry: bool, max: usize) -> SyncResult<Vec<Inode>> {
+        let sql = "SELECT ino, birth, handle_kind, handle FROM todo WHERE dry = ?1 LIMIT ?2";
         let mut query = self.db.prepare_cached(sql).map_err(self.fault())?;
-        let row = query.query_row([dry], |row| {
+        let rows = query.query_map(params![dry, max as i64], |row| {
             let handle: Vec<u8> = row.get(3)?;
             node_of(row.get(0)?, row.get(1)?, row.get(2)?, &handle)
         });
-        row.optional().map_err(self.fault())
+        rows.and_then(Iterator::collect).map_err(self.fault())
     }
 
     pub fn drop_todo(&self, dry: bool, node: &Inode) -> SyncResult<()> {

@@ -21,6 +21,8 @@ const UNDER_WAY: &str = "comparing";
 const WANTED: &str = "compare";
 /// The last one that came to its end.
 const LAST: &str = "compared";
+/// Directories looked at for one batch.
+const DIRECTORIES_MAX: usize = 100;
 /// Differences that a comparison without changes names.
 const NAMED_MAX: usize = 1_000;
 
@@ -114,13 +116,13 @@ impl Sender {
             let mut comparison = this.comparison.lock();
             comparison.progress.counts.add(&counts);
             comparison.progress.entries += entries;
-            comparison.progress.directories += u64::from(ended.is_some());
+            comparison.progress.directories += ended.len() as u64;
             let progress = encode(&comparison.progress);
             this.options.book.lock().batch(|book| {
                 for dir in &below {
                     book.add_todo(false, dir)?;
                 }
-                if let Some(dir) = &ended {
+                for dir in &ended {
                     book.drop_todo(false, dir)?;
                 }
                 book.set(UNDER_WAY, &progress)
@@ -130,8 +132,8 @@ impl Sender {
         Ok(true)
     }
 
-    /// Looks at the next part; with the directory, if that was its last. `None`: nothing to tell this time.
-    fn next_part(&self) -> SyncResult<Option<(Told, Option<Inode>)>> {
+    /// Looks at as much as a batch has room for, with the directories that are told with it to their ends. `None`: it was the end.
+    fn next_part(&self) -> SyncResult<Option<(Told, Vec<Inode>)>> {
         let capture = &self.options.capture;
         let mut comparison = self.comparison.lock();
         let under_way = self.book_progress(UNDER_WAY)?;
@@ -155,39 +157,53 @@ impl Sender {
             // Of the process before.
             comparison.progress = stored;
         }
-        if comparison.listing.is_none() {
-            let next = self.options.book.lock().next_todo(false)?;
-            let Some(dir) = next else {
-                let ended = Some(self.options.clock.now().secs);
-                let progress = encode(&Progress { ended, ..comparison.progress.clone() });
-                self.options.book.lock().batch(|book| {
-                    book.set(LAST, &progress)?;
-                    book.unset(UNDER_WAY)
-                })?;
-                tracing::info!(counts = ?comparison.progress.counts, "the share was compared with the other side's");
-                return Ok(None);
+        let (mut told, mut ended) = (Told::default(), Vec::new());
+        let going_on = comparison.listing.as_ref().map(|listing| listing.dir);
+        let mut next = self.options.book.lock().some_todo(false, DIRECTORIES_MAX)?;
+        next.retain(|dir| Some(*dir) != going_on);
+        if next.is_empty() && going_on.is_none() {
+            self.end_comparison(&comparison.progress)?;
+            return Ok(None);
+        }
+        let mut next = next.into_iter();
+        while !told.is_full() {
+            let open = match comparison.listing.take() {
+                Some(listing) => Some(listing),
+                None => {
+                    let Some(dir) = next.next() else { break };
+                    let open = match self.options.lower.stat(&dir) {
+                        Ok(attr) if attr.nlink > 0 => self.of_all.listing(&dir)?,
+                        Err(error) if !super::look::is_gone(&error) => return Err(error.into()),
+                        _ => None,
+                    };
+                    if open.is_none() {
+                        // Gone, or told by its name, with all that is in it.
+                        ended.push(dir);
+                    }
+                    open
+                }
             };
-            comparison.listing = match self.options.lower.stat(&dir) {
-                Ok(attr) if attr.nlink > 0 => self.looker.listing(&dir)?,
-                Err(error) if !super::look::is_gone(&error) => return Err(error.into()),
-                _ => None,
-            };
-            if comparison.listing.is_none() {
-                // Gone, or told by its name, with all that is in it.
-                self.options.book.lock().drop_todo(false, &dir)?;
-                return Ok(None);
+            if let Some(mut listing) = open {
+                match self.of_all.part(&mut listing, &mut told)? {
+                    true => ended.push(listing.dir),
+                    false => comparison.listing = Some(listing),
+                }
             }
         }
-        let Some(mut listing) = comparison.listing.take() else { return Ok(None) };
-        let mut told = Told::default();
-        let ended = self.looker.part(&mut listing, &mut told)?;
-        self.looker.finish(&mut told)?;
+        self.of_all.finish(&mut told)?;
         capture.barrier()?;
-        let dir = listing.dir;
-        if !ended {
-            comparison.listing = Some(listing);
-        }
-        Ok(Some((told, ended.then_some(dir))))
+        Ok(Some((told, ended)))
+    }
+
+    fn end_comparison(&self, progress: &Progress) -> SyncResult<()> {
+        let ended = Some(self.options.clock.now().secs);
+        let stored = encode(&Progress { ended, ..progress.clone() });
+        self.options.book.lock().batch(|book| {
+            book.set(LAST, &stored)?;
+            book.unset(UNDER_WAY)
+        })?;
+        tracing::info!(counts = ?progress.counts, "the share was compared with the other side's");
+        Ok(())
     }
 
     /// What a comparison would change, and the names that it would not, up to some: nothing is changed on either side. `go_on` is asked now
@@ -204,6 +220,7 @@ impl Sender {
             capture: self.options.capture.clone(),
             files: self.options.files.clone(),
             dry: true,
+            whole: true,
         });
         {
             let book = self.options.book.lock();
@@ -213,7 +230,7 @@ impl Sender {
         let mut progress = Progress { began: self.options.clock.now().secs, ..Progress::default() };
         let mut named = Vec::new();
         loop {
-            let Some(dir) = self.options.book.lock().next_todo(true)? else { break };
+            let Some(dir) = self.options.book.lock().some_todo(true, 1)?.pop() else { break };
             let mut open = looker.listing(&dir)?;
             while let Some(listing) = open.take() {
                 let on = looker.clone();

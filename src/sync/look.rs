@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::wire::{Kind, Node, Statement};
 use crate::capture::files::Files;
-use crate::capture::id::{peer_id, random_id, set_peer_id};
+use crate::capture::id::{Identity, peer_id, random_id, set_identity};
 use crate::capture::marks::names_in;
 use crate::capture::{Capture, Item, Mark};
 use crate::engine::travelling_xattrs;
@@ -90,6 +90,8 @@ pub struct Looker {
     pub files: Arc<dyn Files>,
     /// Changes nothing, and gives no ids.
     pub dry: bool,
+    /// All directories are told anyway.
+    pub whole: bool,
 }
 
 pub fn is_gone(error: &LowerError) -> bool {
@@ -120,7 +122,7 @@ impl Looker {
             FileKind::Regular => self.files.own(node)?,
             _ => {
                 let id = random_id()?;
-                set_peer_id(&*self.lower, node, id)?;
+                set_identity(&*self.lower, node, &Identity { id, there: FileId { ino: 0, birth: 0 } })?;
                 id
             }
         };
@@ -166,7 +168,7 @@ impl Looker {
                 }
                 if said.kind == Kind::Directory {
                     told.below.push(node);
-                    if fresh {
+                    if (fresh && !self.whole) || self.capture.is_born(node.id) {
                         self.capture.told_directory(&node)?;
                         told.fresh.extend(said.id);
                     }
@@ -307,6 +309,10 @@ impl Looker {
 
     /// Whether an inode that has no name at the other side has one here. Then its name is told again, where it can be found.
     pub fn is_named(&self, id: PairFileId, origin: FileId) -> LowerResult<bool> {
+        if origin.ino == 0 {
+            // Nobody knows which it was: it is kept.
+            return Ok(true);
+        }
         let (node, attr) = match self.lower.by_number(origin.ino) {
             Err(error) if is_gone(&error) => return Ok(false),
             found => found?,

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! wire     what is told                    book     what a side remembers
-//! look     the master looks at its share   apply    the slave changes its own
-//! send     the master's (and slave's) loop limbo    what has no name for the moment
-//! compare  the whole share, once           receive  the end that is told
+//! look     the master looks at its share   receive  the end that is told
+//! send     the loop that tells             apply    names on the slave
+//! heed     what follows from an answer     dress    attributes on the slave
+//! compare  the whole share, once           leave    what goes from the slave, or stays
+//! held     what the slave tells            limbo    what has no name for the moment
 //! ```
 //!
 //! What changed is known from [`crate::capture`], whose comment says why no change is lost. What is told is what is there when it is told.
@@ -22,6 +24,10 @@
 mod apply;
 mod book;
 mod compare;
+mod dress;
+mod heed;
+mod held;
+mod leave;
 mod limbo;
 mod look;
 mod receive;

@@ -69,6 +69,7 @@ impl Receiver {
                 } else {
                     applier.fill(&mut book)?;
                 }
+                applier.take_up(&mut book)?;
                 if let Some(pending) = book.value("pending")? {
                     match decode::<Batch>(&pending) {
                         Ok(batch) => drop(applier.redo(&mut book, &batch)?),
@@ -132,7 +133,7 @@ impl Receiver {
     fn slave(&self, who: &str) -> SyncResult<&Applier> {
         self.applier.as_ref().ok_or_else(|| {
             SyncError::Refused(format!(
-                "both {who} and {} have meta_sync_role = \"master\" in their half of the pair: one of them must be \"slave\"",
+                "meta_sync_role = \"master\" on both sides, one must be \"slave\": {} and {who}",
                 self.half.place()
             ))
         })
@@ -149,19 +150,18 @@ impl Receiver {
                 (&known.half.local_cluster, &known.half.local_share) != (&is.half.local_cluster, &is.half.local_share);
             if other {
                 return Err(SyncError::Refused(format!(
-                    "{} has a master already, {}, and {master} wants to be it as well: there is only one. If the master has moved, \
-                     `tierfs sync --accept-master` on {}",
+                    "only one master (a new one: `tierfs sync --accept-master` on {}): {} has {} already, not {master}",
+                    self.half.local_cluster,
                     self.half.place(),
                     known.half.place(),
-                    self.half.local_cluster
                 )));
             }
             if known.share != is.share {
                 return Err(SyncError::Refused(format!(
-                    "{master} is not the directory that it was when {} was last told (its filesystem is not mounted, or it was made anew): \
-                     what is missing there would be removed here. If it is right, `tierfs sync --accept-master` on {}",
+                    "another directory than before (if that is right: `tierfs sync --accept-master` on {}): is {master} mounted? What is \
+                     missing there would be removed from {}",
+                    self.half.local_cluster,
                     self.half.place(),
-                    self.half.local_cluster
                 )));
             }
         }
@@ -222,6 +222,7 @@ impl Receiver {
                 self.half.place()
             )));
         }
+        let mut changed = false;
         for (id, node, facts) in &held.files {
             // Whoever tells of a file that is another by now tells nothing.
             let Ok((node, attr)) = self.lower.by_number(node.ino) else { continue };
@@ -230,10 +231,16 @@ impl Receiver {
                 continue;
             }
             match self.files.refresh(&node, facts, FileId { ino: 0, birth: 0 }) {
-                Ok(true) => self.files.inode_changed(node.id, false),
+                Ok(true) => {
+                    changed = true;
+                    self.files.inode_changed(node.id, false);
+                }
                 Ok(false) => {}
                 Err(error) => tracing::warn!(inode = node.id.ino, "news of its content could not be kept: {error}"),
             }
+        }
+        if changed {
+            self.lower.sync_all()?;
         }
         Ok("held-0".to_owned())
     }

@@ -17,14 +17,13 @@ use super::book::Book;
 use super::compare::Comparison;
 use super::look::{Listing, Looker, STATEMENTS_MAX, Told};
 use super::receive::Begun;
-use super::wire::{Answer, Batch, Begin, Counts, Half, Held, MESSAGE_MAX, Refused, Statement, decode, encode};
+use super::wire::{Answer, Batch, Begin, Counts, Half, MESSAGE_MAX, Statement, decode, encode};
 use super::{KEYS, Side, SyncError, SyncResult};
 use crate::capture::files::Files;
-use crate::capture::id::peer_id;
-use crate::capture::{Capture, Item, Mark, Turn};
+use crate::capture::{Capture, Turn};
 use crate::catalog::walk::on_own_thread;
-use crate::ports::{Clock, FileKind, Lower, ObjectSource, Remote, RemoteErrorKind, SourceError};
-use crate::types::{ByteRange, FileId, Generation, Inode, ObjectKey, PairFileId, Timestamp};
+use crate::ports::{Clock, Lower, ObjectSource, Remote, RemoteErrorKind, SourceError};
+use crate::types::{ByteRange, FileId, Generation, ObjectKey, PairFileId, Timestamp};
 
 /// What comes within so long of the first change goes into the same batch.
 const GATHER: Duration = Duration::from_millis(40);
@@ -33,12 +32,6 @@ const REST: Duration = Duration::from_secs(1);
 /// Pauses after failures, doubled each time.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How often a name that was refused is told again.
-const REFUSED_EVERY: Duration = Duration::from_secs(15);
-/// How often the slave is told again that an inode is gone.
-const GONE_EVERY: Duration = Duration::from_secs(15);
-/// Names refused that are kept for the report.
-const REFUSED_MAX: usize = 10_000;
 
 pub struct SenderOptions {
     pub lower: Arc<dyn Lower>,
@@ -75,15 +68,17 @@ pub(super) struct Going {
 pub struct Sender {
     pub(super) options: SenderOptions,
     pub(super) looker: Looker,
+    /// The comparison's.
+    pub(super) of_all: Looker,
     pub(super) line: tokio::sync::Mutex<Line>,
     pub(super) going: Mutex<Going>,
     /// A directory whose telling is under way.
     part: Mutex<Option<(Turn, Listing)>>,
     /// Refused, with when they are told again.
-    later: Mutex<Vec<(Instant, Turn)>>,
-    gone: Mutex<HashMap<PairFileId, (Instant, bool)>>,
+    pub(super) later: Mutex<Vec<(Instant, Turn)>>,
+    pub(super) gone: Mutex<HashMap<PairFileId, (Instant, bool)>>,
     pub(super) stopping: AtomicBool,
-    held: AtomicU64,
+    pub(super) held: AtomicU64,
     pub(super) comparison: Mutex<Comparison>,
 }
 
@@ -109,10 +104,19 @@ impl Sender {
             capture: options.capture.clone(),
             files: options.files.clone(),
             dry: false,
+            whole: false,
+        };
+        let of_all = Looker {
+            lower: options.lower.clone(),
+            capture: options.capture.clone(),
+            files: options.files.clone(),
+            dry: false,
+            whole: true,
         };
         Arc::new(Self {
             options,
             looker,
+            of_all,
             line: tokio::sync::Mutex::default(),
             going: Mutex::default(),
             part: Mutex::default(),
@@ -208,7 +212,7 @@ impl Sender {
         }
     }
 
-    async fn put(&self, path: &str, message: Vec<u8>) -> SyncResult<(String, u64)> {
+    pub(super) async fn put(&self, path: &str, message: Vec<u8>) -> SyncResult<(String, u64)> {
         let key = ObjectKey(format!("{KEYS}{path}"));
         let len = message.len() as u64;
         let put = self.options.remote.put(&key, len, Arc::new(Message(message.into())), &[]).await;
@@ -251,7 +255,7 @@ impl Sender {
             run
         };
         let begin = Begin { run, master: self.options.half.clone(), share: self.options.lower.root().id };
-        let begun = match self.ask::<Begun>(&format!("begin/{run}"), &begin).await {
+        let begun = match self.ask::<Begun>("begin/it", &begin).await {
             Err(SyncError::OutOfTurn { .. }) => {
                 return Err(SyncError::Refused(
                     "the other side has seen a later run of this master than this: the clock was set back, or there are two. It is tried again"
@@ -382,73 +386,6 @@ impl Sender {
         Ok(Gathered { told, taken, gone })
     }
 
-    /// What the answer wants, and which of the changes are done with.
-    async fn read(self: &Arc<Self>, told: &Told, answer: &Answer, taken: Vec<Turn>) -> SyncResult<()> {
-        let Answer { unknown, made, nameless, refused, .. } = answer;
-        let (mut refused_turns, mut done) = (Vec::new(), Vec::new());
-        {
-            let mut going = self.going.lock();
-            for turn in taken {
-                let why = match &turn.1 {
-                    Item::Name(dir, name) => {
-                        let name = std::os::unix::ffi::OsStrExt::as_bytes(&**name);
-                        going.refused.remove(&(*dir, name.to_vec()));
-                        refused.iter().find(|no| no.name == name && told.dir(no.dir).is_some_and(|of| of.id == *dir))
-                    }
-                    _ => None,
-                };
-                if why.is_some() { refused_turns.push(turn) } else { done.push(turn) }
-            }
-            self.note_refused(&mut going, told, refused);
-        }
-        let due = Instant::now() + REFUSED_EVERY;
-        self.later.lock().extend(refused_turns.into_iter().map(|turn| (due, turn)));
-        let (this, unknown, made) = (self.clone(), unknown.clone(), made.clone());
-        let dirs: Vec<Inode> = unknown.iter().filter_map(|id| told.dir(*id)).collect();
-        let fresh = told.fresh.clone();
-        // Those of listings: told by name from now on.
-        let others: Vec<(Inode, Vec<u8>)> = refused
-            .iter()
-            .filter_map(|no| Some((told.dir(no.dir)?, no.name.clone())))
-            .filter(|(dir, name)| !was_name(&self.later.lock(), dir.id, name))
-            .collect();
-        let again = tokio::task::spawn_blocking(move || -> SyncResult<()> {
-            for dir in dirs {
-                this.looker.climb(&dir)?;
-            }
-            for (dir, name) in others {
-                let name = std::os::unix::ffi::OsStringExt::from_vec(name);
-                this.options.capture.look_at(Item::Name(dir.id, name), &dir)?;
-            }
-            for (id, origin) in made {
-                if !fresh.contains(&id)
-                    && let Ok((node, _)) = this.options.lower.by_number(origin.ino)
-                    && node.id == origin
-                {
-                    this.options.capture.look_at(Item::Listing(node.id), &node)?;
-                }
-            }
-            Ok(())
-        });
-        again.await.map_err(|_| SyncError::Stopped)??;
-        self.nameless(nameless.clone()).await?;
-        // Last: what follows from the answer has its marks by now.
-        self.options.capture.confirm(done);
-        Ok(())
-    }
-
-    pub(super) fn note_refused(&self, going: &mut Going, told: &Told, refused: &[Refused]) {
-        for Refused { dir, name, why, conflict } in refused {
-            let Some(dir) = told.dir(*dir) else { continue };
-            if going.refused.len() < REFUSED_MAX {
-                going.refused.insert((dir.id, name.clone()), (why.clone(), *conflict));
-            }
-        }
-        for (dir, name, why) in told.left.iter().take(REFUSED_MAX) {
-            going.refused.insert((*dir, name.clone()), (why.clone(), false));
-        }
-    }
-
     fn bring_back_later(&self) {
         let now = Instant::now();
         let due: Vec<Turn> = {
@@ -462,97 +399,6 @@ impl Sender {
             self.options.capture.put_back(due);
         }
     }
-
-    /// Finds out what became of inodes that have no name at the slave.
-    pub(super) async fn nameless(self: &Arc<Self>, nameless: Vec<(PairFileId, FileId)>) -> SyncResult<()> {
-        if nameless.is_empty() {
-            return Ok(());
-        }
-        let this = self.clone();
-        let looked = tokio::task::spawn_blocking(move || -> SyncResult<()> {
-            for (id, origin) in nameless {
-                let asked = this.gone.lock().get(&id).is_some_and(|(at, _)| at.elapsed() < GONE_EVERY);
-                if asked {
-                    continue;
-                }
-                let named = this.looker.is_named(id, origin)?;
-                // One that has a name is asked for again after a while.
-                this.gone.lock().insert(id, (Instant::now(), named));
-            }
-            let mut gone = this.gone.lock();
-            gone.retain(|_, (at, told)| !*told || at.elapsed() < 2 * GONE_EVERY);
-            Ok(())
-        });
-        looked.await.map_err(|_| SyncError::Stopped)??;
-        self.options.capture.wake().notify_one();
-        Ok(())
-    }
-
-    /// The slave's part: facts of contents that it holds, for the master.
-    async fn tell_held(self: &Arc<Self>) -> SyncResult<bool> {
-        let taken = self.options.capture.take(STATEMENTS_MAX);
-        if taken.is_empty() {
-            return Ok(false);
-        }
-        let (this, items) = (self.clone(), taken.clone());
-        let looked = tokio::task::spawn_blocking(move || -> SyncResult<Held> {
-            let mut held = Held::default();
-            for (_, item) in items {
-                let Item::Inode(id) = item else { continue };
-                held.files.extend(this.held_file(id)?);
-            }
-            if !held.files.is_empty() {
-                this.options.capture.barrier()?;
-            }
-            Ok(held)
-        });
-        let told = match looked.await.map_err(|_| SyncError::Stopped)? {
-            Ok(held) if held.files.is_empty() => Ok(()),
-            Ok(held) => {
-                let path = format!("held/{}", self.held.fetch_add(1, Ordering::Relaxed));
-                self.put(&path, encode(&held)).await.map(drop)
-            }
-            Err(error) => Err(error),
-        };
-        match told {
-            Ok(()) => {
-                self.works();
-                self.options.capture.confirm(taken);
-                Ok(true)
-            }
-            Err(error) => {
-                self.options.capture.put_back(taken);
-                Err(error)
-            }
-        }
-    }
-
-    fn held_file(&self, id: FileId) -> SyncResult<Option<(PairFileId, FileId, crate::capture::files::Facts)>> {
-        let lower = &*self.options.lower;
-        let found = match self.options.capture.node(Mark::Inode(id)) {
-            Some(node) => lower.stat(&node).map(|attr| (node, attr)),
-            None => lower.by_number(id.ino),
-        };
-        let (node, attr) = match found {
-            Err(error) if super::look::is_gone(&error) => return Ok(None),
-            found => found?,
-        };
-        if node.id != id || attr.kind != FileKind::Regular || attr.nlink == 0 {
-            return Ok(None);
-        }
-        let Some(peer) = peer_id(lower, &node)? else { return Ok(None) };
-        let facts = self.options.files.facts(&node, &attr)?;
-        let origin = self.options.book.lock().known(peer)?.map(|known| known.origin);
-        Ok(origin.filter(|_| facts.held).map(|origin| (peer, origin, facts)))
-    }
-}
-
-/// Whether a name is to be told again already.
-fn was_name(later: &[(Instant, Turn)], of: FileId, name: &[u8]) -> bool {
-    later.iter().any(|(_, (_, item))| match item {
-        Item::Name(dir, known) => *dir == of && std::os::unix::ffi::OsStrExt::as_bytes(&**known) == name,
-        _ => false,
-    })
 }
 
 struct Gathered {

@@ -112,7 +112,7 @@ impl Status {
             for ((dir, name), (why, conflict)) in going.refused.iter().take(REFUSED_MAX) {
                 let above = sender.options.lower.by_number(dir.ino);
                 let above = above.ok().and_then(|(node, _)| sender.options.lower.path_of(&node).ok()?);
-                let name = std::os::unix::ffi::OsStrExt::from_bytes(&**name);
+                let name = std::os::unix::ffi::OsStrExt::from_bytes(name.as_slice());
                 let name: &std::ffi::OsStr = name;
                 let path = above.unwrap_or_else(|| "?".into()).join(name);
                 status.refused_names.push(RefusedStatus {

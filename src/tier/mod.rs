@@ -3,7 +3,7 @@
 //! Pure: nothing here does I/O, knows the time, holds a lock or waits. The engine feeds events and carries out the verdict; when a
 //! verdict asks for something first (save a record, recall, wait), the engine does that and feeds the same event again.
 //! Invariants (checked after every event):
-//!   * a file open through the mount for writing is claimed `Resident`;
+//!   * a file that the kernel writes to by itself is claimed `Resident`, and content changes only under `Resident` or `Patched`;
 //!   * a passthrough handle is open only on content that is wholly local, and nothing is released under any handle;
 //!   * at most one transfer runs.
 
@@ -59,6 +59,10 @@ pub enum Event {
     },
     /// Content is needed by a reader that the daemon serves.
     Read,
+    /// A writer whom the daemon serves changes a part of the content.
+    Write,
+    /// Content changes in a way that needs all of it here.
+    Rewrite,
     /// Content changes without a handle of ours: truncation by path.
     Resize {
         to_zero: bool,
@@ -101,7 +105,7 @@ pub enum Event {
 pub enum Verdict {
     /// Done, or allowed: go on.
     Go,
-    /// Store this claim first, report [`Event::Saved`], then feed the event again. A claim of `Resident` raises the generation.
+    /// Store this claim first, report [`Event::Saved`], then feed the event again. A claim of `Resident` or `Patched` raises the generation.
     /// Durably, except for `Dual`, whose loss is harmless.
     Save(Claim),
     /// Cut the lower file to zero, make that durable, then as for `Save(Resident)`. In this order: a resident record over
@@ -246,6 +250,11 @@ impl Machine {
                 Activity::HandingOver => self.opened(false, false),
                 _ => self.opened(passthrough && self.is_local() && !self.foreign, false),
             },
+            // The daemon serves it, and is asked again before the first byte changes.
+            Event::OpenWrite { .. } if self.can_be_patched() => match self.activity {
+                Activity::Recalling { cancelled: true } | Activity::Releasing => Verdict::Wait,
+                _ => self.opened(false, true),
+            },
             Event::OpenWrite { passthrough } => match self.prepare_change(false) {
                 Verdict::Go => self.opened(passthrough, true),
                 first => first,
@@ -254,7 +263,14 @@ impl Machine {
                 Verdict::Go => self.opened(passthrough, true),
                 first => first,
             },
-            Event::Resize { to_zero } => self.prepare_change(to_zero),
+            Event::Write => match (self.activity, self.claim) {
+                // Both sides know of each other below the record: what is written is never filled.
+                (Activity::Recalling { .. }, Claim::Patched) => Verdict::Go,
+                _ => self.patch(),
+            },
+            Event::Resize { to_zero: false } => self.patch(),
+            Event::Resize { to_zero: true } => self.prepare_change(true),
+            Event::Rewrite => self.prepare_change(false),
             Event::Close { write } => self.closed(write),
             Event::Read if self.is_local() => Verdict::Go,
             Event::Read => Verdict::Recall,
@@ -288,17 +304,19 @@ impl Machine {
                 (_, Claim::Resident | Claim::Dual) => Verdict::Already,
                 (Activity::HandingOver, _) => Verdict::Wait,
                 (Activity::Archiving { .. }, _) => unreachable!("only resident content is archived"),
-                (Activity::None, Claim::Stub | Claim::Partial | Claim::Releasing) => {
+                (Activity::None, Claim::Stub | Claim::Partial | Claim::Patched | Claim::Releasing) => {
                     self.activity = Activity::Recalling { cancelled: false };
                     Verdict::Go
                 }
             },
-            Event::RecallFetched => match self.activity {
-                Activity::Recalling { .. } => Verdict::Save(Claim::Dual),
+            Event::RecallFetched => match (self.activity, self.claim) {
+                // No object has what was written meanwhile.
+                (Activity::Recalling { .. }, Claim::Patched) => Verdict::Save(Claim::Resident),
+                (Activity::Recalling { .. }, _) => Verdict::Save(Claim::Dual),
                 _ => unreachable!("a recall ended that had not begun"),
             },
             Event::RecallPaused => match (self.activity, self.claim) {
-                (Activity::Recalling { .. }, Claim::Partial) => self.finish(),
+                (Activity::Recalling { .. }, Claim::Partial | Claim::Patched) => self.finish(),
                 (Activity::Recalling { .. }, _) => Verdict::Save(Claim::Partial),
                 _ => unreachable!("a recall paused that had not begun"),
             },
@@ -337,6 +355,8 @@ impl Machine {
             // It must be this side's first, and for that all of it must be here, also what is to be thrown away: until the other side
             // has given it up, theirs is the content.
             _ if self.foreign => Verdict::Recall,
+            // It may not be undone: what was written is nowhere else.
+            (Activity::Recalling { .. }, Claim::Patched) if to_zero => Verdict::Wait,
             (Activity::Recalling { cancelled: false }, _) if to_zero => {
                 self.activity = Activity::Recalling { cancelled: true };
                 Verdict::CancelRecall
@@ -350,7 +370,24 @@ impl Machine {
             (_, Claim::Resident) => Verdict::Go,
             (_, Claim::Dual) => Verdict::Save(Claim::Resident),
             (_, claim) if claim.is_remote() && to_zero => Verdict::TruncateThenSave,
-            (_, Claim::Stub | Claim::Partial | Claim::Releasing) => Verdict::Recall,
+            (_, Claim::Stub | Claim::Partial | Claim::Patched | Claim::Releasing) => Verdict::Recall,
+        }
+    }
+
+    /// Whether a part of the content may change while the rest is away.
+    fn can_be_patched(&self) -> bool {
+        // What the other side of a pair owns is taken first, all of it.
+        matches!(self.claim, Claim::Stub | Claim::Partial | Claim::Patched) && !self.foreign
+    }
+
+    /// A part of the content is about to change.
+    fn patch(&mut self) -> Verdict {
+        match (self.activity, self.claim) {
+            (Activity::Releasing | Activity::Recalling { .. }, _) if self.can_be_patched() => Verdict::Wait,
+            (Activity::HandingOver, _) => Verdict::Wait,
+            (_, Claim::Stub | Claim::Partial) if self.can_be_patched() => Verdict::Save(Claim::Patched),
+            (_, Claim::Patched) => Verdict::Go,
+            _ => self.prepare_change(false),
         }
     }
 
@@ -378,7 +415,10 @@ impl Machine {
 
     fn archive_begin(&mut self) -> Verdict {
         match (self.activity, self.claim) {
-            (Activity::None, Claim::Resident) if self.writers > 0 => Verdict::Refuse(Refusal::OpenForWriting),
+            (Activity::None, Claim::Resident | Claim::Patched) if self.writers > 0 => {
+                Verdict::Refuse(Refusal::OpenForWriting)
+            }
+            (Activity::None, Claim::Patched) => Verdict::Recall,
             (Activity::None, Claim::Resident) => {
                 self.activity = Activity::Archiving { disturbed: false };
                 Verdict::Go
@@ -391,7 +431,7 @@ impl Machine {
     fn release_begin(&mut self) -> Verdict {
         match (self.activity, self.claim) {
             (Activity::None, Claim::Stub) => Verdict::Already,
-            (Activity::None, Claim::Resident) => Verdict::Refuse(Refusal::NotArchived),
+            (Activity::None, Claim::Resident | Claim::Patched) => Verdict::Refuse(Refusal::NotArchived),
             (Activity::None, _) if self.handles() > 0 => Verdict::Refuse(Refusal::Open),
             (Activity::None, _) if self.pinned => Verdict::Refuse(Refusal::Pinned),
             // A release that a crash cut short goes on where it was: the mark is stored, so it is only repeated.
@@ -425,7 +465,7 @@ impl Machine {
         self.claim = claim;
         match (self.activity, claim) {
             (Activity::Archiving { .. } | Activity::Recalling { .. }, Claim::Dual)
-            | (Activity::Recalling { .. }, Claim::Partial)
+            | (Activity::Recalling { .. }, Claim::Partial | Claim::Resident)
             | (Activity::Releasing, Claim::Stub | Claim::Dual) => self.finish(),
             _ => Verdict::Go,
         }
@@ -438,8 +478,9 @@ impl Machine {
 
     fn assert_invariants(&self) {
         assert!(self.writers <= self.handles(), "{self:?}");
-        let writable =
-            self.claim == Claim::Resident && !self.sealed && !self.foreign && self.activity != Activity::HandingOver;
+        let writes_unseen = self.writers > 0 && matches!(self.mode, IoMode::Pass(_));
+        assert!(!writes_unseen || self.claim == Claim::Resident || self.unknown, "{self:?}");
+        let writable = !self.sealed && !self.foreign && self.activity != Activity::HandingOver;
         assert!(self.writers == 0 || writable || self.unknown, "{self:?}");
         match self.mode {
             IoMode::Pass(_) => {

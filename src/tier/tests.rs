@@ -13,8 +13,10 @@ struct World {
     writers: u32,
     /// All content is in the lower file.
     bytes_local: bool,
-    /// The object holds the present content.
+    /// The object holds the present content, but for what a patch tells.
     object_current: bool,
+    /// Bytes were written that no object has.
+    written: bool,
     /// What is stored.
     stored: Claim,
     steps: Steps,
@@ -41,6 +43,7 @@ impl World {
             writers: 0,
             bytes_local: true,
             object_current: false,
+            written: false,
             stored: Claim::Resident,
             steps: Steps::None,
         }
@@ -48,7 +51,23 @@ impl World {
 
     fn save(&mut self, claim: Claim) {
         self.stored = claim;
+        if claim == Claim::Resident {
+            (self.object_current, self.written) = (false, false);
+        }
         self.machine.apply(Event::Saved(claim));
+    }
+
+    /// Content changes, and the machine has let it.
+    fn changed(mut self) -> Self {
+        if self.stored == Claim::Patched {
+            self.written = true;
+        } else {
+            self.object_current = false;
+        }
+        if matches!(self.steps, Steps::Archiving { .. }) {
+            self.steps = Steps::Archiving { changed: true };
+        }
+        self
     }
 
     /// Does at once what an access asks to have stored first; `None` when it must wait or is refused.
@@ -56,11 +75,10 @@ impl World {
         loop {
             match self.machine.apply(event) {
                 Verdict::Go => return Some(self),
-                Verdict::Save(Claim::Resident) => self.save(Claim::Resident),
+                Verdict::Save(claim @ (Claim::Resident | Claim::Patched)) => self.save(claim),
                 Verdict::TruncateThenSave => {
                     // An empty file is whole.
                     self.bytes_local = true;
-                    self.object_current = false;
                     self.save(Claim::Resident);
                 }
                 Verdict::CancelRecall | Verdict::Wait | Verdict::Recall | Verdict::Refuse(_) => return None,
@@ -88,18 +106,18 @@ impl World {
             }
         }
         if self.writers > 0 {
-            let changed = Steps::Archiving { changed: true };
-            let steps = if matches!(self.steps, Steps::Archiving { .. }) { changed } else { self.steps };
-            next.push(Self { object_current: false, steps, ..self });
+            match self.machine.mode() {
+                // Nobody is asked.
+                IoMode::Pass(_) => next.push(self.changed()),
+                _ => next.extend(
+                    [Event::Write, Event::Rewrite].into_iter().filter_map(|e| self.admit(e)).map(Self::changed),
+                ),
+            }
         }
         for to_zero in [false, true] {
             let event = Event::Resize { to_zero };
-            if let Some(mut w) = self.admit(event) {
-                w.object_current = false;
-                if matches!(w.steps, Steps::Archiving { .. }) {
-                    w.steps = Steps::Archiving { changed: true };
-                }
-                next.push(w);
+            if let Some(w) = self.admit(event) {
+                next.push(w.changed());
             } else {
                 // A refusal or a wait may have cancelled a recall.
                 let mut w = self;
@@ -124,6 +142,7 @@ impl World {
                 let mut next = Vec::new();
                 let mut archive = self;
                 if archive.machine.apply(Event::ArchiveBegin) == Verdict::Go {
+                    assert_eq!(archive.stored, Claim::Resident, "{archive:?}");
                     archive.steps = Steps::Archiving { changed: false };
                     next.push(archive);
                 }
@@ -179,8 +198,9 @@ impl World {
                 vec![w, failed]
             }
             Steps::Fetched => {
-                assert_eq!(w.machine.apply(Event::RecallFetched), Verdict::Save(Claim::Dual));
-                w.save(Claim::Dual);
+                let claim = if w.stored == Claim::Patched { Claim::Resident } else { Claim::Dual };
+                assert_eq!(w.machine.apply(Event::RecallFetched), Verdict::Save(claim));
+                w.save(claim);
                 w.steps = Steps::None;
                 vec![w]
             }
@@ -199,6 +219,7 @@ impl World {
         assert!(self.bytes_local || !claims_local(self.stored), "the record over-claims: {self:?}");
         assert!(self.bytes_local || !self.machine.is_local(), "zeros would be served: {self:?}");
         assert!(self.object_current || self.stored == Claim::Resident, "the record names a stale object: {self:?}");
+        assert!(!self.written || self.stored == Claim::Patched, "what was written is nowhere: {self:?}");
         if let IoMode::Pass(_) = self.machine.mode() {
             assert!(self.bytes_local, "the kernel reads holes: {self:?}");
         }
@@ -261,4 +282,65 @@ fn a_failed_sync_stops_everything_until_it_is_settled() {
     }
     machine.apply(Event::Reestablished(Claim::Resident));
     assert_eq!(machine.apply(Event::OpenWrite { passthrough: true }), Verdict::Go);
+}
+
+/// A file that both sides of a pair have: what its machine lets in, by who owns it.
+#[test]
+fn who_owns_it_decides_who_changes_it() {
+    let changes = [
+        Event::OpenWrite { passthrough: true },
+        Event::OpenTruncate { passthrough: true },
+        Event::Write,
+        Event::Rewrite,
+        Event::Resize { to_zero: false },
+        Event::Resize { to_zero: true },
+    ];
+    let machine = |claim, paired| Machine::new(claim, false).paired(paired);
+    for event in changes {
+        // Published: its generation is raised first, once.
+        let sealed = Paired { sealed: true, ..Paired::default() };
+        let mut owner = machine(Claim::Resident, sealed);
+        assert_eq!(owner.apply(event), Verdict::Save(Claim::Resident), "{event:?}");
+        owner.apply(Event::Saved(Claim::Resident));
+        assert_eq!(owner.apply(event), Verdict::Go, "{event:?}");
+        // The other side's: it is taken first, whatever is to become of the content.
+        let foreign = Paired { foreign: true, ..Paired::default() };
+        for claim in [Claim::Stub, Claim::Partial, Claim::Releasing, Claim::Resident] {
+            assert_eq!(machine(claim, foreign).apply(event), Verdict::Recall, "{event:?} of {claim:?}");
+        }
+        // Undecided: nobody changes it, and nobody moves it.
+        for (claim, foreign) in [(Claim::Resident, false), (Claim::Dual, true)] {
+            let mut asked = machine(claim, Paired { sealed: !foreign, foreign, handing_over: true });
+            assert_eq!(asked.apply(event), Verdict::Wait, "{event:?} of {claim:?}");
+            assert_eq!(asked.apply(Event::SetTimes), Verdict::Wait);
+            assert_eq!(asked.apply(Event::Read), Verdict::Go);
+            assert_eq!(asked.apply(Event::RecallBegin), Verdict::Already);
+            assert_eq!(asked.apply(Event::ReleaseBegin), Verdict::Refuse(Refusal::Busy), "{claim:?}");
+            // Read through the daemon: what is decided may free it.
+            assert_eq!(asked.apply(Event::OpenRead { passthrough: true }), Verdict::Go);
+            assert_eq!(asked.mode(), IoMode::Daemon(1));
+            asked.apply(Event::HandOverEnded(Claim::Partial, Paired { foreign: true, ..Paired::default() }));
+            assert_eq!((asked.activity(), asked.apply(event)), (Activity::None, Verdict::Recall));
+        }
+    }
+}
+
+#[test]
+fn a_change_of_owner_begins_with_nobody_at_work() {
+    let begun = |open: Option<Event>| {
+        let mut machine = Machine::new(Claim::Resident, false);
+        if let Some(open) = open {
+            assert_eq!(machine.apply(open), Verdict::Go);
+        }
+        machine.apply(Event::HandOverBegin)
+    };
+    assert_eq!(begun(None), Verdict::Go);
+    assert_eq!(begun(Some(Event::OpenRead { passthrough: false })), Verdict::Go);
+    assert_eq!(begun(Some(Event::OpenRead { passthrough: true })), Verdict::Refuse(Refusal::Open));
+    assert_eq!(begun(Some(Event::OpenWrite { passthrough: false })), Verdict::Refuse(Refusal::Open));
+    let mut copied = Machine::new(Claim::Resident, false);
+    assert_eq!(copied.apply(Event::ArchiveBegin), Verdict::Go);
+    assert_eq!(copied.apply(Event::OpenWrite { passthrough: true }), Verdict::Go);
+    copied.apply(Event::Close { write: true });
+    assert_eq!(copied.apply(Event::HandOverBegin), Verdict::Refuse(Refusal::Changed));
 }

@@ -371,7 +371,7 @@ impl Writer {
 pub fn look(path: &Path) -> Result<Found, String> {
     let state = xattr(path, "user.tierfs.state").map_err(|errno| format!("its state: errno {errno}"))?;
     let state = String::from_utf8(state).expect("states are words");
-    if !["resident", "dual", "stub", "partial"].contains(&state.as_str()) {
+    if !["resident", "dual", "stub", "partial", "patched"].contains(&state.as_str()) {
         return Err(format!("it is {state}"));
     }
     let content = fs::read(path).map_err(|error| format!("{state}: {error}"))?;

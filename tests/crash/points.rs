@@ -44,6 +44,7 @@ fn before(point: &str) -> &'static [&'static str] {
         "recover.recorded" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
         "recover.punched" => &["release.recorded", "release.synced", "release.punched", "release.freed"],
         "recover.kept" => &["recall.written", "recall.dated"],
+        "recover.patched" => &["patch.noted", "patch.synced", "patch.recorded"],
         "recover.synced" => &[],
         _ if point.starts_with("recover.") => &["archive.recorded", "recall.filled", "release.noted", "release.dated"],
         _ if point.starts_with("demote.") => &["truncate.cut", "truncate.synced"],

@@ -51,7 +51,7 @@ pub fn survivors(rig: &Rig) -> Survivors {
             Claim::Resident => found.resident += 1,
             Claim::Dual => found.dual += 1,
             Claim::Releasing => found.releasing += 1,
-            Claim::Stub | Claim::Partial => found.stub += 1,
+            Claim::Stub | Claim::Partial | Claim::Patched => found.stub += 1,
         }
     }
     for note in notes(rig) {

@@ -70,6 +70,7 @@ fn over_claims(s: &State) -> Option<&'static str> {
                     return Some("a record dual that may survive is of other bytes");
                 }
             }
+            Claim::Patched => return Some("a patch, which this model does not have"),
             Claim::Stub | Claim::Releasing | Claim::Partial => {
                 if disk.bytes.sizes & !(1 | (1 << rec.len)) != 0 {
                     return Some("a stub that may survive has another size than its object");

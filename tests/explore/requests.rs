@@ -222,7 +222,10 @@ fn admit(world: &World, s: &mut State, turn: &Turn, ask: Ask) {
         return turn.hold(s, At::Reestablish);
     }
     let passthrough = true;
+    let away = s.cell().rec.claim.is_remote();
     let event = match ask {
+        // Patches are not of this model (`tests/sim/` has them): who changes a stub does it in the way that needs all of it.
+        Ask::OpenWrite | Ask::Shorten if away => Event::Rewrite,
         Ask::OpenRead => Event::OpenRead { passthrough },
         Ask::OpenWrite => Event::OpenWrite { passthrough },
         Ask::OpenTruncate => Event::OpenTruncate { passthrough },

@@ -13,7 +13,7 @@ use tierfs::pair::{file, units};
 use tierfs::ports::{Intent, IntentKind, Journal};
 use tierfs::record::{Claim, Flags, ObjectRef, PairRef, Record, Superseded};
 use tierfs::remote::manifest::Manifest;
-use tierfs::types::{CHUNKS_MAX, ContentHash, FileId, Generation, Inode, ObjectKey, RawHandle, Timestamp};
+use tierfs::types::{ByteRange, CHUNKS_MAX, ContentHash, FileId, Generation, Inode, ObjectKey, RawHandle, Timestamp};
 
 use crate::fuzz;
 use crate::memory::peak;
@@ -49,13 +49,24 @@ fn records() -> Vec<Record> {
         flags: Flags { pinned: true, ..Flags::default() },
         object: Some(object(len)),
         superseded: None,
+        patch: None,
         peer: None,
     };
+    let mut patched = with(Claim::Stub, 5_000_000_000).into_patched(Generation(0x64a3d));
+    if let Some(patch) = &mut patched.patch {
+        for n in 0..9 {
+            patch.wrote(ByteRange { offset: n << 24, len: 4096 + n }, 77);
+            if n == 4 {
+                patch.synced(&patch.fresh.clone());
+            }
+        }
+    }
     let superseded = Superseded { pair: "gp1".parse().unwrap(), key: key(), manifest: true };
     vec![
         with(Claim::Stub, 5_000_000_000),
         with(Claim::Dual, 1),
         with(Claim::Releasing, 4 << 20),
+        patched,
         Record::unclaimed(),
         Record { superseded: Some(superseded), generation: Generation(9), ..Record::unclaimed() },
     ]
@@ -74,6 +85,10 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
 fn is_usable(record: &Record) -> Result<(), TestCaseError> {
     prop_assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
     let _ = record.fits();
+    if let (Some(patch), Some(object)) = (&record.patch, &record.object) {
+        prop_assert!((1..=object.len).contains(&patch.base));
+        let _ = (patch.is_whole(), patch.of_object(ByteRange { offset: object.len / 2, len: u64::MAX / 4 }));
+    }
     if let Some(object) = &record.object {
         let chunks = object.chunks();
         prop_assert!((1..=CHUNKS_MAX).contains(&chunks), "{chunks} chunks");

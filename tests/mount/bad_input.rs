@@ -47,8 +47,8 @@ fn a_full_disk_ends_a_recall_with_enospc_and_serves_readers_all_the_same() {
     let before = free(&rig);
     for (name, content) in [("small", &small), ("large", &large)] {
         rig.same(name, content);
-        // Writing needs the file.
-        assert_eq!(errno(OpenOptions::new().write(true).open(rig.mnt(name))), Some(libc::ENOSPC), "{name}");
+        // Who opens it for writing needs nothing yet.
+        drop(OpenOptions::new().write(true).open(rig.mnt(name)).unwrap());
         let output = rig.try_on(&["recall"], &[name]);
         code(&output, 1);
         assert!(said(&output).contains("free"), "{}", said(&output));

@@ -243,10 +243,11 @@ fn an_open_for_writing_makes_the_record_resident_before_its_answer() {
 fn a_failed_open_leaves_no_trace() {
     let Some(mut rig) = Rig::new() else { return };
     let content = rig.write("large", LARGE);
+    fs::set_permissions(rig.mnt("large"), std::os::unix::fs::PermissionsExt::from_mode(0o4755)).unwrap();
     rig.migrate("large");
     rig.quiet();
     rig.stop_server();
-    // Opening a large stub for reading asks nobody; for writing it needs all of it.
+    // Opening a large stub for reading asks nobody; for writing, one with set-id bits needs all of it.
     let reader = File::open(rig.mnt("large")).unwrap();
     assert_eq!(errno(OpenOptions::new().write(true).open(rig.mnt("large"))), Some(libc::ETIMEDOUT));
     assert!(reader.as_raw_fd() > 0);

@@ -24,6 +24,7 @@ mod listing;
 mod migrate;
 mod namespace;
 mod partial;
+mod patched;
 mod policies;
 mod policy;
 mod posix;

@@ -305,7 +305,6 @@ impl Rig {
 
     #[track_caller]
     fn settles(&self, names: &[&str], superseded_may_stay: bool) {
-        let (mut wanted, mut allowed) = (BTreeSet::new(), BTreeSet::new());
         let add = |set: &mut BTreeSet<String>, key: &ObjectKey, manifest: bool| {
             let short = |key: &ObjectKey| key.0.trim_start_matches("pre/").to_owned();
             set.insert(short(key));
@@ -313,20 +312,27 @@ impl Rig {
                 set.insert(short(&manifest_key(key)));
             }
         };
-        for record in names.iter().filter_map(|name| self.record(name)) {
-            if let Some(object) = record.object {
-                add(&mut wanted, &object.key, object.has_manifest());
+        let named = || {
+            let (mut wanted, mut allowed) = (BTreeSet::new(), BTreeSet::new());
+            for record in names.iter().filter_map(|name| self.record(name)) {
+                if let Some(object) = record.object {
+                    add(&mut wanted, &object.key, object.has_manifest());
+                }
+                if let Some(old) = record.superseded.filter(|_| superseded_may_stay) {
+                    add(&mut allowed, &old.key, old.manifest);
+                }
             }
-            if let Some(old) = record.superseded.filter(|_| superseded_may_stay) {
-                add(&mut allowed, &old.key, old.manifest);
-            }
-        }
+            (wanted, allowed)
+        };
         let mut strays: Vec<String> = Vec::new();
         let deadline = Instant::now() + SOON;
         while Instant::now() < deadline {
+            // A file may become resident just now.
+            let (before, _) = named();
             let found = self.objects();
+            let (wanted, allowed) = named();
             strays = found.iter().filter(|key| !wanted.contains(*key) && !allowed.contains(*key)).cloned().collect();
-            let missing: Vec<_> = wanted.difference(&found).cloned().collect();
+            let missing: Vec<_> = wanted.difference(&found).filter(|key| before.contains(*key)).cloned().collect();
             assert!(missing.is_empty(), "objects that records name are gone: {missing:?}");
             if strays.is_empty() {
                 return;

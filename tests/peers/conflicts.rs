@@ -7,6 +7,8 @@ use crate::sides::{CHUNK, Sides};
 use crate::tools::*;
 
 const LEN: usize = 8 * CHUNK;
+/// Too large to be brought back when it is opened.
+const LARGE: usize = 40 * CHUNK;
 
 /// A file that is open for writing stays where it is, on either side, and says so.
 #[test]
@@ -31,7 +33,7 @@ fn what_is_written_stays() {
 /// Equal size and equal mtime prove nothing: the generation does.
 #[test]
 fn equal_times_are_no_equal_content() {
-    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LARGE)]) else { return };
     assert_same(&fs::read(sides.west.mnt("f")).unwrap(), &contents[0], "west");
     wait_for("west to own it", || sides.west.owns("f"));
     assert!(sides.decided("f"));
@@ -40,7 +42,7 @@ fn equal_times_are_no_equal_content() {
     let part = fs::File::open(sides.west.mnt("f")).unwrap();
     let mut first = vec![0; 100];
     part.read_exact_at(&mut first, 0).unwrap();
-    let new = noise("new", LEN);
+    let new = noise("new", LARGE);
     fs::write(sides.east.mnt("f"), &new).unwrap();
     set_mtime(&sides.east.mnt("f"), 1_600_000_000, 123_456_789);
     drop(part);
@@ -103,4 +105,55 @@ fn a_put_replaces_it_on_both_sides() {
     wait_for("east to see it", || fs::read(sides.east.mnt("f")).is_ok_and(|found| found == new));
     sides.decided("f");
     sides.same("f", &new);
+}
+
+/// A pair stays while stubs name it (R8), and can be edited while it is used.
+#[test]
+fn a_pair_stays_while_stubs_name_it() {
+    let Some((mut sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    sides.east.done("migrate", "f");
+    assert!(sides.decided("f"));
+    let refused = |side: &crate::sides::Side, piece: &str| {
+        let output = side.tierfs(&["pair", "remove", "gp"]);
+        assert!(!output.status.success() && said(&output).contains(piece), "{piece:?} wanted: {}", said(&output));
+    };
+    refused(&sides.east, "mount");
+    let output = sides.east.tierfs(&["pair", "edit", "gp", "--retention", "7d"]);
+    assert!(output.status.success(), "{}", said(&output));
+    sides.east.umount();
+    refused(&sides.east, "f");
+    sides.east.mount();
+    sides.same("f", &contents[0]);
+}
+
+/// Both sides say the same of a file, or `check` tells that they do not.
+#[test]
+fn a_check_compares_both_sides() {
+    let Some((mut sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    for side in [&sides.east, &sides.west] {
+        side.done("check", "f");
+    }
+    // West's share comes back from a backup of before it owned the file.
+    let before = xattr(&sides.west.low("f"), "trusted.tierfs.record").unwrap();
+    sides.east.done("migrate", "f");
+    assert!(sides.decided("f"));
+    sides.west.umount();
+    let owned = xattr(&sides.west.low("f"), "trusted.tierfs.record").unwrap();
+    let set = |value: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(sides.west.low("f"), "trusted.tierfs.record", value, flags).unwrap();
+    };
+    set(&before);
+    sides.west.mount();
+    for side in [&sides.east, &sides.west] {
+        let output = side.on("check", &["f"]);
+        assert!(!output.status.success() && said(&output).contains("contradict"), "{}", said(&output));
+        // Neither side makes anything of it.
+        assert!(!side.on("recall", &["f"]).status.success());
+    }
+    sides.west.umount();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(sides.west.low("f"), "trusted.tierfs.record", &owned, flags).unwrap();
+    sides.west.mount();
+    sides.same("f", &contents[0]);
 }

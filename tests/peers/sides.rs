@@ -229,7 +229,7 @@ impl Side {
     fn offline<T>(&self, other: &Side, work: impl FnOnce(&Arc<Engine>, &Arc<Share>) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let share = Arc::new(Share::open(&self.share()).unwrap());
-        let journal = Arc::new(SqliteJournal::open(&self.dir.path().join("offline.sqlite")).unwrap());
+        let journal = Arc::new(SqliteJournal::open(self.dir.path().join("offline.sqlite")).unwrap());
         let mut config = RemoteConfig::new("gp".parse().unwrap(), other.name, format!("http://{}", other.proxy.addr));
         let path = self.dir.path().join("etc/credentials");
         config.credentials = CredentialsFrom::File { path, profile: None };

@@ -30,9 +30,11 @@ pub enum Bug {
     DeletionsNotNoted,
     /// Notes are not taken away.
     NotesStay,
+    /// A filesystem that was mounted again after a power loss passes for the one before.
+    MountsAlike,
 }
 
-pub const ALL: [Bug; 14] = [
+pub const ALL: [Bug; 15] = [
     Bug::FsyncIdle,
     Bug::SyncfsIdle,
     Bug::LeasedSyncIdle,
@@ -47,4 +49,5 @@ pub const ALL: [Bug; 14] = [
     Bug::NotesForgotten,
     Bug::DeletionsNotNoted,
     Bug::NotesStay,
+    Bug::MountsAlike,
 ];

@@ -91,8 +91,13 @@ impl LowerFile for SimFile {
         Ok(())
     }
 
-    fn allocate(&self, _: i32, _: u64, _: u64) -> LowerResult<()> {
-        fail("fallocate", libc::EOPNOTSUPP)
+    /// Freed blocks read as zeros: here they are.
+    fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()> {
+        if mode != PUNCH {
+            return fail("fallocate", libc::EOPNOTSUPP);
+        }
+        let size = self.stat()?.size;
+        self.write_at(&vec![0; len.min(size.saturating_sub(offset)) as usize], offset)
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> LowerResult<u64> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tierfs::ports::{FileKind, Intent, IntentKind, OpenFlags};
 use tierfs::record::{Claim, Record, manifest_key};
+use tierfs::types::ByteRange;
 
 use crate::content::Content;
 use crate::disk::Node;
@@ -53,6 +54,14 @@ fn effective(state: &State, ino: u64, node: &Node) -> Result<Content, String> {
         return Err(format!("file {ino} is {:?} and has no manifest", record.claim));
     }
     let remote = Content::of(&stored.body);
+    if let Some(mut patch) = record.patch {
+        patch.settle(Some(state.mounted));
+        let mut content = node.content.clone();
+        for part in patch.of_object(ByteRange { offset: 0, len: content.size }) {
+            content.write(part.offset, &stored.body[part.offset as usize..part.end() as usize]);
+        }
+        return Ok(content);
+    }
     if node.content.size != object.len {
         return Err(format!(
             "file {ino} is {:?} and has {} bytes, its object {}",

@@ -17,7 +17,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::plan::Kind;
-use crate::share::{ROOT_INO, SimShare};
+use crate::share::{ROOT_INO, SimShare, record_of};
 use crate::truth::File;
 use crate::world::{State, World};
 
@@ -284,13 +284,43 @@ impl Kernel {
             self.direct_step("writes", handle.ino)?;
             return self.with(|state| state.direct_write(handle.ino, offset, data, false));
         }
-        self.check()?;
-        let written = self.fs.write(handle.fh, offset, data);
-        self.truth(file, |state, file| {
+        let result = self.drive(|fs, patience| {
+            let _ = self.truth(file, |_, file| file.unanswered_write = Some((offset, data.to_vec())));
+            let attempt = fs.try_write(handle.fh, offset, data, patience);
+            let _ = self.wrote(handle, offset, data, &attempt);
+            attempt
+        });
+        result.await
+    }
+
+    /// After an attempt to write, whatever it answered.
+    fn wrote(&self, handle: &Handle, offset: u64, data: &[u8], attempt: &Try<()>) -> Answer<()> {
+        self.truth((handle.ino, handle.birth), |state, file| {
+            file.unanswered_write = None;
+            let Try::Done(written) = attempt else { return };
             let node = &state.disk.seen.nodes[&handle.ino];
             let mtime = node.mtime;
+            let record = record_of(node);
+            if record.as_ref().is_some_and(|record| record.patch.is_some()) {
+                file.is_patched();
+            }
             if written.is_ok() {
                 return file.write(offset, data, mtime);
+            }
+            if record.as_ref().is_some_and(|record| record.claim.is_remote() && record.patch.is_none()) {
+                // Its content is elsewhere.
+                return;
+            }
+            if record.is_some_and(|record| record.patch.is_some()) {
+                // What is below is the content only where it was written.
+                let mut now = vec![0; data.len()];
+                let len = node.content.read(&mut now, offset);
+                let len = now[..len].iter().zip(data).take_while(|(now, data)| now == data).count();
+                let mut before = vec![0; data.len()];
+                let kept = file.content.read(&mut before, offset);
+                before.truncate(kept);
+                file.refused_writes.push((offset, before));
+                return file.write(offset, &data[..len], mtime);
             }
             // Any part of it may have been written.
             let mut now = vec![0; data.len()];
@@ -307,8 +337,7 @@ impl Kernel {
                 )),
                 None => file.write(offset, &now[..len], mtime),
             }
-        })?;
-        Ok(written?)
+        })
     }
 
     pub fn fsync(&self, handle: &Handle) -> Answer<()> {

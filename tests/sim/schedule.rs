@@ -165,6 +165,7 @@ fn bury(world: &World, crashed: Option<Event>, dice: &mut Dice) {
     if let Some(Event::PowerLoss(luck)) = crashed {
         state.disk.lose_power(&mut Dice::new(luck));
         state.lost_power = true;
+        state.mounted += 1;
     }
 }
 

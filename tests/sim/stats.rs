@@ -26,6 +26,8 @@ impl Stats {
             (Claim::Stub | Claim::Partial | Claim::Releasing, Claim::Dual) => "recalled",
             (Claim::Stub | Claim::Releasing, Claim::Partial) => "recalled in part",
             (Claim::Partial, Claim::Releasing) => "releasing a part",
+            (Claim::Stub | Claim::Partial, Claim::Patched) => "written to while away",
+            (Claim::Patched, Claim::Resident) => "patched, then whole",
             (Claim::Dual, Claim::Resident) => "changed while dual",
             (Claim::Stub | Claim::Partial | Claim::Releasing, Claim::Resident) => "cut while stub",
             _ => return,

@@ -203,7 +203,7 @@ fn the_same_seed_is_the_same_schedule() {
 fn planted_bugs_are_found() {
     let mut missed = Vec::new();
     for bug in bugs::ALL {
-        let total = by_dice(1..3000, None, Some(bug));
+        let total = by_dice(1..5000, None, Some(bug));
         match total.broken {
             Some((name, _, broken)) => println!("{bug:?}: {name}, after {} schedules: {broken}", total.schedules),
             None => missed.push(bug),

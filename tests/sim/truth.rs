@@ -15,6 +15,8 @@ struct Since {
     sizes: Vec<u64>,
     mtimes: Vec<Timestamp>,
     modes: Vec<u32>,
+    /// It was written to as a stub: what a power loss leaves of a page may end where the object's bytes do, or another write's.
+    patched: bool,
 }
 
 pub struct File {
@@ -24,6 +26,10 @@ pub struct File {
     since: Since,
     /// A change that was asked for and not answered when the process died: the size that it would have given the file.
     pub unanswered: Option<u64>,
+    /// A write that was asked for and not answered.
+    pub unanswered_write: Option<(u64, Vec<u8>)>,
+    /// What was there before writes that failed after all: it may come back when the process dies.
+    pub refused_writes: Vec<(u64, Vec<u8>)>,
     /// Times and modes that were asked for and not answered.
     pub unanswered_mtime: Vec<Timestamp>,
     pub unanswered_mode: Option<u32>,
@@ -34,7 +40,19 @@ pub struct File {
 impl File {
     pub fn new(content: Content, mtime: Timestamp, mode: u32) -> Self {
         let (since, unanswered, unanswered_mtime, unanswered_mode, mtime_open) = Default::default();
-        Self { content, mtime, mode, since, unanswered, unanswered_mtime, unanswered_mode, mtime_open }
+        let (unanswered_write, refused_writes) = Default::default();
+        Self {
+            content,
+            mtime,
+            mode,
+            since,
+            unanswered,
+            unanswered_write,
+            refused_writes,
+            unanswered_mtime,
+            unanswered_mode,
+            mtime_open,
+        }
     }
 
     fn changing(&mut self) {
@@ -47,6 +65,11 @@ impl File {
         let since = &mut self.since.pages;
         self.content.write_each(offset, data, |index, old, _| since.entry(index).or_default().push(old.cloned()));
         self.mtime = mtime;
+    }
+
+    /// What was written is beside an object's bytes.
+    pub fn is_patched(&mut self) {
+        self.since.patched = true;
     }
 
     pub fn set_size(&mut self, size: u64, mtime: Timestamp) {
@@ -76,10 +99,14 @@ impl File {
     /// An fsync was acknowledged.
     pub fn synced(&mut self) {
         self.since = Since::default();
+        self.refused_writes.clear();
     }
 
     /// What was found after a power loss: one of those that it may be. It is what there is from now on.
     pub fn survived(&mut self, found: &Content, mtime: Timestamp, mode: u32) -> Result<(), String> {
+        if let Some((offset, data)) = self.unanswered_write.take() {
+            self.write(offset, &data, mtime);
+        }
         let mut sizes = self.since.sizes.clone();
         sizes.push(self.content.size);
         sizes.extend(self.unanswered);
@@ -97,6 +124,16 @@ impl File {
                 self.content.pages.get(&index).map(|page| Page::from(&page[..page.len().min(keep)]))
             });
             let now = self.content.pages.get(&index);
+            let byte = |page: Option<&Page>, at: usize| page.and_then(|page| page.get(at)).copied().unwrap_or(0);
+            let mixed = || {
+                (0..len).all(|at| {
+                    let found = byte(found.pages.get(&index), at);
+                    found == byte(now, at) || before.iter().any(|page| found == byte(page.as_ref(), at))
+                })
+            };
+            if self.since.patched && mixed() {
+                continue;
+            }
             if !is(now) && !before.iter().any(|page| is(page.as_ref())) && !cut_to.is_some_and(|page| is(page.as_ref()))
             {
                 return Err(format!(
@@ -116,6 +153,25 @@ impl File {
 
     /// What was found after the process died: exactly what there was, but for what was not answered.
     pub fn outlived(&mut self, found: &Content, mtime: Timestamp, mode: u32) -> Result<(), String> {
+        let mut may_be: Vec<Content> = Vec::new();
+        for (offset, data) in self.unanswered_write.take().into_iter().chain(std::mem::take(&mut self.refused_writes)) {
+            self.mtime_open = true;
+            let mut with = self.content.clone();
+            with.write(offset, &data);
+            may_be.push(with);
+        }
+        // Any part of any of them.
+        let sized = may_be.iter().any(|with| with.size == found.size) || self.content.size == found.size;
+        if !may_be.is_empty() && sized && found.difference(&self.content).is_some() {
+            let (now, then) = (found.bytes(), self.content.bytes());
+            let alike: Vec<_> = may_be.iter().map(Content::bytes).collect();
+            let byte = |bytes: &[u8], at: usize| bytes.get(at).copied();
+            let either = |at: &usize| alike.iter().chain([&then]).any(|all| byte(&now, *at) == byte(all, *at));
+            if (0..now.len()).all(|at| either(&at)) {
+                self.set_size(found.size, mtime);
+                self.write(0, &now, mtime);
+            }
+        }
         if let Some(size) = self.unanswered.take() {
             self.mtime_open = true;
             let mut cut = self.content.clone();

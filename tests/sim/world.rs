@@ -79,6 +79,8 @@ pub struct State {
     pub crashed: Option<Event>,
     /// What is there is what a power loss left.
     pub lost_power: bool,
+    /// Which mount of the disk it is.
+    pub mounted: u64,
     /// Files whose removal a power loss has undone together with the end of their release: the note is one of a deletion by then, and nothing
     /// ends the release before the next access does.
     pub half_released: BTreeSet<(u64, u64)>,
@@ -130,6 +132,7 @@ impl World {
             kinds: None,
             crashed: None,
             lost_power: false,
+            mounted: 1,
             half_released: BTreeSet::new(),
             tick_ns,
             bug,

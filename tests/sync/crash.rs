@@ -108,6 +108,37 @@ fn a_crash_of_the_slave_amid_changes_loses_nothing() {
     assert_eq!(again["counts"]["made"], 0, "{again}");
 }
 
+/// What the master had told is there after its loss of power, and what was lost with it is taken back from the slave.
+#[test]
+fn a_loss_of_power_at_the_master_leaves_both_equal() {
+    for kind in ["ext4", "xfs"] {
+        let Some(mut two) = Two::of(kind, "slave") else { return };
+        begin(&two);
+        for seed in 30..33 {
+            amid(&mut two, seed, 200, |two| two.east.lose_power());
+            two.east.mount();
+            two.equal();
+            wait_for("nothing without a name", || two.west.left().0 == 0);
+        }
+    }
+}
+
+#[test]
+fn a_loss_of_power_at_the_slave_leaves_both_equal() {
+    for kind in ["ext4", "xfs"] {
+        let Some(mut two) = Two::of(kind, "slave") else { return };
+        begin(&two);
+        for seed in 40..43 {
+            amid(&mut two, seed, 200, |two| {
+                two.west.lose_power();
+                two.west.mount();
+            });
+            two.equal();
+            wait_for("nothing without a name", || two.west.left().0 == 0);
+        }
+    }
+}
+
 /// The order is that of the changes: whoever sees the last of a chain sees all of it.
 #[test]
 fn the_order_is_that_of_the_changes() {

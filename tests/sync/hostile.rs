@@ -20,18 +20,23 @@ struct Sends {
     client: Client,
 }
 
+/// A client with somebody's keys.
+pub fn client(side: &Side, key: &str) -> Client {
+    let keys = aws_credential_types::Credentials::new(key, format!("{key}secret"), None, None, "test");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+        .endpoint_url(side.endpoint())
+        .region(aws_sdk_s3::config::Region::new("us-east-1"))
+        .force_path_style(true)
+        .credentials_provider(keys)
+        .http_client(aws_smithy_http_client::Builder::new().build_http());
+    Client::from_conf(config.build())
+}
+
 impl Sends {
     fn to(side: &Side, key: &str) -> Self {
-        let keys = aws_credential_types::Credentials::new(key, format!("{key}secret"), None, None, "test");
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .endpoint_url(side.endpoint())
-            .region(aws_sdk_s3::config::Region::new("us-east-1"))
-            .force_path_style(true)
-            .credentials_provider(keys)
-            .http_client(aws_smithy_http_client::Builder::new().build_http());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, client: Client::from_conf(config.build()) }
+        Self { runtime, client: client(side, key) }
     }
 
     /// Puts a message; the ETag, or the code and message of the refusal.

@@ -11,5 +11,6 @@ mod compare;
 mod conflicts;
 mod crash;
 mod each;
+mod held;
 mod hostile;
 mod two;

@@ -288,6 +288,28 @@ impl Side {
         self.daemon = None;
     }
 
+    /// Cuts the power: what the filesystem had not written by then is lost. The share is another copy of itself after this.
+    pub fn lose_power(&mut self) {
+        self.crash();
+        // Nobody writes any more but the kernel, now and then: until two copies are equal, there is none of one moment.
+        let (one, two) = (self.scratch("copy1"), self.scratch("copy2"));
+        let copy = |to: &Path| {
+            crate::common::run("cp", &["--sparse=always", self.fs.image().to_str().unwrap(), to.to_str().unwrap()]);
+        };
+        copy(&two);
+        loop {
+            fs::rename(&two, &one).unwrap();
+            copy(&two);
+            if Command::new("cmp").arg("-s").args([&one, &two]).status().unwrap().success() {
+                break;
+            }
+        }
+        wait_for("the filesystem's end", || self.fs.try_unmount());
+        fs::rename(&one, self.fs.image()).unwrap();
+        fs::remove_file(&two).unwrap();
+        self.fs.mount();
+    }
+
     /// Ends the daemon as a crash would, and takes its mount away.
     pub fn crash(&mut self) {
         if let Some(daemon) = self.daemon.take() {
@@ -375,7 +397,8 @@ pub fn tree(root: &Path) -> Tree {
         let mut names: Vec<_> = listing.flatten().map(|entry| entry.file_name()).collect();
         names.sort();
         for name in names {
-            if name.as_bytes() == b".tierfs-gateway" {
+            // What a start tries the other side with is gone soon, unless the start ends as well.
+            if name.as_bytes() == b".tierfs-gateway" || name.as_bytes().starts_with(b".tierfs-probe-") {
                 continue;
             }
             let path = dir.join(name);

@@ -475,7 +475,8 @@ impl Inner {
         if let Some(who) = touched.who {
             store.wanted(id, &who.to_string())?;
         }
-        let away = |state| matches!(state, FileState::Stub | FileState::Partial | FileState::Releasing);
+        let away =
+            |state| matches!(state, FileState::Stub | FileState::Partial | FileState::Patched | FileState::Releasing);
         if before.is_some_and(away) && store.state(id)?.is_some_and(|state| !away(state)) {
             store.recalled(id, now)?;
         }

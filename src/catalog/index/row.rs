@@ -93,6 +93,7 @@ pub(super) fn state_number(state: FileState) -> i64 {
         FileState::Stub => 3,
         FileState::Damaged => 4,
         FileState::Partial => 5,
+        FileState::Patched => 6,
     }
 }
 
@@ -103,6 +104,7 @@ pub(super) fn state_of(number: i64) -> FileState {
         2 => FileState::Releasing,
         3 => FileState::Stub,
         5 => FileState::Partial,
+        6 => FileState::Patched,
         _ => FileState::Damaged,
     }
 }

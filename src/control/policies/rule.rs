@@ -36,13 +36,13 @@ impl Action {
 
     /// States in which there is something to do.
     pub fn states(self) -> &'static [FileState] {
-        use FileState::{Dual, Partial, Releasing, Resident, Stub};
+        use FileState::{Dual, Partial, Patched, Releasing, Resident, Stub};
         match self {
-            Self::Archive => &[Resident],
+            Self::Archive => &[Resident, Patched],
             Self::Release => &[Dual, Partial],
-            Self::Migrate => &[Resident, Dual, Partial],
-            Self::Recall => &[Stub, Partial, Releasing],
-            Self::Pin | Self::Unpin => &[Resident, Dual, Releasing, Partial, Stub],
+            Self::Migrate => &[Resident, Dual, Partial, Patched],
+            Self::Recall => &[Stub, Partial, Patched, Releasing],
+            Self::Pin | Self::Unpin => &[Resident, Dual, Releasing, Partial, Patched, Stub],
         }
     }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking};
-use super::wire::{LOCAL_TO_REMOTE, Named, REMOTE_TO_LOCAL};
+use super::state::learn_node;
+use super::wire::{LOCAL_TO_REMOTE, Named, REMOTE_TO_LOCAL, Told};
 use crate::kill;
-use crate::peer::{Answer, Call, Event, Local, Verdict};
+use crate::peer::{Call, Event, Local, Verdict};
 use crate::ports::{AttributeCall, Intent, IntentId, IntentKind};
 use crate::record::{Phase, is_peer_key};
 use crate::types::ContentHash;
@@ -33,14 +34,16 @@ impl Engine {
             }
         });
         let Some((call, named, root)) = asked.await?? else { return Ok(true) };
-        let Some(answer) = self.call(cell, call, &named, root).await? else { return Ok(false) };
+        let Some(told) = self.call(cell, call, &named, root).await? else { return Ok(false) };
         kill::point("peer.answered");
         let (this, on) = (self.clone(), cell.clone());
         blocking(move || {
             let mut inner = on.lock();
             this.known(&on, &mut inner)?;
             let local = Local { intended: true, ..this.local(&on, &inner)? };
-            this.decide_and_store(&on, &mut inner, local, Event::Answered(answer), "peer.decided")?;
+            // Stored with what is decided.
+            learn_node(&mut inner, told.from);
+            this.decide_and_store(&on, &mut inner, local, Event::Answered(told.answer), "peer.decided")?;
             Ok::<_, EngineError>(!inner.record.peer.as_ref().is_some_and(|peer| peer.is_handing_over()))
         })
         .await?
@@ -53,7 +56,7 @@ impl Engine {
         call: Call,
         named: &Named,
         root: Option<ContentHash>,
-    ) -> EngineResult<Option<Answer>> {
+    ) -> EngineResult<Option<Told>> {
         let target = self.peer_target()?;
         let tag = if matches!(call, Call::Rtl { .. }) { REMOTE_TO_LOCAL } else { LOCAL_TO_REMOTE };
         let text = |error: serde_json::Error| {
@@ -64,7 +67,7 @@ impl Engine {
             key: named.path.clone(),
             tag: tag.into(),
             value: target.pair.identifiers(),
-            headers: super::wire::headers(&serde_json::to_string(&call).map_err(text)?, named, root),
+            headers: super::wire::headers(&serde_json::to_string(&call).map_err(text)?, named, cell.node.id, root),
             answer: super::wire::ANSWER_HEADER,
         };
         kill::point("peer.asking");
@@ -96,6 +99,13 @@ impl Engine {
                 match this.ask(&cell).await {
                     Ok(true) => return this.decided_after(&cell, note).await,
                     Ok(false) => {}
+                    // Removed meanwhile: nothing of it is left that could be owned.
+                    Err(error) if error.is_gone() => {
+                        if let Err(error) = this.journal.remove(note).await {
+                            tracing::warn!(file = %cell.node.id, "a removed file's change of owner stays noted: {error}");
+                        }
+                        return;
+                    }
                     Err(error) => tracing::warn!(file = %cell.node.id, "it stays undecided who owns it: {error}"),
                 }
             }

@@ -7,16 +7,25 @@ use super::super::cell::Cell;
 use super::super::error::{EngineResult, PeerTrouble};
 use super::super::verify::Checked;
 use crate::peer::{Answer, Phase as There, Refusal};
-use crate::record::Phase;
+use crate::record::{PeerState, Phase};
 
 impl Engine {
     /// Asks the other side how the file is there, and compares. Nothing is changed: which of two contents counts is no question for a machine.
     pub(in crate::engine) async fn check_peer(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<Checked> {
-        let answer = self.ask_facts(cell).await?;
         let peer = {
             let inner = cell.lock();
             self.peer_of(cell, &inner.record)?
         };
+        self.check_peer_record(cell, peer).await.map(|()| Checked::Sound)
+    }
+
+    /// The same, of a record that may not be the file's yet.
+    pub(in crate::engine) async fn check_peer_record(
+        self: &Arc<Self>,
+        cell: &Cell,
+        peer: PeerState,
+    ) -> EngineResult<()> {
+        let answer = self.ask_facts_of(cell, &peer).await?.answer;
         if peer.is_handing_over() {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
@@ -28,8 +37,8 @@ impl Engine {
         let owns = matches!(peer.phase, Phase::Owner { .. });
         match there.phase {
             There::Offering | There::Taking => self.trouble(cell, PeerTrouble::Undecided),
-            There::Owner { .. } if !owns && there.epoch.0 == peer.epoch => Ok(Checked::Sound),
-            There::Stub if owns && there.epoch.0 == peer.epoch => Ok(Checked::Sound),
+            There::Owner { .. } if !owns && there.epoch.0 == peer.epoch => Ok(()),
+            There::Stub if owns && there.epoch.0 == peer.epoch => Ok(()),
             There::Owner { .. } | There::Stub => self.trouble(cell, PeerTrouble::Contradiction),
         }
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking};
-use super::state::{NOWHERE, ownership};
+use super::state::ownership;
+use super::wire::NOWHERE;
 use crate::kill;
 use crate::peer::{Content, Ownership};
 use crate::ports::{Attr, FileKind};
@@ -129,6 +130,16 @@ impl Engine {
     /// Takes in what the owner of a stub's content tells: its generation, size and mtime. What is older than what is known, or is of a file that
     /// this side owns, changes nothing. `true`: something changed. Durable on return.
     pub async fn refresh_peer_stub(self: &Arc<Self>, node: &Inode, facts: &PeerFacts) -> EngineResult<bool> {
+        let changed = self.refresh_peer_stub_unsynced(node, facts).await?;
+        if changed {
+            let cell = self.cells.get(node)?;
+            self.barrier.wait(cell.node).await?;
+        }
+        Ok(changed)
+    }
+
+    /// The same for many files, which the caller makes durable together before he tells anybody that it was done.
+    pub async fn refresh_peer_stub_unsynced(self: &Arc<Self>, node: &Inode, facts: &PeerFacts) -> EngineResult<bool> {
         let cell = self.cells.get(node)?;
         loop {
             let (this, on, facts) = (self.clone(), cell.clone(), *facts);
@@ -176,9 +187,13 @@ impl Engine {
         if let Some(peer) = &mut record.peer {
             peer.there = facts.there;
         }
-        self.save_owner(cell, &mut inner, record, "peer.stub.renewed")?;
+        // The record first: a size that it does not tell of would be taken for somebody's change below.
+        self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("peer.stub.renewed");
+        inner.record = record;
+        self.follow(&mut inner);
         self.set_size(&cell.node, Seal { len: facts.size, mtime: facts.mtime })?;
-        self.lower.sync_node(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        kill::point("peer.stub.resized");
         Ok(Some(true))
     }
 

@@ -23,8 +23,6 @@ mod state;
 mod take;
 pub mod wire;
 
-use std::sync::Arc;
-
 pub use facts::PeerFacts;
 pub use hold::OwnerHold;
 pub(super) use manifest::Manifests;
@@ -153,7 +151,7 @@ impl Engine {
         Ok(())
     }
 
-    fn trouble<T>(&self, cell: &Arc<Cell>, why: PeerTrouble) -> EngineResult<T> {
+    fn trouble<T>(&self, cell: &Cell, why: PeerTrouble) -> EngineResult<T> {
         Err(EngineError::Peer { file: cell.node.id, why })
     }
 }

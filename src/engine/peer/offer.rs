@@ -177,7 +177,7 @@ impl Engine {
         };
         let Some(_lease) = file.try_exclusive().map_err(&failed)? else { return refuse(Refusal::Open) };
         let now = file.stat().map_err(&failed)?;
-        if (now.size, now.mtime) != (copied.attr.size, copied.attr.mtime) {
+        if now.nlink == 0 || (now.size, now.mtime) != (copied.attr.size, copied.attr.mtime) {
             return refuse(Refusal::Changed);
         }
         if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {

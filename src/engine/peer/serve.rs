@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::archive::OpenNote;
 use super::super::cell::{Cell, Inner};
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking, moving};
-use super::state::peer_id;
-use super::wire::Named;
+use super::state::{learn_node, peer_id};
+use super::wire::{Named, Told};
 use crate::kill;
-use crate::peer::{Answer, Call, Content, Epoch, Event, Staged, Verdict};
-use crate::ports::{Keep, LowerFile, OpenFlags};
+use crate::peer::{Call, Content, Epoch, Event, Staged, Verdict};
+use crate::ports::{Attr, Keep, LowerFile, OpenFlags};
 use crate::record::{Claim, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
 use crate::types::{FileId, Generation, Inode, PairFileId};
@@ -68,7 +69,9 @@ impl Engine {
     pub async fn find_peer_file(self: &Arc<Self>, named: &Named) -> EngineResult<Option<Arc<Cell>>> {
         let (this, named) = (self.clone(), named.clone());
         blocking(move || {
-            let by_number = this.lower.by_number(named.node.ino).ok().filter(|(node, _)| node.id == named.node);
+            // One that has no name left is as good as gone, whoever still has it open.
+            let there = |found: &(Inode, Attr)| found.0.id == named.node && found.1.nlink > 0;
+            let by_number = this.lower.by_number(named.node.ino).ok().filter(there);
             if let Some((node, _)) = by_number
                 && let Some(cell) = this.is_of(&node, named.id)?
             {
@@ -104,13 +107,14 @@ impl Engine {
         Some(at)
     }
 
-    /// Answers a call for a file that is here. `staged`: what is staged for it, with the root that the call says.
+    /// Answers a call for a file that is here. `from`: the caller's inode, if told; `staged`: what is staged for it, with the root that the call says.
     pub async fn peer_called(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         call: Call,
+        from: FileId,
         staged: Option<StagedCopy>,
-    ) -> EngineResult<Answer> {
+    ) -> EngineResult<Told> {
         if !self.calling.lock().insert(cell.node.id) {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
@@ -122,7 +126,7 @@ impl Engine {
         let (mut whole, mut copy) = (None, staged);
         loop {
             let (this, on, staged) = (self.clone(), cell.clone(), copy.clone());
-            let decided = blocking(move || this.judge_call(&on, call, staged.as_ref(), whole)).await??;
+            let decided = blocking(move || this.judge_call(&on, call, from, staged.as_ref(), whole)).await??;
             match (decided, &copy) {
                 (Verdict::Answer(answer), _) => {
                     kill::point("peer.granted");
@@ -130,7 +134,7 @@ impl Engine {
                     self.announce_change(cell.node.id);
                     let (this, on) = (self.clone(), cell.clone());
                     self.runtime.spawn(async move { this.free_given_up_by_call(&on, call).await });
-                    return Ok(answer);
+                    return Ok(Told { from: cell.node.id, answer });
                 }
                 (Verdict::Install(content), Some(from)) => match self.install(cell, content, from.file.clone()).await {
                     Ok(()) => whole = Some(content.generation),
@@ -188,11 +192,14 @@ impl Engine {
         &self,
         cell: &Arc<Cell>,
         call: Call,
+        from: FileId,
         staged: Option<&StagedCopy>,
         whole: Option<Generation>,
     ) -> EngineResult<Verdict> {
         let mut inner = cell.lock();
         self.known(cell, &mut inner)?;
+        // Stored with what is decided.
+        learn_node(&mut inner, from);
         let mut local = self.local(cell, &inner)?;
         local.whole = whole;
         local.staged = staged.map(|copy| Staged { epoch: Epoch(copy.epoch), content: copy.content });
@@ -266,7 +273,8 @@ impl Engine {
             Err(error) => Err(error),
         };
         cell.changed.notify_waiters();
-        self.journal.remove(note).await?;
+        // Whatever came of it, some of the copy may be there, and the record says so: once that is durable, the note has done its work.
+        self.spawn_forget_when_durable(cell.clone(), Some(OpenNote::Settle(note)));
         copied
     }
 

@@ -6,6 +6,7 @@ use super::super::cell::{Cell, Inner};
 use super::super::error::{EngineError, EngineResult};
 use super::super::session::date;
 use super::super::{Engine, EngineError as Error};
+use super::wire::NOWHERE;
 use crate::kill;
 use crate::peer::{self, Attempt, Content, Epoch, Local, Ownership, Ticket, Verdict, decide};
 use crate::ports::SetAttr;
@@ -142,5 +143,9 @@ impl Engine {
     }
 }
 
-/// No inode: where the other side's is not known.
-pub(super) const NOWHERE: FileId = FileId { ino: 0, birth: 0 };
+/// The other side's inode of a file, as it has just told it.
+pub(super) fn learn_node(inner: &mut Inner, from: FileId) {
+    if let Some(peer) = inner.record.peer.as_mut().filter(|_| from != NOWHERE) {
+        peer.there = from;
+    }
+}

@@ -10,12 +10,15 @@ use super::super::cell::Cell;
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::fill::Fill;
 use super::super::{Engine, blocking};
-use super::wire::Verb;
+use super::state::learn_node;
+use super::wire::{Told, Verb};
 use crate::peer::{Answer, Event, Local, Verdict};
 use crate::ports::IntentId;
-use crate::record::{Claim, Phase, Record};
+use crate::record::{Claim, PeerState, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
-use crate::types::FileId;
+
+/// Longest answer about a file that is read, in bytes.
+const FACTS_MAX: u64 = 64 << 10;
 
 impl Engine {
     /// A recall of the other side's content has brought all of it. `touched`: its note.
@@ -128,23 +131,31 @@ impl Engine {
         self.asked_to_take(cell, note).await
     }
 
-    /// What the owner says of a file, as the other side tells it by itself.
-    pub(super) async fn ask_facts(&self, cell: &Cell) -> EngineResult<Answer> {
-        let key = {
+    /// How a file is at the other side.
+    pub(super) async fn ask_facts(&self, cell: &Cell) -> EngineResult<Told> {
+        let peer = {
             let inner = cell.lock();
-            let peer = self.peer_of(cell, &inner.record)?;
-            drop(inner);
-            self.named(&cell.node, &peer).key(Verb::Facts)
+            self.peer_of(cell, &inner.record)?
         };
-        let body =
-            self.peer_target()?.remote.get_all(&key, 64 << 10).await.map_err(EngineError::remote(cell.node.id))?;
-        serde_json::from_slice(&body)
-            .map_err(|_| EngineError::Peer { file: cell.node.id, why: PeerTrouble::Contradiction })
+        let told = self.ask_facts_of(cell, &peer).await?;
+        // In memory until something else is stored: a hint, by which it is found again after a rename.
+        learn_node(&mut cell.lock(), told.from);
+        Ok(told)
+    }
+
+    /// The same, of what a record says that may not be the file's yet.
+    pub(super) async fn ask_facts_of(&self, cell: &Cell, peer: &PeerState) -> EngineResult<Told> {
+        let key = self.named(&cell.node, peer).key(Verb::Facts);
+        let asked = self.peer_target()?.remote.get_all(&key, FACTS_MAX).await;
+        let body = asked.map_err(EngineError::remote(cell.node.id))?;
+        let why = PeerTrouble::Contradiction;
+        serde_json::from_slice(&body).map_err(|_| EngineError::Peer { file: cell.node.id, why })
     }
 
     /// Asks the owner how a stub's content is now, and makes the stub one of that.
     pub async fn refresh_from_peer(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<bool> {
-        match self.ask_facts(cell).await? {
+        let told = self.ask_facts(cell).await?;
+        match told.answer {
             Answer::Facts(facts)
                 if matches!(
                     facts.phase,
@@ -156,7 +167,7 @@ impl Engine {
                     let peer = self.peer_of(cell, &inner.record)?;
                     (peer.id, peer.there)
                 };
-                let told = super::PeerFacts {
+                let facts = super::PeerFacts {
                     id,
                     generation: facts.content.generation,
                     epoch: facts.epoch.0,
@@ -164,7 +175,7 @@ impl Engine {
                     mtime: facts.content.mtime,
                     there,
                 };
-                self.refresh_peer_stub(&cell.node, &told).await
+                self.refresh_peer_stub(&cell.node, &facts).await
             }
             Answer::Facts(facts) if matches!(facts.phase, crate::peer::Phase::Owner { .. }) => {
                 self.trouble(cell, PeerTrouble::BeingWritten)
@@ -175,15 +186,20 @@ impl Engine {
 
     /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
     pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
-        use crate::peer::Phase::Owner;
-        match self.ask_facts(cell).await {
-            Ok(Answer::Facts(facts)) if facts.phase == (Owner { published: false }) => {
-                EngineError::Peer { file: cell.node.id, why: PeerTrouble::BeingWritten }
-            }
-            Ok(Answer::Facts(_)) => EngineError::Cancelled,
-            Ok(_) => EngineError::Peer { file: cell.node.id, why: PeerTrouble::NotThere },
-            Err(error) => error,
-        }
+        use crate::peer::Phase::{Offering, Owner};
+        let known = cell.lock().record.generation;
+        let why = match self.ask_facts(cell).await.map(|told| told.answer) {
+            Ok(Answer::Facts(facts)) => match facts.phase {
+                Owner { published: false } => PeerTrouble::BeingWritten,
+                // The stub becomes one of that.
+                Owner { .. } | Offering if facts.content.generation >= known => return EngineError::Cancelled,
+                // It was restored from a backup, or so was this side; or the file has just come here.
+                _ => PeerTrouble::Contradiction,
+            },
+            Ok(_) => PeerTrouble::NotThere,
+            Err(error) => return error,
+        };
+        EngineError::Peer { file: cell.node.id, why }
     }
 
     /// Somebody opens a stub for reading: whether its content is still what is known of it is found out behind his back. He may read what it was; who comes
@@ -204,12 +220,5 @@ impl Engine {
     /// Whether an error of a recall says that the content was changed at the other side.
     pub(in crate::engine) fn says_moved(&self, error: &EngineError) -> bool {
         matches!(error, EngineError::Remote { source, .. } if source.kind == crate::ports::RemoteErrorKind::Conflict)
-    }
-
-    /// Waits until a file of the pair is this side's, as far as that depends on what was asked: for tests and commands.
-    pub async fn decided_owner(&self, file: FileId) -> bool {
-        let Some(cell) = self.cells.live(file) else { return true };
-        cell.wait_until(|inner| inner.machine.activity() != Activity::HandingOver).await;
-        !cell.lock().machine.is_foreign()
     }
 }

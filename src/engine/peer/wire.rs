@@ -5,23 +5,37 @@
 
 use std::path::Path;
 
-use crate::peer::Content;
+use serde::{Deserialize, Serialize};
+
+use crate::peer::{Answer, Content};
 use crate::record::peer_key;
 use crate::types::{ContentHash, FileId, Generation, ObjectKey, PairFileId, STAGING_NAME, Timestamp};
 
 /// Longest key that S3 has.
 const KEY_BYTES_MAX: usize = 1_024;
+/// An answer, and the inode of the side that gives it; zeros where it has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    pub from: FileId,
+    pub answer: Answer,
+}
+
 /// The header of a call that changes the owner: JSON of [`crate::peer::Call`].
 pub const CALL_HEADER: &str = "x-tierfs-call";
-/// Of its answer: JSON of [`crate::peer::Answer`]. Without it, whatever was answered is no answer.
+/// Of its answer: JSON of [`Told`]. Without it, whatever was answered is no answer.
 pub const ANSWER_HEADER: &str = "x-tierfs-answer";
 /// The callee's inode, as last heard of.
 pub const NODE_HEADER: &str = "x-tierfs-node";
+/// The caller's own inode: how it is found from now on, whatever it is called.
+pub const FROM_HEADER: &str = "x-tierfs-from";
 /// With `ltr`: the root over the hashes of what was staged.
 pub const ROOT_HEADER: &str = "x-tierfs-root";
 /// The keys of the attribute calls (R6), made as tags of an object.
 pub const LOCAL_TO_REMOTE: &str = "ltr_local_to_remote";
 pub const REMOTE_TO_LOCAL: &str = "rtl_remote_to_local";
+
+/// No inode: where the other side's is not known.
+pub const NOWHERE: FileId = FileId { ino: 0, birth: 0 };
 
 /// Which file is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +50,7 @@ pub struct Named {
 /// What is asked by a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// JSON of the answer to [`crate::peer::Call::Head`].
+    /// JSON of what is told ([`Told`]) to [`crate::peer::Call::Head`].
     Facts,
     /// Bytes of a generation.
     Content(Generation),
@@ -96,8 +110,14 @@ impl Named {
 }
 
 /// What goes with an attribute call.
-pub(super) fn headers(call: &str, named: &Named, root: Option<ContentHash>) -> Vec<(&'static str, String)> {
-    let mut headers = vec![(CALL_HEADER, call.to_owned()), (NODE_HEADER, named.node.to_string())];
+pub(super) fn headers(
+    call: &str,
+    named: &Named,
+    from: FileId,
+    root: Option<ContentHash>,
+) -> Vec<(&'static str, String)> {
+    let mut headers =
+        vec![(CALL_HEADER, call.to_owned()), (NODE_HEADER, named.node.to_string()), (FROM_HEADER, from.to_string())];
     headers.extend(root.map(|root| (ROOT_HEADER, root.to_string())));
     headers
 }

@@ -270,6 +270,7 @@ impl S3 for Protocol {
             let headers = AttributeHeaders {
                 call: header(wire::CALL_HEADER),
                 node: header(wire::NODE_HEADER),
+                from: header(wire::FROM_HEADER),
                 root: header(wire::ROOT_HEADER),
             };
             let answer = this.store.attribute_call(&req.input.bucket, &req.input.key, tags, headers).await;

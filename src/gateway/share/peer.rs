@@ -13,7 +13,7 @@ use super::error::About;
 use super::publish::{NewFile, append};
 use super::staging::{directory, entries};
 use super::to_the_end;
-use crate::engine::wire::{LOCAL_TO_REMOTE, Named, REMOTE_TO_LOCAL, Verb};
+use crate::engine::wire::{LOCAL_TO_REMOTE, NOWHERE, Named, REMOTE_TO_LOCAL, Told, Verb};
 use crate::engine::{Cell, EngineResult, StagedCopy};
 use crate::fs::FsError;
 use crate::gateway::blocking;
@@ -21,9 +21,9 @@ use crate::gateway::store::{
     AttributeHeaders, Content, ObjectInfo, PartInfo, Seal, StoreError, StoreResult, Upload, UploadId,
 };
 use crate::lower::{Dir, Share};
-use crate::peer::{self, Answer, Call};
+use crate::peer::{self, Call};
 use crate::ports::{Lower, LowerFile, OpenFlags, RenameMode};
-use crate::types::{ByteRange, ContentHash, Generation, PairFileId, STAGING_NAME, Timestamp};
+use crate::types::{ByteRange, ContentHash, FileId, Generation, PairFileId, STAGING_NAME, Timestamp};
 
 /// Tells who asks by it that this is the gateway of a pair's share, and that they may ask.
 pub const HELLO: &str = ".tierfs-gateway/hello";
@@ -73,7 +73,8 @@ impl Acting {
 
     async fn peer_file(&self, key: &str, named: &Named) -> StoreResult<Arc<Cell>> {
         let found = engine(key, self.shared.fs.engine.find_peer_file(named).await)?;
-        found.ok_or_else(|| StoreError::NoSuchKey(key.to_owned()))
+        // Perhaps its name is on the way: what is not certain is not said.
+        found.ok_or_else(|| StoreError::Unavailable(format!("{key}: no file of this id is found here")))
     }
 
     /// What a peer's key stands for.
@@ -91,11 +92,12 @@ impl Acting {
         match verb {
             Verb::Facts => {
                 let call = Call::Head { file: peer::PairFileId(u128::from_be_bytes(named.id.0)) };
-                let answer = match engine(key, fs.engine.find_peer_file(&named).await)? {
-                    Some(cell) => engine(key, fs.engine.peer_called(&cell, call, None).await)?,
-                    None => peer::answer_gone(call),
+                let told = match engine(key, fs.engine.find_peer_file(&named).await)? {
+                    Some(cell) => engine(key, fs.engine.peer_called(&cell, call, NOWHERE, None).await)?,
+                    // To who only asks how it is.
+                    None => Told { from: NOWHERE, answer: peer::answer_gone(call) },
                 };
-                let text = serde_json::to_vec(&answer).map_err(|error| StoreError::Failed(error.to_string()))?;
+                let text = serde_json::to_vec(&told).map_err(|error| StoreError::Failed(error.to_string()))?;
                 Ok(body(text, "facts".into()))
             }
             Verb::Content(generation) => {
@@ -277,25 +279,31 @@ impl Acting {
             path: key.clone(),
         };
         let root = parse_root(&headers.root);
-        let answer = to_the_end(self.answered(key, named, call, root)).await?;
-        serde_json::to_string(&answer).map_err(|error| StoreError::Failed(error.to_string()))
+        // Only a hint: without it the path is tried.
+        let from = headers.from.parse().unwrap_or(NOWHERE);
+        let told = to_the_end(self.answered(key, named, call, from, root)).await?;
+        serde_json::to_string(&told).map_err(|error| StoreError::Failed(error.to_string()))
     }
 
-    async fn answered(self, key: String, named: Named, call: Call, root: Option<ContentHash>) -> StoreResult<Answer> {
+    async fn answered(
+        self,
+        key: String,
+        named: Named,
+        call: Call,
+        from: FileId,
+        root: Option<ContentHash>,
+    ) -> StoreResult<Told> {
         let fs = self.shared.fs.clone();
-        let Some(cell) = engine(&key, fs.engine.find_peer_file(&named).await)? else {
-            // Perhaps its name is on the way: what is not certain is no answer, and it is asked again.
-            return Err(StoreError::Unavailable(format!("{key}: no file of this id is found here")));
-        };
+        let cell = self.peer_file(&key, &named).await?;
         let (acting, id) = (self.clone(), named.id);
         let staged = blocking(move || acting.staged(id, &call, root)).await?;
-        let answer = engine(&key, fs.engine.peer_called(&cell, call, staged).await)?;
+        let told = engine(&key, fs.engine.peer_called(&cell, call, from, staged).await)?;
         if matches!(call, Call::Ltr { .. }) {
             let acting = self;
             // Taken or refused: nobody asks for it any more. Else the next copy replaces it.
             let _ = blocking(move || acting.forget_stages(&acting.stages()?, id, None)).await;
         }
-        Ok(answer)
+        Ok(told)
     }
 }
 

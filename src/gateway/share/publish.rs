@@ -91,6 +91,7 @@ impl Acting {
                 let attr = file.file.stat().about(for_key.as_str())?;
                 let meta = Meta::new(&sealed, &sizes, id, &attr);
                 meta.save(acting.share(), &file.node)?;
+                acting.shared.fs.to_be_written(&file.node).about(for_key.as_str())?;
                 file.file.sync(false).about(for_key.as_str())?;
                 Ok((place, meta.info(for_key.as_str().to_owned(), &file.node, &attr, true)))
             });

@@ -23,6 +23,9 @@ struct Message {
 
 struct Answer(Bytes);
 
+/// An answer as an object.
+type Told = (Arc<ObjectInfo>, Arc<dyn Content>);
+
 fn about(error: SyncError) -> StoreError {
     match error {
         // The other side begins a run anew.
@@ -69,6 +72,7 @@ impl Acting {
     /// Tells the metadata sync of a file that has taken another one's place.
     pub async fn known_by_peer(&self, node: Inode) {
         let Some(receiver) = self.shared.sync.clone() else { return };
+        self.shared.fs.was_written(&node);
         let kept = blocking(move || receiver.replaced(&node).map_err(about)).await;
         if let Err(error) = kept {
             // The master's next word on its name says so again.
@@ -85,7 +89,7 @@ impl Acting {
     }
 
     /// What a message was answered.
-    pub fn answer(&self, key: &str) -> Option<StoreResult<(Arc<ObjectInfo>, Arc<dyn Content>)>> {
+    pub fn answer(&self, key: &str) -> Option<StoreResult<Told>> {
         Some(self.messages(key)?.and_then(|(receiver, _, path)| {
             let answer = receiver.get(&path).ok_or_else(|| StoreError::NoSuchKey(key.to_owned()))?;
             let info = info(&path, format!("answer-{}", answer.len()), answer.len() as u64);

@@ -160,6 +160,7 @@ pub struct Seal {
 pub struct AttributeHeaders {
     pub call: String,
     pub node: String,
+    pub from: String,
     pub root: String,
 }
 
