@@ -186,12 +186,16 @@ fn play(sides: &Sides, seed: u64, number: u64, counts: &mut BTreeMap<String, u64
     for _ in 0..FILES {
         round.create(&mut dice);
     }
-    let looks = AtomicU64::new(0);
+    let (looks, busy) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let round = &round;
+        let (round, busy) = (&round, &busy);
         for side in [0, 1] {
             for user in 0..USERS {
-                scope.spawn(move || round.user(side, &mut Dice::new(seed, number, 10 + 2 * user + side as u64)));
+                busy.fetch_add(1, Ordering::SeqCst);
+                scope.spawn(move || {
+                    round.user(side, &mut Dice::new(seed, number, 10 + 2 * user + side as u64));
+                    busy.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         }
         scope.spawn(|| watch(round, &looks));
@@ -201,6 +205,16 @@ fn play(sides: &Sides, seed: u64, number: u64, counts: &mut BTreeMap<String, u64
             std::thread::sleep(Duration::from_millis(20));
         }
         round.over.store(true, Ordering::SeqCst);
+        // Whoever waits for the other side does so for half a minute. A call that hangs would hang this test, too: its daemon is ended.
+        let deadline = Instant::now() + PATIENCE;
+        while busy.load(Ordering::SeqCst) > 0 {
+            if Instant::now() > deadline {
+                round.complain(format!("a user waits for more than {PATIENCE:?}"));
+                sides.kill();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     });
     sides.heal();
     for (what, count) in round.counts.lock().unwrap().iter() {

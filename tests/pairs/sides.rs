@@ -60,6 +60,13 @@ impl Sides {
         }
     }
 
+    /// Ends both daemons: who waits for them gets an error.
+    pub fn kill(&self) {
+        for daemon in self.sides.iter().filter_map(|side| side.daemon) {
+            let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
+        }
+    }
+
     pub fn logs(&self) -> String {
         self.sides.iter().map(|side| format!("--- the log of {} ---\n{}", side.name(), side.log())).collect()
     }

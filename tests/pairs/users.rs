@@ -33,6 +33,8 @@ impl Round<'_> {
     }
 
     pub fn complain(&self, what: String) {
+        // In case that what follows does not end.
+        eprintln!("{what}");
         self.wrong.lock().unwrap().push(what);
         self.over.store(true, Ordering::SeqCst);
     }
