@@ -365,7 +365,7 @@ pub const SOCKET_XATTR: &str = "user.tierfs.socket";
 pub const RECALLS_XATTR: &str = "user.tierfs.recalls";
 
 /// The state of one file as people see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileState {
     Resident,
@@ -394,6 +394,8 @@ impl From<Claim> for FileState {
 }
 
 impl FileState {
+    pub const ALL: [Self; 6] = [Self::Resident, Self::Dual, Self::Releasing, Self::Stub, Self::Partial, Self::Damaged];
+
     /// The word in output and in `user.tierfs.state`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -11,31 +11,33 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
+use super::other_end::{remote_config, target, watch_pair};
 use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
 use crate::catalog::index::Index;
+use crate::control::announce::AnnounceFile;
+use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
-use crate::control::policy::{Policy, Runner};
+use crate::control::policy::Runner;
 use crate::control::scrub::{self, Scrub};
-use crate::control::server::{Server, Socket};
-use crate::engine::{Engine, Limits, RestorePolicy, SlotLimits, Target};
+use crate::control::server::{Server, Socket, Watch};
+use crate::control::space::Keeper;
+use crate::control::tasks::Queue;
+use crate::engine::{Engine, Limits, SlotLimits, Target};
 use crate::fs::{Delay, Fs, FsOptions};
 use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::capabilities::{self, Found};
-use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, WhenArchived};
-use crate::ports::{
-    Capabilities, Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, RemoteErrorKind, RemoteResult, SystemClock,
-};
+use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, capabilities};
+use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
-use crate::record::{PairRef, Record};
-use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use crate::record::Record;
+use crate::remote::S3Remote;
 use crate::sync::Ends;
-use crate::types::{ContentHash, FileId, ObjectKey, PairName};
+use crate::types::{ContentHash, FileId, PairName};
 
 /// Most async workers; one a core below that. Blocking work has threads of its own.
 const WORKERS_MAX: usize = 4;
@@ -45,12 +47,10 @@ const TTL_S: u64 = 60;
 const BLOCKING_MAX: usize = 64;
 /// How long transfers may take to come to rest when the mount goes away.
 const REST_WITHIN: Duration = Duration::from_secs(30);
+/// How long announcements may take then.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// How long a process that served the share before may take to end.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
-/// Longest answer of a gateway to who asks who it is, in bytes.
-const HELLO_MAX: u64 = 4 << 10;
-/// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
-const PROBE_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) fn failed(what: impl std::fmt::Display) -> CliError {
     CliError::Failed(what.to_string())
@@ -75,6 +75,10 @@ pub(super) struct Served<'a> {
     pub rules: &'a Rules,
     pub recalls: SlotLimits,
     pub state_dir: &'a Path,
+    /// How long requests wait for room on a full share; zero where nobody makes any.
+    pub space_wait: Duration,
+    /// Where finished and failed files are announced.
+    pub announce: Option<&'a Path>,
     /// What serves it, for those who come second.
     pub by: String,
 }
@@ -123,11 +127,17 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
+    if let Some(path) = served.announce {
+        let file = AnnounceFile::open(path)
+            .map_err(|error| failed(format!("cannot announce in {}: {error}", path.display())))?;
+        engine.announce_to(file);
+    }
     if !read_only {
         let settled = runtime.block_on(engine.recover()).map_err(failed)?;
         if settled > 0 {
             tracing::info!(settled, "interrupted transfers were settled");
         }
+        runtime.block_on(engine.announce_owed()).map_err(failed)?;
     }
     let index = open_index(share.clone(), &state.index);
     if let Some(index) = &index {
@@ -146,6 +156,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         socket: Some(state.socket.clone()),
         delay: served.delay.clone(),
         rules: served.rules.clone(),
+        space_wait: served.space_wait,
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
@@ -167,6 +178,14 @@ pub(super) fn come_to_rest(runtime: Runtime, engine: &Engine, index: Option<Arc<
         if tokio::time::timeout(REST_WITHIN, rest).await.is_err() {
             tracing::warn!("transfers still run; the next mount settles them");
         }
+        let told = async {
+            while engine.is_announcing() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // What is not told by then is told at the next start.
+        let _ = tokio::time::timeout(TOLD_WITHIN, told).await;
+        engine.close_announcements().await;
     });
     if let Some(index) = index {
         index.close();
@@ -185,12 +204,16 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         rules: &args.rules,
         recalls: args.recalls,
         state_dir: &args.state_dir,
+        // Without a pair nothing can be freed.
+        space_wait: if args.pair.is_some() && !args.read_only { args.space.wait } else { Duration::ZERO },
+        announce: args.observe.announce.as_deref(),
         by: format!("mounted at {}", args.mountpoint.display()),
     };
     let parts = assemble(&served)?;
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
-    let Parts { lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only, .. } = parts;
+    let metrics = args.observe.bind(&parts.runtime)?;
+    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -211,6 +234,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         let rules = rules.unwrap_or_else(Policies::none);
         Manager::new(lower.clone(), engine.clone(), index, path, rules)
     });
+    let served_fs = fs.clone();
     let server = Arc::new(Server {
         policies: policies.clone(),
         names,
@@ -223,11 +247,20 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         scrub: scrub.clone(),
         index: index.clone(),
         sync: sync.clone(),
+        watch: Watch {
+            descriptors: Some(Box::new(move || share.descriptors_cached())),
+            metrics: metrics.as_ref().map(|(_, at)| *at),
+            space: args.space,
+            ..Watch::default()
+        },
     });
     runtime.spawn(server.clone().serve(socket));
+    if let Some((listener, _)) = metrics {
+        runtime.spawn(metrics::serve(listener, server.clone()));
+    }
     if let Some(remote) = remote {
         let role = args.pair.as_ref().map_or(RemoteRole::Gfs, |pair| pair.role);
-        runtime.spawn(watch_pair(server, remote, role));
+        runtime.spawn(watch_pair(server.clone(), remote, role));
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());
@@ -237,13 +270,22 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         if let Some(policies) = policies {
             runtime.spawn(policies.run());
         }
-        let policy = Policy {
-            archive_after: args.policy.archive_after,
-            release_above_pct: args.policy.release.map(|(above, _)| above),
-            release_below_pct: args.policy.release.map(|(_, below)| below),
-        };
-        if !policy.is_idle() {
-            let runner = Runner::new(lower, engine.clone(), clock, policy);
+        if args.pair.is_some() && !args.space.is_idle() {
+            let keeper = Keeper::new(lower.clone(), engine.clone(), served_fs, index.clone(), args.space);
+            runtime.spawn(keeper.run());
+        }
+        if args.pair.is_some() {
+            let rates = args.task_rates.clone();
+            match Queue::open(&state.tasks, lower.clone(), engine.clone(), server.fs.recorder_handle(), rates) {
+                Ok(queue) => {
+                    let _ = server.watch.tasks.set(queue.clone());
+                    runtime.spawn(queue.run());
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        if let Some(after) = args.policy.archive_after {
+            let runner = Runner::new(lower, engine.clone(), index.clone(), clock, after);
             runtime.spawn(Arc::new(runner).run());
         }
     }
@@ -315,6 +357,7 @@ struct ShareState {
     index: PathBuf,
     /// What the metadata sync remembers.
     sync: PathBuf,
+    tasks: PathBuf,
     socket: PathBuf,
     /// Locked as long as this process serves the share.
     _claim: std::fs::File,
@@ -337,6 +380,7 @@ impl ShareState {
             journal: dir.join("journal.sqlite"),
             index: dir.join("index.sqlite"),
             sync: dir.join("sync.sqlite"),
+            tasks: dir.join("tasks.sqlite"),
             socket: dir.join("control").join("socket"),
         })
     }
@@ -425,70 +469,6 @@ fn kernel_flags(flags: &MountFlags, read_only: bool) -> KernelFlags {
     all
 }
 
-fn remote_config(pair: &Pair) -> RemoteConfig {
-    let profile = pair.credentials_profile.clone();
-    let mut config = RemoteConfig::new(pair.name.clone(), pair.bucket.clone(), "");
-    config.prefix = pair.prefix.clone();
-    config.endpoints = pair.endpoints.clone();
-    config.region = pair.region.clone();
-    config.credentials = match &pair.credentials_file {
-        Some(path) => CredentialsFrom::File { path: path.clone(), profile },
-        None => CredentialsFrom::Chain { profile },
-    };
-    // Whole chunks only: a part is hashed chunk by chunk as it is read.
-    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
-    config
-}
-
-/// `probed`: what the last probe found.
-fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabilities::Probed>) -> Target {
-    let plain = probed.is_some_and(|probed| probed.peer == Some(false));
-    Target {
-        pair: PairRef {
-            name: pair.name.clone(),
-            local_cluster: pair.local_cluster.clone(),
-            local_share: pair.local_share.display().to_string(),
-            remote_cluster: pair.remote_cluster.clone(),
-            remote_share: match pair.prefix.as_str() {
-                "" => pair.bucket.clone(),
-                prefix => format!("{}/{prefix}", pair.bucket),
-            },
-        },
-        prefix: pair.prefix.clone(),
-        remote,
-        peer: pair.role == RemoteRole::Gpeer && !plain,
-        chunk_size: pair.chunk_size,
-        retention_s: pair.retention_s,
-        recall: pair.recall,
-        restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
-    }
-}
-
-/// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
-async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: RemoteRole) {
-    loop {
-        match probe_remote(role, &remote).await {
-            Ok(Found { peer: Some(false), .. }) => {
-                let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, if \
-                           `tierfs pair edit` is let probe it";
-                tracing::warn!("{why}");
-                *server.probe_problem.lock() = Some(why.into());
-                return;
-            }
-            Ok(found) => {
-                tracing::info!(?found, "the pair's endpoint answers");
-                *server.probe_problem.lock() = None;
-                return;
-            }
-            Err(error) => {
-                tracing::warn!("the pair cannot be used at present: {error}");
-                *server.probe_problem.lock() = Some(error.to_string());
-            }
-        }
-        tokio::time::sleep(PROBE_PAUSE).await;
-    }
-}
-
 /// SIGTERM and SIGINT unmount. In use, the mount goes out of sight and ends with its last user.
 async fn unmount_on_signal(mountpoint: PathBuf, (mut terminate, mut interrupt): (Signal, Signal)) {
     loop {
@@ -533,32 +513,6 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
         server.shutdown().await;
         Ok(())
     })
-}
-
-/// Tries what the pair's endpoint can do. The error is one line without a secret.
-pub fn probe(pair: &Pair) -> Result<Found, String> {
-    let runtime = runtime().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
-        probe_remote(pair.role, &remote).await.map_err(|error| error.to_string())
-    })
-}
-
-/// Asks the gateway of a share who it is; tries what a store can do.
-async fn probe_remote(role: RemoteRole, remote: &S3Remote) -> RemoteResult<Found> {
-    let mut peer = None;
-    if role == RemoteRole::Gpeer {
-        match remote.get_all(&ObjectKey(gateway::HELLO.into()), HELLO_MAX).await {
-            Ok(_) => {
-                // Nothing is tried there: its keys are people's files.
-                let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
-                return Ok(Found { capabilities, peer: Some(true) });
-            }
-            Err(error) if error.kind == RemoteErrorKind::NotFound => peer = Some(false),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Found { capabilities: remote.probe().await?, peer })
 }
 
 /// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.

@@ -291,6 +291,16 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             file.path = here(file.path);
             Reply::Candidate(file)
         }
+        Reply::Task(mut task) => {
+            task.paths = task.paths.into_iter().map(here).collect();
+            Reply::Task(task)
+        }
+        Reply::Figures(mut figures) => {
+            for recall in &mut figures.recalls {
+                recall.path = here(recall.path.clone());
+            }
+            Reply::Figures(figures)
+        }
         Reply::Why(mut why) => {
             why.path = here(why.path);
             Reply::Why(why)

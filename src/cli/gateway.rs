@@ -157,6 +157,8 @@ impl GatewayCommand {
             rules: &Rules::default(),
             recalls: SlotLimits::default(),
             state_dir,
+            space_wait: std::time::Duration::ZERO,
+            announce: None,
             by: format!("served as S3 at {}", gateway.listen),
         };
         let parts = daemon::assemble(&served)?;

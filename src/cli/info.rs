@@ -11,7 +11,7 @@ use crate::control::ControlError;
 use crate::control::client::mount_info;
 use crate::control::locate::absolute;
 use crate::control::mountinfo;
-use crate::control::protocol::{Reply, ScrubInfo, ScrubPass};
+use crate::control::protocol::{Reply, ScrubInfo, ScrubPass, SpaceInfo};
 use crate::pair::units::format_size;
 
 /// Show what a mount is: its share, daemon and pair, what it does now, and what the kernel has asked of it.
@@ -62,7 +62,9 @@ impl Info {
             ("transfers", &format!("{} running, {uploads} noted as unfinished", info.transfers)),
             ("deletions", &format!("{deletions} objects wait for theirs")),
             ("failed", &failed),
+            ("space", &info.space.as_ref().map_or("?".into(), space)),
             ("scrub", &scrub),
+            ("metrics", &info.metrics.map_or("off".into(), |at| format!("http://{at}/metrics"))),
         ] {
             output::line(&output::plain(&format!("{name:<12}{value}")));
         }
@@ -70,6 +72,19 @@ impl Info {
         output::line(&format!("{:<12}{}", "requests", requests.join(", ")));
         Ok(Exit::Done)
     }
+}
+
+/// The share's space, in a line.
+fn space(space: &SpaceInfo) -> String {
+    let mut text = format!("{} of {} available", format_size(space.available), format_size(space.total));
+    if space.reserve > 0 {
+        text += &format!(", {} kept so", format_size(space.reserve));
+    }
+    if space.removed_files > 0 {
+        let (files, bytes) = (space.removed_files, format_size(space.removed_bytes));
+        text += &format!("; {bytes} held by {files} removed files that are still open");
+    }
+    text
 }
 
 /// What the scrub does, in a line.

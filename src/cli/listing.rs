@@ -15,7 +15,8 @@ use crate::control::protocol::{FileState, Reply, Request, Summary, WirePath};
 use crate::pair::units::{format_size, parse_duration, parse_size};
 
 /// What is remote only, in bytes.
-const OFFLINE: &str = "CASE WHEN f.state IN (2, 3) THEN f.size ELSE 0 END";
+pub(super) const OFFLINE: &str =
+    "CASE WHEN f.state IN (2, 3) THEN f.size WHEN f.state IN (5, 6) THEN max(f.size - f.blocks * 512, 0) ELSE 0 END";
 /// Rows whose columns are made equally wide.
 const TABLE_ROWS_MAX: usize = 1_000;
 
@@ -126,7 +127,7 @@ fn inode(path: &Path) -> String {
 }
 
 /// Directories at and below a path, as the table `dirs (top, ino)`; `top`: the one directly below the path that leads there, or the path itself.
-fn dirs(path: &Path) -> String {
+pub(super) fn dirs(path: &Path) -> String {
     let start = inode(path);
     format!(
         "WITH RECURSIVE below(top, ino) AS (SELECT ino, ino FROM f WHERE parent = {start} AND kind = 'd' \
@@ -136,7 +137,7 @@ fn dirs(path: &Path) -> String {
 }
 
 /// Asks the mount a path is on; rows go to `each`.
-fn ask(
+pub(super) fn ask(
     global: &Global,
     path: &Path,
     statement: &dyn Fn(&Path) -> String,
@@ -155,12 +156,12 @@ fn ask(
     })
 }
 
-fn number(cell: &Value) -> u64 {
+pub(super) fn number(cell: &Value) -> u64 {
     cell.as_u64().unwrap_or(0)
 }
 
 /// The path in a cell, as it is seen from here.
-fn path_of(mount: &MountEntry, cell: &Value) -> PathBuf {
+pub(super) fn path_of(mount: &MountEntry, cell: &Value) -> PathBuf {
     let inside = serde_json::from_value::<WirePath>(cell.clone()).map(|path| path.to_path()).unwrap_or_default();
     mount.outside(&inside).unwrap_or(inside)
 }

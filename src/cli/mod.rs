@@ -16,13 +16,18 @@ mod holders;
 mod index;
 mod info;
 mod listing;
+mod log;
 mod migrate;
 pub mod mount;
 mod mount_options;
+mod observe;
+mod other_end;
 mod output;
+mod overview;
 mod pair;
 mod pin;
 mod policy;
+mod quota;
 mod ready;
 mod rebuild;
 mod recall;
@@ -35,6 +40,9 @@ mod sql;
 mod status;
 mod sync;
 mod synced;
+mod tasks;
+mod top;
+mod trace;
 mod umount;
 mod undelete;
 mod verify;
@@ -51,6 +59,7 @@ pub use dev_s3::DevS3Args;
 pub use exit::{CliError, Exit};
 pub use gateway::GatewayArgs;
 pub use mount::{MountArgs, MountFlags, Policy};
+pub use observe::ObserveArgs;
 pub use ready::Ready;
 
 /// Moves cold files' content to an S3 store and brings it back on read.
@@ -87,6 +96,9 @@ pub struct Global {
     /// Say more in the log (-v debug, -vv trace); $TIERFS_LOG takes tracing's filter syntax.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// How the log is written: text for people, json for programs (an object a line).
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t, env = "TIERFS_LOG_FORMAT")]
+    pub log_format: log::LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,6 +126,11 @@ enum Command {
     Policy(policy::PolicyCommand),
     Why(why::Why),
     Sync(sync::SyncCommand),
+    Trace(trace::Trace),
+    Tasks(tasks::TasksCommand),
+    Top(top::Top),
+    Quota(quota::QuotaCommand),
+    Report(overview::ReportCommand),
     History(history::History),
     Undelete(undelete::Undelete),
     SaveNames(save_names::SaveNames),
@@ -125,7 +142,7 @@ enum Command {
 /// Parses the command line, runs the command, prints its error, gives the exit code.
 pub fn main() -> ExitCode {
     let mut cli = Cli::parse();
-    start_log(cli.global.verbose);
+    log::start(cli.global.verbose, cli.global.log_format);
     let result = absolute_dirs(&mut cli.global).and_then(|()| run(&cli));
     match result {
         Ok(exit) => exit.into(),
@@ -166,6 +183,11 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Policy(command) => command.run(global),
         Command::Why(command) => command.run(global),
         Command::Sync(command) => command.run(global),
+        Command::Trace(command) => command.run(global),
+        Command::Tasks(command) => command.run(global),
+        Command::Top(command) => command.run(global),
+        Command::Quota(command) => command.run(global),
+        Command::Report(command) => command.run(global),
         Command::History(command) => command.run(global),
         Command::Undelete(command) => command.run(global),
         Command::SaveNames(command) => command.run(global),
@@ -182,23 +204,6 @@ fn absolute_dirs(global: &mut Global) -> Result<(), CliError> {
             .map_err(|error| CliError::Usage(format!("{}: {error}: name a directory", dir.display())))?;
     }
     Ok(())
-}
-
-/// The log goes to standard error, which in a background daemon is the log file.
-fn start_log(verbose: u8) {
-    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
-    let filter = std::env::var("TIERFS_LOG").unwrap_or_else(|_| match verbose {
-        // The SDK's own lines are many and of no use to an administrator; the endpoint's library calls every 404 an error.
-        0 | 1 => format!("warn,s3s=off,tierfs={level}"),
-        _ => format!("info,s3s=off,tierfs={level}"),
-    });
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
-    let done =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_ansi(ansi).try_init();
-    if let Err(error) = done {
-        output::note(&format!("tierfs: no log: {error}"));
-    }
 }
 
 #[cfg(test)]

@@ -21,10 +21,12 @@ pub use super::mount_options::MountFlags;
 use super::exit::{self, CliError, Exit};
 use super::mount_options::{self, Options, parse_rate};
 use super::ready::{OK_LINE, READY_FD_VARIABLE, Ready};
-use super::{GatewayArgs, Global, daemon, output};
+use super::{GatewayArgs, Global, ObserveArgs, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
+use crate::control::space::SpaceRules;
+use crate::control::tasks::Rates;
 use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
@@ -47,7 +49,10 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// off), how often the names and attributes of the whole share are stored in the bucket for `tierfs rebuild`; no_recall, recall_budget, recall_scan and
 /// recall_memory, who may have content brought back and how much (docs/recalls.md);
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
-/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md).
+/// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
+/// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md); announce=FILE, which gets a line of JSON for each file that is archived,
+/// released, recalled or failed (docs/observing.md); space_reserve=5% (or a size), so much is kept free by releasing the coldest files that are archived, and
+/// space_wait=2s (0s for never), how long requests that find the share full wait for that (docs/space.md); task_rate=50MiB+unlimited@22:00-06:00, how fast `tierfs tasks` go (docs/tasks.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -118,12 +123,19 @@ pub struct MountArgs {
     pub gateway: Option<GatewayArgs>,
     /// The file of policies, and what is in it.
     pub policies: Option<(PathBuf, Policies)>,
+    pub observe: ObserveArgs,
+    /// How fast tasks go at which hour.
+    pub task_rates: Rates,
+    /// When content is freed by itself.
+    pub space: SpaceRules,
     /// Absolute.
     pub config_dir: PathBuf,
     /// Absolute; may not exist yet.
     pub state_dir: PathBuf,
 }
 
+/// How long a request that finds the share full waits for room unless said otherwise.
+const SPACE_WAIT: Duration = Duration::from_secs(2);
 /// How often the names of a share are stored unless said otherwise.
 const SAVE_NAMES_EVERY: Duration = Duration::from_secs(3600);
 
@@ -225,6 +237,7 @@ impl MountCommand {
         let mut all: Vec<OsString> = vec!["--config-dir".into(), args.config_dir.clone().into()];
         all.extend(["--state-dir".into(), args.state_dir.clone().into()]);
         all.extend(std::iter::repeat_n("--verbose".into(), global.verbose.into()));
+        all.extend(["--log-format".into(), global.log_format.as_str().into()]);
         all.extend(["mount".into(), "--foreground".into()]);
         for list in &self.options {
             all.extend(["-o".into(), list.into()]);
@@ -274,8 +287,20 @@ impl MountCommand {
             None => None,
         };
         let (usual, rules, recalls) = (Delay::default(), Rules::default(), SlotLimits::default());
+        let observe = ObserveArgs { metrics: options.metrics, announce: options.announce };
+        observe.check(&share, &mountpoint)?;
         let gateway = options.gateway.checked(&share, &config_dir)?;
+        let space = SpaceRules {
+            marks: policy.release,
+            reserve: options.space_reserve.flatten(),
+            wait: options.space_wait.unwrap_or(SPACE_WAIT),
+        };
+        if space.reserve.is_some() && (options.read_only || pair.is_none()) {
+            return Err(CliError::Usage("space_reserve needs a pair and a mount that is not read-only".into()));
+        }
         Ok(MountArgs {
+            task_rates: options.task_rate.unwrap_or_default(),
+            space,
             gateway,
             share,
             mountpoint,
@@ -295,6 +320,7 @@ impl MountCommand {
             recalls: SlotLimits { bytes: options.recall_memory.unwrap_or(recalls.bytes), ..recalls },
             save_names: options.save_names.unwrap_or(Some(SAVE_NAMES_EVERY)),
             policies: read,
+            observe,
             config_dir,
             state_dir,
         })

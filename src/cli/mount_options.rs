@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::gateway::GatewayOptions;
 use super::recall_rules;
 use crate::admission::{Budget, Subject};
+use crate::control::space::Amount;
+use crate::control::tasks::Rates;
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
 
@@ -75,6 +77,16 @@ pub struct Options {
     pub recall_memory: Option<u64>,
     /// The file of policies.
     pub policies: Option<PathBuf>,
+    /// What is kept free; `Some(None)`: nothing is.
+    pub space_reserve: Option<Option<Amount>>,
+    /// How long who finds the share full waits.
+    pub space_wait: Option<Duration>,
+    /// How fast tasks go at which hour.
+    pub task_rate: Option<Rates>,
+    /// The file in which each file that is done with is announced.
+    pub announce: Option<PathBuf>,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::SocketAddr>,
 }
 
 /// Reads comma-separated options; of two that contradict each other the later one holds, as with mount(8).
@@ -122,6 +134,11 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "recall_budget" | "recall-budget" => options.recall_budget = Some(recall_rules::budgets(needed()?)?),
         "recall_scan" | "recall-scan" => options.recall_scan = Some(recall_rules::scan_files(needed()?)?),
         "recall_memory" | "recall-memory" => options.recall_memory = Some(parse_memory(needed()?)?),
+        "space_reserve" | "space-reserve" => options.space_reserve = Some(amount(needed()?)?),
+        "space_wait" | "space-wait" => options.space_wait = Some(wait(needed()?)?),
+        "task_rate" | "task-rate" => options.task_rate = Some(Rates::parse(needed()?)?),
+        "announce" => options.announce = Some(place()?),
+        "metrics" => options.metrics = Some(address(needed()?)?),
         "policies" => options.policies = Some(place()?),
         "delay_for" => options.delay_for = Some(programs(needed()?)?),
         // Comments for other programs: x-systemd.*, x-gvfs-*, comment=…
@@ -131,7 +148,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, space_reserve, space_wait, task_rate, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -148,6 +165,31 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("a rate of 0 reads nothing: leave the option out".into()),
         rate => Ok(rate),
+    }
+}
+
+/// A size, or a part of the whole in per cent; `off` for none.
+fn amount(text: &str) -> Result<Option<Amount>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    if text.ends_with('%') {
+        return match parse_percent(text)? {
+            percent @ 1..=50 => Ok(Some(Amount::Percent(percent))),
+            _ => Err("keep from 1% to 50% free".into()),
+        };
+    }
+    match parse_size(text) {
+        Ok(0) | Err(_) => Err("write a size like 20GiB, a part like 5%, or off".into()),
+        Ok(bytes) => Ok(Some(Amount::Bytes(bytes))),
+    }
+}
+
+/// A request holds its program, and perhaps a directory, for as long.
+fn wait(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        seconds @ 0..=60 => Ok(Duration::from_secs(seconds)),
+        _ => Err("a minute at most".into()),
     }
 }
 
@@ -246,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_free() {
+        let reserve = |text: &str| one(&format!("space_reserve={text}")).unwrap().space_reserve.unwrap();
+        assert_eq!(reserve("5%"), Some(Amount::Percent(5)));
+        assert_eq!(reserve("20GiB"), Some(Amount::Bytes(20 << 30)));
+        assert_eq!(reserve("off"), None);
+        assert_eq!(one("space-wait=0s").unwrap().space_wait, Some(Duration::ZERO));
+    }
+
+    #[test]
     fn bad_options_are_named() {
         for (list, piece) in [
             ("no_recall", "no_recall=VALUE"),
@@ -268,6 +319,12 @@ mod tests {
             ("delay_after=2", "duration"),
             ("save_names=often", "duration"),
             ("gateway=9000", "address and a port"),
+            ("space_reserve=some", "a size like"),
+            ("space_reserve=60%", "from 1% to 50%"),
+            ("task_rate=fast", "no rate"),
+            ("space_wait=2m", "a minute"),
+            ("announce=file", "absolute"),
+            ("metrics=localhost", "address and a port"),
             ("identities=keys.toml", "absolute"),
             ("ro=1", "takes no value"),
             ("allow_other=1", "takes no value"),

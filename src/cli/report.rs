@@ -98,9 +98,9 @@ impl Reporter {
             // The last line of a request comes as a summary; a mount does not describe itself here.
             // Shown by their commands themselves.
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
-            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) => {}
+            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) => {}
+            Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
             Reply::Sync(_) | Reply::SyncCompared(_) | Reply::SyncDifference(_) => {}
-            Reply::Mount(_) | Reply::Done(_) | Reply::Error { .. } => {}
         }
     }
 

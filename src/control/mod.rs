@@ -4,13 +4,16 @@
 //! Only root may connect: the socket lies in a directory of mode 0700 and the peer's uid is checked. Other users steer
 //! their own files by virtual xattrs through the mount ([`by_xattr`]).
 
+pub mod announce;
 mod bring_back;
 pub mod by_xattr;
 pub mod client;
 mod failed;
+mod figures;
 mod gc;
 mod index;
 pub mod locate;
+pub mod metrics;
 pub mod mountinfo;
 pub mod names;
 pub mod policies;
@@ -19,7 +22,10 @@ pub mod protocol;
 mod recalls;
 pub mod scrub;
 pub mod server;
+pub mod space;
 mod sync;
+pub mod tasks;
+mod told;
 
 use std::path::PathBuf;
 

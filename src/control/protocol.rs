@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::told::{Figures, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
 pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
@@ -110,6 +111,10 @@ pub enum Request {
     Policy {
         action: PolicyAction,
     },
+    /// Jobs over many files that go on by themselves.
+    Tasks {
+        action: TaskAction,
+    },
     /// What decides about files.
     Why {
         paths: Vec<WirePath>,
@@ -120,6 +125,8 @@ pub enum Request {
     },
     /// What the mount is and does.
     Mount,
+    /// What it does just now.
+    Figures,
     /// Finish running transfers' current step and accept no new ones: sent before an orderly unmount.
     Quiesce,
 }
@@ -186,6 +193,37 @@ pub struct SyncDifference {
     pub why: String,
 }
 
+/// What to do with tasks. Without ids: with all that are not over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskAction {
+    Add {
+        /// `migrate`, `archive`, `release` or `recall`.
+        kind: String,
+        paths: Vec<WirePath>,
+        recursive: bool,
+        /// Higher ones come first.
+        priority: i64,
+    },
+    List {
+        /// Also those that are over.
+        all: bool,
+    },
+    Pause {
+        ids: Vec<i64>,
+    },
+    Resume {
+        ids: Vec<i64>,
+    },
+    Cancel {
+        ids: Vec<i64>,
+    },
+    Priority {
+        id: i64,
+        priority: i64,
+    },
+}
+
 /// What to do with entries of the dead-letter list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +257,7 @@ pub enum Reply {
     Policy(PolicyInfo),
     Candidate(PolicyCandidate),
     Why(WhyFile),
+    Task(TaskInfo),
     /// Names of an answer's columns, before its rows.
     Columns {
         columns: Vec<String>,
@@ -231,6 +270,7 @@ pub enum Reply {
     SyncCompared(SyncComparison),
     SyncDifference(SyncDifference),
     Mount(MountInfo),
+    Figures(Box<Figures>),
     Done(Summary),
     Error {
         message: String,
@@ -512,6 +552,11 @@ pub struct MountInfo {
     pub failed: (u64, u64),
     #[serde(default)]
     pub scrub: Option<ScrubInfo>,
+    #[serde(default)]
+    pub space: Option<SpaceInfo>,
+    /// Where metrics are served.
+    #[serde(default)]
+    pub metrics: Option<String>,
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,

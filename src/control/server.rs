@@ -15,13 +15,17 @@ use tokio::sync::mpsc;
 
 use super::bring_back;
 use super::gc::Wish;
+use super::metrics::Cached;
 use super::names::Names;
 use super::policies::Manager;
 use super::protocol::{
-    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, StateTotal, Summary, WirePath,
+    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, SpaceInfo, StateTotal, Summary,
+    WirePath,
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
+use super::space::SpaceRules;
+use super::tasks::Queue;
 use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
@@ -58,6 +62,20 @@ pub struct Server {
     pub policies: Option<Arc<Manager>>,
     /// There where the pair has a metadata sync.
     pub sync: Option<Arc<Ends>>,
+    pub watch: Watch,
+}
+
+/// What only reports need.
+#[derive(Default)]
+pub struct Watch {
+    /// How many descriptors of the share are kept.
+    pub descriptors: Option<Box<dyn Fn() -> usize + Send + Sync>>,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::SocketAddr>,
+    pub totals: Arc<Cached>,
+    pub space: SpaceRules,
+    /// There where files can be moved.
+    pub tasks: std::sync::OnceLock<Arc<Queue>>,
 }
 
 /// Which of the files found are taken: each with the same chance, by itself.
@@ -244,17 +262,32 @@ impl Server {
             }
             Request::Index { action } => return self.index(action, replies).await,
             Request::Policy { action } => return self.policy(action, replies).await,
+            Request::Tasks { action } => return self.tasks(action, replies).await,
             Request::Why { paths } => return self.why(paths, replies).await,
             Request::Sync { action } => return self.sync(action, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
             Request::Mount => return self.mount_info(replies).await,
+            Request::Figures => return self.figures(replies).await,
             Request::Quiesce => return self.quiesce().await,
         };
         self.job(who, kind, paths, recursive, sample, replies).await
     }
 
-    fn pair_problem(&self) -> Option<String> {
+    pub(super) fn pair_problem(&self) -> Option<String> {
         self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
+    }
+
+    pub(super) fn space_info(&self) -> Option<SpaceInfo> {
+        let space = self.lower.space().ok()?;
+        // It looks at every open file.
+        let (removed_files, removed_bytes) = tokio::task::block_in_place(|| self.fs.removed_space());
+        Some(SpaceInfo {
+            total: space.blocks * space.fragment_size,
+            available: space.blocks_available * space.fragment_size,
+            reserve: self.watch.space.reserved(&space),
+            removed_files,
+            removed_bytes,
+        })
     }
 
     /// Lets background transfers come to rest, for a bounded time.
@@ -284,6 +317,8 @@ impl Server {
             failed,
             scrub: self.scrub.as_ref().map(|scrub| scrub.info()),
             transfers: self.engine.totals.running.load(Ordering::Relaxed),
+            space: self.space_info(),
+            metrics: self.watch.metrics.map(|at| at.to_string()),
             requests: self.fs.calls.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
         };
         // A client that is gone needs no answer.

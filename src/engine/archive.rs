@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::announce::Finished;
 use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
@@ -17,7 +18,7 @@ use super::keys::{object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
 use super::source::{HashingSource, MemorySource};
 use super::trees::travelling_xattrs;
-use super::{Engine, Target, blocking};
+use super::{Engine, Moved, Target, blocking};
 use crate::kill;
 use crate::ports::{
     Attr, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, LowerFile, ObjectSource, OpenFlags, RemoteErrorKind, Stored,
@@ -77,12 +78,14 @@ impl Engine {
             }
         }
         self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.note_begun(cell.node.id, Moved::Archive);
         let result = self.copy_out(cell, path, target).await;
         if result.is_err() {
             cell.lock().machine.apply(Event::ArchiveAbandoned);
         }
         cell.changed.notify_waiters();
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        self.note_ended(cell, Moved::Archive, result.as_ref().err());
         if let Ok(Archived { bytes, .. }) = &result {
             self.note_state(cell.node.id);
             self.totals.archived_files.fetch_add(1, Ordering::Relaxed);
@@ -320,7 +323,13 @@ impl Engine {
 
     /// Takes a note away once everything done to the file so far is durable.
     pub(super) fn spawn_forget_when_durable(self: &Arc<Self>, cell: Arc<Cell>, note: Option<OpenNote>) {
+        self.spawn_end(cell, note, None);
+    }
+
+    /// The same, after a transfer that is to be told of before its note goes.
+    pub(super) fn spawn_end(self: &Arc<Self>, cell: Arc<Cell>, note: Option<OpenNote>, finished: Option<Finished>) {
         let Some(note) = note else { return };
+        let ending = finished.and_then(|_| self.begin_telling());
         let this = self.clone();
         self.runtime.spawn(async move {
             let done = async {
@@ -338,6 +347,13 @@ impl Engine {
                     },
                 };
                 kill::point("note.outlived");
+                if let Some(finished) = finished {
+                    let (OpenNote::Upload(id) | OpenNote::Settle(id)) = note;
+                    if !this.announce_end(&cell, id, finished, true).await? {
+                        return Ok(());
+                    }
+                    kill::point("note.told");
+                }
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
                     OpenNote::Upload(note) if unlinked => Ok(this.journal.set_delete(note, this.kept_until()).await?),
@@ -349,6 +365,7 @@ impl Engine {
                 tracing::warn!(file = %cell.node.id, "a finished transfer stays noted: {error}");
             }
             kill::point("note.removed");
+            drop(ending);
         });
     }
 

@@ -130,6 +130,11 @@ impl Cells {
         &self.shards[(id.ino ^ (id.ino >> 7)) as usize % SHARDS]
     }
 
+    /// Files in use.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
     /// The live cell of an inode, if anybody uses it.
     pub fn live(&self, id: FileId) -> Option<Arc<Cell>> {
         self.shard(id).lock().get(&id)?.upgrade()

@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Notes how a task on a file ended.
-    pub(super) async fn note_end(&self, kind: JobKind, file: &Candidate, outcome: &Outcome) {
+    pub(super) async fn note_end(self: &Arc<Self>, kind: JobKind, file: &Candidate, outcome: &Outcome) {
         match outcome {
             Outcome::Failed(error) => match (kind.task(), error.reason()) {
                 (Some(task), Some(_)) => self.note_failure(task, file, error).await,
@@ -151,7 +151,7 @@ impl Engine {
     }
 
     /// Puts a file's failure on the list, if it is one of the file.
-    pub async fn note_failure(&self, task: Task, file: &Candidate, error: &EngineError) {
+    pub async fn note_failure(self: &Arc<Self>, task: Task, file: &Candidate, error: &EngineError) {
         let (Some(reason), Ok(target)) = (error.reason(), self.target()) else { return };
         let failed = Failed {
             node: file.node,
@@ -166,10 +166,12 @@ impl Engine {
     }
 
     /// Returns how often it has failed by now.
-    async fn list(&self, failed: Failed) -> u64 {
+    async fn list(self: &Arc<Self>, failed: Failed) -> u64 {
         let (task, path, reason) = (failed.task.as_str(), failed.path.display().to_string(), failed.reason.as_str());
-        match self.journal.note_failed(failed, self.clock.now()).await {
+        let (now, told) = (self.clock.now(), failed.clone());
+        match self.journal.note_failed(failed, now).await {
             Ok(attempts) => {
+                self.spawn_announce_failure(told, now, attempts);
                 tracing::warn!(task, path, reason, attempts, "on the dead-letter list (`tierfs failed`)");
                 attempts
             }
@@ -213,7 +215,7 @@ impl Engine {
 
     /// Puts a deletion off that fails while others do not, so that it stands in nobody's way.
     pub(super) async fn put_deletion_off(
-        &self,
+        self: &Arc<Self>,
         id: IntentId,
         intent: &Intent,
         error: &EngineError,

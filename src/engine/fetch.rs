@@ -168,6 +168,7 @@ impl Fill {
             return Err(Bad::Body(self.corrupt(place)));
         }
         let keeps = self.recall.keeps();
+        self.engine.totals.fetched_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
         self.recall.hold(chunk, content.clone(), keeps);
         if !keeps {
             return Ok(());

@@ -4,11 +4,13 @@
 //! refused to us, of the same kind, for a store may let us read and not write.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::totals::{Ask, Totals};
 use crate::ports::{
     AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
     RestoreState, Stored,
@@ -25,6 +27,17 @@ enum Sort {
     Write,
     Delete,
     List,
+}
+
+impl Sort {
+    fn of(ask: Ask) -> Self {
+        match ask {
+            Ask::Put => Self::Write,
+            Ask::Get | Ask::Stream | Ask::GetAll | Ask::Head | Ask::Restore => Self::Read,
+            Ask::Delete | Ask::EndUploads => Self::Delete,
+            Ask::List | Ask::ListUploads => Self::List,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -88,6 +101,17 @@ impl Standing {
 pub(super) struct Watched {
     pub(super) remote: Arc<dyn Remote>,
     pub(super) health: Arc<Health>,
+    pub(super) totals: Arc<Totals>,
+}
+
+impl Watched {
+    /// What is dropped before its answer comes is not counted.
+    async fn watch<T>(&self, ask: Ask, call: impl Future<Output = RemoteResult<T>>) -> RemoteResult<T> {
+        let begun = Instant::now();
+        let outcome = call.await;
+        self.totals.note_answer(ask, begun.elapsed(), outcome.as_ref().err().map(|error| error.kind));
+        self.health.look(Sort::of(ask), outcome)
+    }
 }
 
 #[async_trait]
@@ -99,43 +123,43 @@ impl Remote for Watched {
         source: Arc<dyn ObjectSource>,
         metadata: &[(String, String)],
     ) -> RemoteResult<Stored> {
-        self.health.look(Sort::Write, self.remote.put(key, len, source, metadata).await)
+        self.watch(Ask::Put, self.remote.put(key, len, source, metadata)).await
     }
 
     async fn get(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Bytes> {
-        self.health.look(Sort::Read, self.remote.get(key, range, etag).await)
+        self.watch(Ask::Get, self.remote.get(key, range, etag)).await
     }
 
     async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
-        self.health.look(Sort::Read, self.remote.stream(key, range, etag).await)
+        self.watch(Ask::Stream, self.remote.stream(key, range, etag)).await
     }
 
     async fn get_all(&self, key: &ObjectKey, len_max: u64) -> RemoteResult<Bytes> {
-        self.health.look(Sort::Read, self.remote.get_all(key, len_max).await)
+        self.watch(Ask::GetAll, self.remote.get_all(key, len_max)).await
     }
 
     async fn head(&self, key: &ObjectKey) -> RemoteResult<ObjectInfo> {
-        self.health.look(Sort::Read, self.remote.head(key).await)
+        self.watch(Ask::Head, self.remote.head(key)).await
     }
 
     async fn restore(&self, key: &ObjectKey, days: u32) -> RemoteResult<RestoreState> {
-        self.health.look(Sort::Read, self.remote.restore(key, days).await)
+        self.watch(Ask::Restore, self.remote.restore(key, days)).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> RemoteResult<()> {
-        self.health.look(Sort::Delete, self.remote.delete(key).await)
+        self.watch(Ask::Delete, self.remote.delete(key)).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> RemoteResult<Vec<(ObjectKey, u64)>> {
-        self.health.look(Sort::List, self.remote.list(prefix, after).await)
+        self.watch(Ask::List, self.remote.list(prefix, after)).await
     }
 
     async fn unfinished_uploads(&self) -> RemoteResult<Vec<ObjectKey>> {
-        self.health.look(Sort::List, self.remote.unfinished_uploads().await)
+        self.watch(Ask::ListUploads, self.remote.unfinished_uploads()).await
     }
 
     async fn end_uploads(&self, key: &ObjectKey) -> RemoteResult<()> {
-        self.health.look(Sort::Delete, self.remote.end_uploads(key).await)
+        self.watch(Ask::EndUploads, self.remote.end_uploads(key)).await
     }
 
     async fn set_attribute(&self, call: &AttributeCall) -> RemoteResult<Option<String>> {

@@ -100,6 +100,10 @@ impl Engine {
     }
 
     async fn end_note(&self, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
+        // Whether the transfer's end was told of before the crash is not known.
+        if named && !self.announce_settled(&intent.node, id).await? {
+            return Ok(());
+        }
         match intent.kind {
             // What was archived, and removed before this note was, is kept as long as the removal's own note says.
             IntentKind::Upload if !named && self.is_removed(id, intent).await => self.journal.remove(id).await?,
@@ -271,7 +275,7 @@ impl Engine {
     }
 
     /// Deletes objects; one that the store will not give up stands in nobody's way. An error: nothing can be deleted at present.
-    async fn delete_objects(&self, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
+    async fn delete_objects(self: &Arc<Self>, target: &Target, doomed: Vec<(IntentId, Intent)>) -> EngineResult<()> {
         let mut failed_in_a_row = 0;
         for (id, intent) in doomed {
             let Some(_deleting) = self.keeping.begin(&intent.key) else { continue };

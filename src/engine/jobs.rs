@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Engine;
+use super::announce::Finished;
 use super::cell::HOLLOW;
 use super::error::{EngineError, EngineResult, Unfit};
 use super::verify::{Checked, Verified};
@@ -255,7 +256,7 @@ impl Engine {
                 Err(error) => Err(error),
                 Ok(archived) => {
                     let moved = archived.note.is_some();
-                    self.spawn_forget_when_durable(cell, archived.note);
+                    self.spawn_end(cell, archived.note, Some(Finished::Archived));
                     Ok(moved)
                 }
             },

@@ -4,6 +4,7 @@
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
 mod adopt;
+mod announce;
 mod archive;
 mod cell;
 mod content;
@@ -37,6 +38,8 @@ mod session;
 mod slots;
 mod source;
 mod sync;
+mod totals;
+mod trace;
 mod trees;
 mod undelete;
 mod verify;
@@ -45,14 +48,16 @@ mod warm;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
 pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
@@ -68,6 +73,8 @@ pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
+pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
+pub use trace::{Tracer, shown};
 pub use trees::{stored_at, travelling_xattrs, travels};
 pub use warm::{Warm, WarmFile};
 
@@ -125,18 +132,6 @@ impl Default for Limits {
     }
 }
 
-/// Counters since the mount began.
-#[derive(Debug, Default)]
-pub struct Totals {
-    pub archived_files: AtomicU64,
-    pub archived_bytes: AtomicU64,
-    pub released_files: AtomicU64,
-    pub recalled_files: AtomicU64,
-    pub recalled_bytes: AtomicU64,
-    /// Transfers running now.
-    pub running: AtomicU64,
-}
-
 /// Told when an inode's attributes changed behind the kernel's back (blocks freed or filled).
 pub type ChangeHook = Box<dyn Fn(FileId) + Send + Sync>;
 
@@ -170,7 +165,9 @@ pub struct Engine {
     line: Arc<line::Line>,
     manifests: Mutex<hashes::Manifests>,
     zeros: hashes::Zeros,
-    pub totals: Totals,
+    pub totals: Arc<Totals>,
+    /// What happens to files that somebody watches.
+    pub trace: Tracer,
     stopping: AtomicBool,
     /// Woken when a deletion may have become due.
     deletions: Notify,
@@ -197,6 +194,7 @@ pub struct Engine {
     /// Stubs about which the other side is being asked.
     looking: Mutex<HashSet<FileId>>,
     peer_manifests: peer::Manifests,
+    announcing: announce::Announcing,
 }
 
 impl Engine {
@@ -209,9 +207,10 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
-        let health = Arc::<Health>::default();
+        let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
         let target = target.map(|target| {
-            let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone() });
+            let remote =
+                Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
             Target { remote, ..target }
         });
         let engine = Self {
@@ -231,7 +230,8 @@ impl Engine {
             line: Arc::new(line::Line::new(limits.fetches_per_file)),
             manifests: Mutex::default(),
             zeros: hashes::Zeros::default(),
-            totals: Totals::default(),
+            totals,
+            trace: Tracer::default(),
             stopping: AtomicBool::new(false),
             deletions: Notify::new(),
             leftovers: Mutex::default(),
@@ -249,6 +249,7 @@ impl Engine {
             calling: Mutex::default(),
             looking: Mutex::default(),
             peer_manifests: peer::Manifests::default(),
+            announcing: announce::Announcing::default(),
         };
         engine.find_directory_policies();
         Arc::new(engine)
@@ -477,6 +478,7 @@ impl Engine {
         let generation = inner.record.generation.after(self.clock.now());
         let record = inner.record.clone().into_resident(generation);
         self.save_durably(cell, inner, record)?;
+        self.trace.note(cell.node.id, || json!({ "event": "changed", "state": "resident" }));
         self.spawn_note_superseded(cell.clone());
         Ok(())
     }
@@ -494,6 +496,7 @@ impl Engine {
         inner.record = record;
         inner.machine.apply(Event::Pin(pinned));
         self.note_state(cell.node.id);
+        self.trace.note(cell.node.id, || json!({ "event": "pinned", "pinned": pinned }));
         Ok(true)
     }
 }

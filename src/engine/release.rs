@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::announce::Finished;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner, same_content};
 use super::error::{EngineError, EngineResult, Unfit};
-use super::{Engine, blocking, moving};
+use super::{Engine, Moved, blocking, moving};
 use crate::kill;
 use crate::ports::{Intent, IntentKind, Keep, LowerFile, RemoteError, RemoteErrorKind, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef, is_peer_key};
@@ -27,6 +28,7 @@ impl Engine {
     /// the object. `Ok(false)`: it was a stub already.
     pub async fn release(self: &Arc<Self>, cell: &Arc<Cell>, note: Option<OpenNote>) -> EngineResult<bool> {
         self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.note_begun(cell.node.id, Moved::Release);
         let mut note = note;
         let result = self.free(cell, &mut note).await;
         if let Err(error) = &result {
@@ -39,11 +41,23 @@ impl Engine {
             inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
         };
         if !stuck {
-            self.spawn_forget_when_durable(cell.clone(), note);
+            let uploaded = matches!(note, Some(OpenNote::Upload(_)));
+            let finished = match &result {
+                Ok(true) => Some(Finished::of(Moved::Release, uploaded)),
+                Ok(false) => None,
+                // The copy stays.
+                Err(_) => uploaded.then_some(Finished::Archived),
+            };
+            self.spawn_end(cell.clone(), note, finished);
         }
         self.totals.running.fetch_sub(1, Ordering::SeqCst);
+        if !matches!(result, Ok(false)) {
+            self.note_ended(cell, Moved::Release, result.as_ref().err());
+        }
         if matches!(result, Ok(true)) {
             self.totals.released_files.fetch_add(1, Ordering::Relaxed);
+            let len = cell.lock().record.object.as_ref().map_or(0, |object| object.len);
+            self.totals.released_bytes.fetch_add(len, Ordering::Relaxed);
             self.announce_change(cell.node.id);
         }
         result

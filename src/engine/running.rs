@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::Notify;
 
 use super::error::{EngineError, EngineResult};
 use super::recall::{Demand, Recall, Wish};
 use super::slots::Permit;
+use super::trace::shown;
 use super::{CUT_WITHIN, Cell, Engine};
 use crate::admission::{Class, Requester};
 use crate::types::{FileId, Inode, Timestamp, WirePath};
@@ -226,6 +228,9 @@ impl Engine {
             raised = class < entry.class;
             entry.class = entry.class.min(class);
             let is_new = entry.known.len() < KNOWN_MAX && entry.known.insert((who.uid, who.pid));
+            if is_new {
+                self.trace.note(id, || json!({ "event": "recall", "for": shown(who), "class": class.as_str() }));
+            }
             if is_new && entry.requesters.len() < NAMED_MAX {
                 entry.requesters.push(who.clone());
             }
@@ -235,6 +240,7 @@ impl Engine {
             self.running.raised.notify_waiters();
         }
         if fresh {
+            self.totals.note_recall(class);
             let (this, recall) = (self.clone(), recall.clone());
             self.runtime.spawn(async move {
                 recall.finished().await;
@@ -297,6 +303,17 @@ impl Engine {
             }
         }
         found
+    }
+
+    /// Recalls that run, by class: those that bring something, and those that only wait for their readers to read on.
+    pub fn recall_counts(&self) -> [(Class, u64, u64); Class::ALL.len()] {
+        let files = self.running.files.lock();
+        Class::ALL.map(|class| {
+            let of = files.values().filter(|entry| entry.class == class);
+            let (resting, fetching): (Vec<_>, Vec<_>) =
+                of.partition(|entry| entry.recall.with_plan(|plan| plan.is_at_rest()));
+            (class, fetching.len() as u64, resting.len() as u64)
+        })
     }
 
     /// Ends the recall of a file and waits for its end; what has come stays, and who waits for more is answered [`EngineError::Stopped`].

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::announce::Finished;
 use super::archive::OpenNote;
 use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult};
 use super::fill::{Ending, Fill};
 use super::recall::{CUT_WITHIN, Demand, Recall, Wish};
-use super::{Engine, blocking, moving};
+use super::{Engine, Moved, blocking, moving};
 use crate::kill;
 use crate::ports::{Keep, SetAttr, SetTime};
 use crate::record::{Claim, ObjectRef, Record, is_peer_key};
@@ -139,6 +140,7 @@ impl Engine {
         let fill = Fill::new(self.clone(), cell.clone(), object, claim, mtime, dated_below, recall.clone());
         let (this, cell) = (self.clone(), cell.clone());
         self.totals.running.fetch_add(1, Ordering::SeqCst);
+        self.note_begun(cell.node.id, Moved::Recall);
         self.runtime.spawn(async move {
             let _ends = Ends(recall.clone());
             let outcome = this.run_recall(&fill).await;
@@ -146,6 +148,7 @@ impl Engine {
             if let Some(error) = outcome.as_ref().err().filter(failed) {
                 this.tell_recall_failed(&cell, &fill.object, error);
             }
+            this.note_ended(&cell, Moved::Recall, outcome.as_ref().err());
             recall.finish(outcome);
             this.totals.running.fetch_sub(1, Ordering::SeqCst);
             // Who cut the file to nothing tells the kernel its size by itself. An invalidation before that would make the kernel believe
@@ -195,7 +198,7 @@ impl Engine {
                     self.totals.recalled_files.fetch_add(1, Ordering::Relaxed);
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
                     self.leftover_is_gone(cell);
-                    self.spawn_forget_when_durable(cell.clone(), touched);
+                    self.spawn_end(cell.clone(), touched, Some(Finished::of(Moved::Recall, false)));
                     self.spawn_note_recalled(cell.node.id);
                 } else {
                     self.rest_recall(fill, touched).await;

@@ -49,6 +49,11 @@ impl Warm {
         Arc::new(Self { files: Mutex::default(), runtime })
     }
 
+    /// Files kept just now.
+    pub fn count(&self) -> usize {
+        self.files.lock().by_id.len()
+    }
+
     /// Takes a file out, to be opened again.
     pub fn take(&self, id: FileId) -> Option<WarmFile> {
         self.files.lock().by_id.remove(&id).map(|(file, _)| file)

@@ -93,13 +93,14 @@ impl Calls {
         self.0[call as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Everything that can be asked for, by name, with how often it was.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.iter().zip(&self.0).map(|(name, count)| (*name, count.load(Ordering::Relaxed)))
+    }
+
     /// What was asked for at all, by name, with how often.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        NAMES
-            .iter()
-            .zip(&self.0)
-            .map(|(name, count)| (*name, count.load(Ordering::Relaxed)))
-            .filter(|(_, count)| *count > 0)
+        self.all().filter(|(_, count)| *count > 0)
     }
 }
 

@@ -35,6 +35,10 @@ struct Cursor {
 pub(super) struct Listings(Mutex<VecDeque<Cursor>>);
 
 impl Listings {
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
     fn take(&self, of: FileId, at: u64) -> Option<Cursor> {
         let mut cursors = self.0.lock();
         let found = cursors.iter().rposition(|cursor| cursor.of == of && cursor.at == at)?;

@@ -29,6 +29,25 @@ impl<T> Handles<T> {
         if fh & !0xffff_ffff == self.epoch { Ok((fh & 0xffff_ffff) as usize) } else { Err(FsError::BadHandle) }
     }
 
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        let slots = self.slots.read();
+        slots.open.len() - slots.free.len()
+    }
+
+    /// All that are open, one at a time, without a lock between them.
+    pub fn each(&self, mut look: impl FnMut(&T)) {
+        let mut at = 0;
+        loop {
+            let value = match self.slots.read().open.get(at) {
+                None => return,
+                Some(value) => value.clone(),
+            };
+            value.iter().for_each(|value| look(value));
+            at += 1;
+        }
+    }
+
     pub fn insert(&self, value: T) -> u64 {
         let mut slots = self.slots.write();
         let value = Some(Arc::new(value));

@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::Fs;
-use crate::types::FileId;
+use crate::types::{FileId, Inode};
 
 /// Kept at a time. Programs that hold on to more removed files than this without opening them see ESTALE or EIO.
 const HELD_MAX: usize = 1024;
 
-/// What keeps an inode.
-pub(super) type Hold = Arc<dyn Any + Send + Sync>;
+/// An inode, and what keeps it.
+pub(super) struct Hold {
+    node: Inode,
+    _kept: Arc<dyn Any + Send + Sync>,
+}
 
 #[derive(Default)]
 pub(super) struct Held {
@@ -33,6 +36,14 @@ impl Held {
             holds.insert(id, hold);
         }
         self.count.store(holds.len(), Ordering::Release);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(super) fn nodes(&self) -> Vec<Inode> {
+        self.holds.lock().values().map(|hold| hold.node).collect()
     }
 
     /// The kernel has forgotten the inode.
@@ -55,7 +66,7 @@ impl Fs {
     pub(super) fn hold(&self, last: Option<FileId>) -> Option<Hold> {
         let node = self.nodes.get(last?.ino).filter(|node| Some(node.id) == last)?;
         // Without it only the guard is missing.
-        self.lower.pin(&node).ok()
+        self.lower.pin(&node).ok().map(|kept| Hold { node, _kept: kept })
     }
 
     /// The removal is done, and not answered yet: until then the kernel cannot have forgotten the file.

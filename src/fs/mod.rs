@@ -17,12 +17,15 @@ mod namespace;
 mod nodes;
 mod open;
 mod requester;
+mod room;
+mod sizes;
 mod synced;
 mod wait;
 mod xattrs;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use calls::{Call, Calls};
 pub use delay::Delay;
@@ -31,6 +34,8 @@ pub use namespace::{Entry, Noted, Removal};
 pub use nodes::ROOT;
 pub use open::{Opened, Register, Service};
 pub use requester::look_up as requester;
+pub use room::{Patiently, Room};
+pub use sizes::Sizes;
 pub use synced::{Synced, SyncedFiles};
 pub use wait::{Blocker, Try, Waiter};
 
@@ -61,6 +66,8 @@ pub struct FsOptions {
     pub delay: Delay,
     /// Who may have content brought back.
     pub rules: Rules,
+    /// How long a request that finds the share full waits for room; zero where nobody makes any.
+    pub space_wait: Duration,
     /// Where the index of the share is told what happens.
     pub recorder: Arc<Recorder>,
     /// What the metadata sync of the pair wants.
@@ -76,6 +83,7 @@ impl Default for FsOptions {
             socket: None,
             delay: Delay::default(),
             rules: Rules::default(),
+            space_wait: Duration::ZERO,
             recorder: Arc::default(),
             synced: Synced::default(),
         }
@@ -88,6 +96,8 @@ pub struct Fs {
     pub engine: Arc<Engine>,
     /// What the kernel has asked for.
     pub calls: Calls,
+    /// Who waits for room on the share.
+    pub room: Room,
     nodes: Nodes,
     files: Handles<OpenFile>,
     listings: Listings,
@@ -124,6 +134,7 @@ impl Fs {
             lower,
             engine,
             calls: Calls::default(),
+            room: Room::new(options.space_wait),
             files: Handles::new(epoch),
             listings: Listings::default(),
             held: Held::default(),
@@ -164,6 +175,11 @@ impl Fs {
     /// Where the index is told what happens.
     pub fn recorder(&self) -> &Recorder {
         &self.options.recorder
+    }
+
+    /// The same, to be kept.
+    pub fn recorder_handle(&self) -> Arc<Recorder> {
+        self.options.recorder.clone()
     }
 
     fn check_writable(&self) -> FsResult<()> {

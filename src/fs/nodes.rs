@@ -135,6 +135,11 @@ impl Nodes {
         &self.shards[(id ^ (id >> 9)) as usize % SHARDS]
     }
 
+    /// Inodes that the kernel knows.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().known.len()).sum()
+    }
+
     /// The node id of an inode.
     pub fn id_of(&self, node: &Inode) -> u64 {
         if node.id == self.root.id { ROOT } else { node.id.ino }

@@ -8,12 +8,16 @@ use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
+use serde_json::json;
+
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
+use super::requester::look_up;
 use super::wait::{Blocker, Try};
 use super::{Asked, Fs};
+use crate::admission::Requester;
 use crate::catalog::index::Who;
-use crate::engine::{Admission, Cell, Inner, Patience, WarmFile};
+use crate::engine::{Admission, Cell, Inner, Patience, WarmFile, shown};
 use crate::kill;
 use crate::ports::{Attr, Caller, LowerFile, OpenFlags, SetAttr};
 use crate::tier::{Event, IoMode};
@@ -93,7 +97,11 @@ impl Fs {
         register: &dyn Register,
     ) -> Try<Opened> {
         let who = file.who.clone();
-        let attempt = self.asked(file).and_then(|node| self.open_inner(&node, flags, patience, register, who));
+        let attempt = self.asked(file).and_then(|node| {
+            let attempt = self.open_inner(&node, flags, patience, register, who.clone())?;
+            self.trace_open(&node, flags, who, &attempt);
+            Ok(attempt)
+        });
         attempt.unwrap_or_else(|error| Try::Done(Err(error)))
     }
 
@@ -142,6 +150,31 @@ impl Fs {
             }
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
         }
+    }
+
+    /// Tells who watches the file that it was opened.
+    fn trace_open(&self, node: &Inode, flags: OpenFlags, who: Option<Who>, attempt: &Try<Opened>) {
+        let Try::Done(ended) = attempt else { return };
+        self.engine.trace.note(node.id, || {
+            let who = match who {
+                Some(Who::User { uid, pid }) => look_up(pid, uid),
+                _ => Requester::default(),
+            };
+            let by = match ended {
+                Ok(Opened { service: Service::Kernel(_), .. }) => "the kernel",
+                Ok(Opened { service: Service::Daemon, .. }) => "the daemon",
+                Err(_) => "nobody",
+            };
+            let how = if flags.truncate {
+                "truncate"
+            } else if flags.write {
+                "write"
+            } else {
+                "read"
+            };
+            let error = ended.as_ref().err().map(ToString::to_string);
+            json!({ "event": "opened", "to": how, "for": shown(&who), "served_by": by, "error": error })
+        });
     }
 
     /// The cell of a file that is to be opened, and the lower file where it had to be opened to know.
@@ -361,6 +394,9 @@ impl Fs {
                 self.nodes.remember(&node);
                 let entry = self.entry(&node, attr);
                 let attempt = self.open_inner(&node, flags, patience, register, None);
+                if let Ok(attempt) = &attempt {
+                    self.trace_open(&node, flags, Some(Who::User { uid: who.uid, pid: who.pid }), attempt);
+                }
                 let attempt = attempt.unwrap_or_else(|error| Try::Done(Err(error)));
                 if !matches!(attempt, Try::Done(Ok(_))) {
                     self.forget(entry.id, 1);
@@ -392,6 +428,7 @@ impl Fs {
             return Ok(());
         }
         let file = self.files.remove(fh)?;
+        self.engine.trace.note(file.cell.node.id, || json!({ "event": "closed", "written": file.write }));
         if file.write {
             self.recorder().changed(&file.cell.node);
             self.was_written(&file.cell.node);

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Inner};
+use crate::engine::{Admission, Cell, Inner, Stall, shown};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
 /// How often a waiting request looks whether its process is being killed. fuser turns FUSE_INTERRUPT off, so nobody tells us.
-const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
+pub(super) const SIGNAL_PERIOD: Duration = Duration::from_millis(200);
 
 /// How long a change waits for the other side of a pair to say who owns the content.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(30);
@@ -62,6 +63,18 @@ enum On {
     Disk,
 }
 
+impl On {
+    /// As what the wait is counted; one for the disk alone is none.
+    fn stall(&self) -> Option<Stall> {
+        match self {
+            Self::Content(_) => Some(Stall::Content),
+            Self::Open(_) => Some(Stall::Open),
+            Self::Step => Some(Stall::Step),
+            Self::Leave | Self::Disk => None,
+        }
+    }
+}
+
 impl Blocker {
     /// What an admission that is not `Go` waits for.
     pub(super) fn admission(cell: &Arc<Cell>, admission: Admission) -> Self {
@@ -90,6 +103,19 @@ impl Fs {
     /// Waits until an attempt is worth making again. Ends early when the requester is being killed, and with
     /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
     pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
+        let (begun, stall, file) = (Instant::now(), blocker.on.stall(), blocker.cell.node.id);
+        let ended = self.wait(blocker, waiter).await;
+        if let Some(stall) = stall {
+            self.engine.totals.note_stall(stall, begun.elapsed());
+            self.engine.trace.note(file, || {
+                let (who, error) = (self.gate.requesters.of(waiter), ended.as_ref().err().map(ToString::to_string));
+                json!({ "event": "waited", "on": stall.as_str(), "for": shown(&who), "ms": begun.elapsed().as_millis() as u64, "error": error })
+            });
+        }
+        ended
+    }
+
+    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
         let file = blocker.cell.node.id;
         let on = match blocker.on {
             // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's
@@ -154,7 +180,7 @@ impl Fs {
 
 /// Whether a thread is being killed, or is gone: it has a signal waiting that it does not block (`/proc/PID/status`, proc(5)), and sleeps in
 /// our request, so that it can act on the signal only after our answer; or it has ended, as readers can who wait for pages that read-ahead asked for.
-fn is_signalled(pid: u32) -> bool {
+pub(super) fn is_signalled(pid: u32) -> bool {
     if pid == 0 {
         return false;
     }

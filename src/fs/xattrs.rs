@@ -19,6 +19,8 @@ use crate::types::{Inode, RECALLS_XATTR, RecallPolicy, SOCKET_XATTR};
 
 const VIRTUAL: &str = "user.tierfs.";
 const RECALL_POLICY: &str = "recall_policy";
+/// What happens to the file, from the first time it is asked for.
+const TRACE: &str = "trace";
 /// Longest value that the kernel takes.
 const XATTR_MAX: usize = 64 << 10;
 const HIDDEN: [&str; 2] = [VIRTUAL, "trusted.tierfs."];
@@ -64,6 +66,17 @@ impl Fs {
         if name == RECALL_POLICY && self.lower.stat(&node)?.kind == FileKind::Directory {
             let policy = self.engine.directory_policy(&node)?.ok_or(FsError::NoAttribute)?;
             return Ok(policy.as_str().into());
+        }
+        if name == TRACE {
+            let attr = self.lower.stat(&node)?;
+            if attr.kind != FileKind::Regular {
+                return Err(FsError::NoAttribute);
+            }
+            // It tells who else uses the file.
+            if who.uid != 0 && who.uid != attr.uid {
+                return Err(FsError::NotPermitted);
+            }
+            return Ok(self.engine.trace.read(node.id));
         }
         if !matches!(name, "state" | "pair" | "pin") || self.lower.stat(&node)?.kind != FileKind::Regular {
             return Err(FsError::NoAttribute);

@@ -15,7 +15,7 @@ use fuser::{
 };
 
 use super::convert::{attr_to_kernel, device_from_kernel, kind_of_mode, kind_to_kernel, open_flags, set_time};
-use super::drive::{NOTHING, backing, caller, finish_empty, reply_xattr};
+use super::drive::{NOTHING, Next, backing, caller, finish_empty, reply_xattr};
 use super::errno::errno;
 use crate::engine::Patience;
 use crate::fs::{Asked, Call, Entry, Fs, FsResult, Opened, Try};
@@ -69,13 +69,18 @@ impl Adapter {
     }
 
     fn reply_entry(&self, reply: ReplyEntry, result: FsResult<Entry>) {
-        match result {
-            Ok(entry) => {
-                let attr = attr_to_kernel(entry.id, &entry.attr);
-                reply.entry_with_ttls(&self.attr_ttl(&entry.attr), &self.ttl, &attr, Generation(entry.generation));
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
+        reply_entry(self.ttl, reply, result);
+    }
+
+    /// Makes a name, when there is room for it.
+    fn make(&self, request: &Request, reply: ReplyEntry, make: impl Fn(&Fs) -> FsResult<Entry> + Send + 'static) {
+        let ttl = self.ttl;
+        self.drive(
+            request,
+            reply,
+            move |fs, _, _| Try::Done(make(fs)),
+            move |reply, result| reply_entry(ttl, reply, result),
+        );
     }
 
     fn set(&self, request: &Request, id: INodeNo, changes: SetAttr, reply: ReplyAttr) {
@@ -89,6 +94,16 @@ impl Adapter {
                 Err(error) => reply.error(errno(&error)),
             },
         );
+    }
+}
+
+fn reply_entry(ttl: Duration, reply: ReplyEntry, result: FsResult<Entry>) {
+    match result {
+        Ok(entry) => {
+            let attr = attr_to_kernel(entry.id, &entry.attr);
+            reply.entry_with_ttls(&attr_ttl(ttl, &entry.attr), &ttl, &attr, Generation(entry.generation));
+        }
+        Err(error) => reply.error(errno(&error)),
     }
 }
 
@@ -192,22 +207,22 @@ impl Filesystem for Adapter {
     ) {
         self.note(Call::Mknod);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let what = NewNode::Special(kind, device_from_kernel(rdev));
-        let made = self.fs.make(parent.0, name, what, mode & 0o7777, &caller(request, umask));
-        self.reply_entry(reply, made);
+        let (who, name, rdev) = (caller(request, umask), name.to_owned(), device_from_kernel(rdev));
+        self.make(request, reply, move |fs| {
+            fs.make(parent.0, &name, NewNode::Special(kind, rdev), mode & 0o7777, &who)
+        });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.note(Call::Mkdir);
-        let made = self.fs.make(parent.0, name, NewNode::Directory, mode & 0o7777, &caller(request, umask));
-        self.reply_entry(reply, made);
+        let (who, name) = (caller(request, umask), name.to_owned());
+        self.make(request, reply, move |fs| fs.make(parent.0, &name, NewNode::Directory, mode & 0o7777, &who));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.note(Call::Symlink);
-        let what = NewNode::Symlink(target.as_os_str());
-        let made = self.fs.make(parent.0, name, what, 0o777, &caller(request, 0));
-        self.reply_entry(reply, made);
+        let (who, name, target) = (caller(request, 0), name.to_owned(), target.as_os_str().to_owned());
+        self.make(request, reply, move |fs| fs.make(parent.0, &name, NewNode::Symlink(&target), 0o777, &who));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -337,12 +352,13 @@ impl Filesystem for Adapter {
             Ok(()) => reply.written(written),
             Err(error) => reply.error(errno(&error)),
         };
-        match self.fs.try_write(fh.0, offset, data, Patience::None) {
-            Try::Done(result) => finish(reply, result),
-            Try::Blocked(blocker) => {
+        match self.fs.next(self.fs.try_write(fh.0, offset, data, Patience::None)) {
+            Next::Finish(result) => finish(reply, result),
+            // Bytes of it that were written before there was no room are written again.
+            Next::Wait(wait) => {
                 let data = data.to_vec();
                 let again = move |fs: &Fs, _: &ReplyWrite, patience| fs.try_write(fh.0, offset, &data, patience);
-                self.drive_on(request, blocker, reply, again, finish);
+                self.drive_on(request, wait, u64::from(written), reply, again, finish);
             }
         }
     }
@@ -517,7 +533,7 @@ impl Filesystem for Adapter {
     ) {
         self.note(Call::Fallocate);
         let allocate = move |fs: &Fs, _: &ReplyEmpty, patience| fs.try_allocate(fh.0, mode, offset, length, patience);
-        self.drive(request, reply, allocate, finish_empty);
+        self.drive_for(request, length, reply, allocate, finish_empty);
     }
 
     fn lseek(&self, _request: &Request, _id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

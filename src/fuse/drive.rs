@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::adapter::Adapter;
 use super::errno::errno;
 use crate::engine::Patience;
-use crate::fs::{Blocker, Fs, FsResult, Noted, Register, Removal, Service, Try, Waiter};
+use crate::fs::{Blocker, Fs, FsError, FsResult, Noted, Patiently, Register, Removal, Service, Try, Waiter};
 use crate::ports::Caller;
 
 /// Registers lower files with the kernel through the reply at hand.
@@ -47,6 +47,28 @@ pub(super) fn backing(service: &Service) -> Option<&BackingId> {
     }
 }
 
+/// What a request waits for before its next attempt.
+pub(super) enum Wait {
+    Over(Blocker),
+    /// Room, after this.
+    Room(FsError),
+}
+
+pub(super) enum Next<T> {
+    Finish(FsResult<T>),
+    Wait(Wait),
+}
+
+impl Fs {
+    pub(super) fn next<T>(&self, attempted: Try<T>) -> Next<T> {
+        match attempted {
+            Try::Done(Err(error)) if self.is_for_room(&error) => Next::Wait(Wait::Room(error)),
+            Try::Done(result) => Next::Finish(result),
+            Try::Blocked(blocker) => Next::Wait(Wait::Over(blocker)),
+        }
+    }
+}
+
 impl Adapter {
     /// Makes attempts until one ends: the first at once, later ones in a task, after what blocked it is over, on a thread that
     /// may wait for the disk.
@@ -54,44 +76,63 @@ impl Adapter {
         &self,
         request: &Request,
         reply: R,
+        attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
+        finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
+    ) {
+        self.drive_for(request, 0, reply, attempt, finish);
+    }
+
+    /// The same for a request that needs room for `bytes`, if it fails for want of it.
+    pub(super) fn drive_for<R: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        request: &Request,
+        bytes: u64,
+        reply: R,
         mut attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
-        match attempt(&self.fs, &reply, Patience::None) {
-            Try::Done(result) => finish(reply, result),
-            Try::Blocked(blocker) => self.drive_on(request, blocker, reply, attempt, finish),
+        match self.fs.next(attempt(&self.fs, &reply, Patience::None)) {
+            Next::Finish(result) => finish(reply, result),
+            Next::Wait(wait) => self.drive_on(request, wait, bytes, reply, attempt, finish),
         }
     }
 
-    /// Goes on after a first attempt that `blocker` kept from ending.
+    /// Goes on after a first attempt that has to wait before the next one.
     pub(super) fn drive_on<R: Send + Sync + 'static, T: Send + 'static>(
         &self,
         request: &Request,
-        mut blocker: Blocker,
+        mut wait: Wait,
+        bytes: u64,
         reply: R,
         attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
         let fs = self.fs.clone();
         let waiter = Waiter { pid: request.pid(), uid: request.uid(), since: Instant::now() };
-        let mut at_hand = (reply, attempt);
+        let (mut at_hand, mut patiently) = ((reply, attempt), Patiently::default());
         self.fs.engine.runtime.spawn(async move {
             loop {
-                if let Err(error) = fs.unblock(blocker, waiter).await {
+                let full = match wait {
+                    Wait::Over(blocker) => fs.unblock(blocker, waiter).await.err(),
+                    Wait::Room(error) => Some(error),
+                };
+                if let Some(error) = full
+                    && !fs.wait_for_room(&error, bytes, waiter, &mut patiently).await
+                {
                     return finish(at_hand.0, Err(error));
                 }
                 let fs = fs.clone();
                 let attempted = tokio::task::spawn_blocking(move || {
                     let (reply, mut attempt) = at_hand;
-                    let result = attempt(&fs, &reply, Patience::Disk);
+                    let result = fs.next(attempt(&fs, &reply, Patience::Disk));
                     (result, (reply, attempt))
                 });
                 // A panic or the end of the runtime drops the reply, and that answers EIO.
                 let Ok((result, back)) = attempted.await else { return };
                 at_hand = back;
-                blocker = match result {
-                    Try::Done(result) => return finish(at_hand.0, result),
-                    Try::Blocked(blocker) => blocker,
+                wait = match result {
+                    Next::Finish(result) => return finish(at_hand.0, result),
+                    Next::Wait(wait) => wait,
                 };
             }
         });

@@ -20,6 +20,7 @@ mod namespace;
 mod number;
 mod path;
 mod probe;
+mod quota;
 mod setattr;
 mod share;
 mod survey;
@@ -28,6 +29,7 @@ mod xattr;
 pub use as_user::{Access, Dir, Seen};
 pub use creds::drop_privileges;
 pub use lease::ignore_sigio;
+pub use quota::{Quota, QuotaOf, quota};
 pub use share::{DESCRIPTORS_MAX_DEFAULT, Share};
 pub use survey::{Survey, Surveyed};
 

@@ -2,11 +2,13 @@
 //!
 //! The real implementations are in `lower`, `remote` and `journal`; a simulated set can stand in for all of them.
 
+mod announce;
 mod failed;
 mod journal;
 mod lower;
 mod remote;
 
+pub use announce::{AnnouncedFailure, AnnouncedFile, Announcement, Announcer};
 pub use failed::{Failed, FailedEntry, FailedId, Reason, Succeeded, Task};
 pub use journal::{About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
 pub use lower::{

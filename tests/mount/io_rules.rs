@@ -284,3 +284,51 @@ fn no_page_survives_a_change_of_mode() {
         }
     }
 }
+
+/// A stub that is mapped and read becomes whole, and resident, under who has it open: no fault, no zeros, and who opens it after them is
+/// served by the kernel.
+#[test]
+fn a_stub_becomes_whole_under_who_has_it_mapped() {
+    for setup in [Setup::default(), Setup::xfs()] {
+        let Some(rig) = setup.build() else { return };
+        rig.quiet();
+        for written in [false, true] {
+            let name = if written { "written" } else { "read" };
+            let mut content = rig.write(name, 30 * LARGE);
+            rig.migrate(name);
+            let first = OpenOptions::new().read(true).write(written).open(rig.mnt(name)).unwrap();
+            let mut map = Mapping::of(&first, content.len(), written);
+            let second = direct(&rig, name);
+            let half = content.len() / 2;
+            // Some pages come one by one.
+            for at in [half - 4096, 12_288, LARGE + 40_960] {
+                assert_same(&map.bytes()[at..at + 4096], &content[at..at + 4096], name);
+            }
+            if written {
+                map.set(half + 5000, b"mapped");
+                map.sync();
+                content[half + 5000..half + 5006].copy_from_slice(b"mapped");
+            }
+            let state = rig.state(name);
+            assert!(["partial", "stub", "patched"].contains(&state.as_str()), "{state}");
+            // The rest comes in the meantime.
+            let mut recall = rig.command(&["recall", rig.mnt(name).to_str().unwrap()]).spawn().unwrap();
+            assert_same(map.bytes(), &content, "while it comes");
+            for at in (0..content.len()).step_by(LARGE).rev() {
+                assert_same(&page(&second, at), &content[at..at + 4096], "read while it comes");
+            }
+            assert!(recall.wait().unwrap().success());
+            let whole = if written { "resident" } else { "dual" };
+            wait_for("the end of the recall", || rig.state(name) == whole);
+            check(&first, Some(&map), &content, "whole");
+            check(&second, None, &content, "whole");
+            let third = direct(&rig, name);
+            check(&third, None, &content, "opened beside them");
+            drop((first, second, third));
+            check(&direct(&rig, name), Some(&map), &content, "the mapping alone");
+            drop(map);
+            wait_for("passthrough", || !daemon_serves(&rig, &direct(&rig, name), LARGE));
+            rig.same(name, &content);
+        }
+    }
+}

@@ -60,6 +60,11 @@ fn quotas_act(setup: Setup) {
     assert_eq!(errno(std::fs::read(rig.mnt("mine"))), Some(libc::EDQUOT));
     assert_eq!(rig.state("mine"), "stub");
     limit("8192", "0");
+    // The report has the kernel's limits beside what is here and what is remote.
+    rig.json(&["index", "scan", rig.mountpoint().to_str().unwrap()], 0);
+    let users = rig.json(&["quota", rig.mountpoint().to_str().unwrap()], 0);
+    let his = users.iter().find(|line| line["uid"] == 2001).unwrap();
+    assert_eq!((&his["offline"], &his["quota"]["bytes_hard"]), (&(1 << 20).into(), &(8 << 20).into()), "{his}");
     rig.same("mine", &content);
     // A project's directory: whoever writes in it, root's daemon included.
     for (side, dir) in [("below", rig.fs.path().join("project")), ("mount", rig.low("project"))] {

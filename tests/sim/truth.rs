@@ -106,6 +106,7 @@ impl File {
     pub fn survived(&mut self, found: &Content, mtime: Timestamp, mode: u32) -> Result<(), String> {
         if let Some((offset, data)) = self.unanswered_write.take() {
             self.write(offset, &data, mtime);
+            self.is_patched();
         }
         let mut sizes = self.since.sizes.clone();
         sizes.push(self.content.size);

@@ -16,7 +16,7 @@ use super::{IndexError, IndexResult, sql};
 use crate::types::{FileId, FileState, StateTotal};
 
 /// Raised whenever the tables change: older files are made anew.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// Bytes of pages kept in memory by the writer.
 const CACHE_KIB: i64 = 64 << 10;
 /// What changed during a scan, and must not be overwritten by what the scan has read before: entries at most.
@@ -39,7 +39,7 @@ CREATE INDEX links_ino ON links (ino);
 -- Directories that the scan under way has yet to read.
 CREATE TABLE todo (ino INTEGER PRIMARY KEY, birth INTEGER NOT NULL, handle_kind INTEGER NOT NULL, handle BLOB NOT NULL);
 CREATE VIEW files AS SELECT path(ino) AS path, name, kind, size, blocks * 512 AS online,
-    CASE WHEN state IN (2, 3) THEN size WHEN state = 5 THEN max(size - blocks * 512, 0) ELSE 0 END AS offline, state_name(state) AS state, pair, generation, pinned, sealed,
+    CASE WHEN state IN (2, 3) THEN size WHEN state IN (5, 6) THEN max(size - blocks * 512, 0) ELSE 0 END AS offline, state_name(state) AS state, pair, generation, pinned, sealed,
     uid, gid, project, mode, nlink, atime, mtime, ctime_ns / 1000000000 AS ctime, btime,
     accesses, coalesce(heat_now(heat), 0.0) AS heat, accessed, recalled, recalled_by, ino, parent
     FROM f WHERE parent <> 0;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::daemon;
 use super::exit::{self, CliError, Exit};
 use super::{Global, output};
+use super::{daemon, other_end};
 use crate::control::client::mount_of_share;
 use crate::pair::capabilities::{self, Probed};
 use crate::pair::units::{exact_duration, exact_size, parse_duration, parse_size};
@@ -117,7 +117,7 @@ fn print(pair: &Pair, probed: Option<Probed>) {
 
 /// Tries the endpoint and keeps what was found for `pair show`.
 fn probe(global: &Global, pair: &Pair) -> Result<Probed, CliError> {
-    let found = daemon::probe(pair).map_err(|reason| {
+    let found = other_end::probe(pair).map_err(|reason| {
         CliError::Failed(format!(
             "pair {} was not stored, its endpoint cannot be used: {reason} (--no-probe stores it untried)",
             pair.name

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::glob::{Glob, matches_value};
 use crate::catalog::index::{HEAT_HALF_LIFE_S, state_filter};
+use crate::control::space::COLDEST;
 use crate::engine::JobKind;
 use crate::pair::units::{exact_duration, exact_size};
 use crate::ports::Attr;
@@ -319,7 +320,7 @@ impl Rule {
 
     pub fn order_by(&self) -> &'static str {
         match self.order {
-            Order::Coldest => " ORDER BY coalesce(heat, 0), max(atime, mtime, coalesce(accessed, 0)), ino",
+            Order::Coldest => COLDEST,
             Order::Largest => " ORDER BY size DESC, ino",
             Order::Oldest => " ORDER BY mtime, ino",
             Order::Any => "",

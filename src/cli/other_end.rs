@@ -1,0 +1,110 @@
+//! What is at the other end of a pair: how it is reached, what the engine is told of it, and what a probe finds there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::daemon::runtime;
+use crate::control::server::Server;
+use crate::engine::{RestorePolicy, Target};
+use crate::gateway;
+use crate::pair::capabilities::{self, Found};
+use crate::pair::{Pair, RemoteRole, WhenArchived};
+use crate::ports::{Capabilities, Remote, RemoteErrorKind, RemoteResult};
+use crate::record::PairRef;
+use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
+use crate::types::ObjectKey;
+
+/// Longest answer of a gateway to who asks who it is, in bytes.
+const HELLO_MAX: u64 = 4 << 10;
+/// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
+const PROBE_PAUSE: Duration = Duration::from_secs(60);
+
+pub(super) fn remote_config(pair: &Pair) -> RemoteConfig {
+    let profile = pair.credentials_profile.clone();
+    let mut config = RemoteConfig::new(pair.name.clone(), pair.bucket.clone(), "");
+    config.prefix = pair.prefix.clone();
+    config.endpoints = pair.endpoints.clone();
+    config.region = pair.region.clone();
+    config.credentials = match &pair.credentials_file {
+        Some(path) => CredentialsFrom::File { path: path.clone(), profile },
+        None => CredentialsFrom::Chain { profile },
+    };
+    // Whole chunks only: a part is hashed chunk by chunk as it is read.
+    config.part_size = config.part_size.max(u64::from(pair.chunk_size.unwrap_or(0)));
+    config
+}
+
+/// `probed`: what the last probe found.
+pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabilities::Probed>) -> Target {
+    let plain = probed.is_some_and(|probed| probed.peer == Some(false));
+    Target {
+        pair: PairRef {
+            name: pair.name.clone(),
+            local_cluster: pair.local_cluster.clone(),
+            local_share: pair.local_share.display().to_string(),
+            remote_cluster: pair.remote_cluster.clone(),
+            remote_share: match pair.prefix.as_str() {
+                "" => pair.bucket.clone(),
+                prefix => format!("{}/{prefix}", pair.bucket),
+            },
+        },
+        prefix: pair.prefix.clone(),
+        remote,
+        peer: pair.role == RemoteRole::Gpeer && !plain,
+        chunk_size: pair.chunk_size,
+        retention_s: pair.retention_s,
+        recall: pair.recall,
+        restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
+    }
+}
+
+/// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
+pub(super) async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: RemoteRole) {
+    loop {
+        match probe_remote(role, &remote).await {
+            Ok(Found { peer: Some(false), .. }) => {
+                let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, if \
+                           `tierfs pair edit` is let probe it";
+                tracing::warn!("{why}");
+                *server.probe_problem.lock() = Some(why.into());
+                return;
+            }
+            Ok(found) => {
+                tracing::info!(?found, "the pair's endpoint answers");
+                *server.probe_problem.lock() = None;
+                return;
+            }
+            Err(error) => {
+                tracing::warn!("the pair cannot be used at present: {error}");
+                *server.probe_problem.lock() = Some(error.to_string());
+            }
+        }
+        tokio::time::sleep(PROBE_PAUSE).await;
+    }
+}
+
+/// Tries what the pair's endpoint can do. The error is one line without a secret.
+pub fn probe(pair: &Pair) -> Result<Found, String> {
+    let runtime = runtime().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let remote = S3Remote::connect(remote_config(pair)).await.map_err(|error| error.to_string())?;
+        probe_remote(pair.role, &remote).await.map_err(|error| error.to_string())
+    })
+}
+
+/// Asks the gateway of a share who it is; tries what a store can do.
+async fn probe_remote(role: RemoteRole, remote: &S3Remote) -> RemoteResult<Found> {
+    let mut peer = None;
+    if role == RemoteRole::Gpeer {
+        match remote.get_all(&ObjectKey(gateway::HELLO.into()), HELLO_MAX).await {
+            Ok(_) => {
+                // Nothing is tried there: its keys are people's files.
+                let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
+                return Ok(Found { capabilities, peer: Some(true) });
+            }
+            Err(error) if error.kind == RemoteErrorKind::NotFound => peer = Some(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Found { capabilities: remote.probe().await?, peer })
+}

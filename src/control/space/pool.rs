@@ -1,0 +1,189 @@
+//! Files that can be freed, the coldest first: found by the index where there is one, else by a walk over the share.
+
+use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::catalog::index::{Index, IndexResult, reader, state_filter};
+use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
+use crate::engine::{Candidate, Engine, load_record};
+use crate::ports::{FileKind, Lower, Task};
+use crate::record::Claim;
+use crate::types::{FileId, FileState, Timestamp};
+
+/// Files known at a time.
+const FILES_MAX: usize = 10_000;
+/// The order of the index: by heat, then by the last use.
+pub const COLDEST: &str = " ORDER BY coalesce(heat, 0), max(atime, mtime, coalesce(accessed, 0)), ino";
+/// Looking for more takes at most this part of the time, when nothing was found.
+const SEARCH_TIMES: u32 = 4;
+const SEARCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// A regular file with content that the filter of the index wants, in the order of `order`; `each` says whether it wants more.
+pub fn indexed(index: &Index, filter: &str, order: &str, each: &mut dyn FnMut(FileId) -> bool) -> IndexResult<()> {
+    index.take();
+    let db = reader(index.path())?;
+    let sql = format!(
+        "SELECT ino, birth FROM f WHERE kind = 'f' AND parent <> 0 AND sealed = 0 AND size > 0 AND {filter}{order}"
+    );
+    let mut matching = db.prepare(&sql)?;
+    let mut rows = matching.query([])?;
+    while let Some(row) = rows.next()? {
+        let id = FileId { ino: row.get::<_, i64>(0)? as u64, birth: row.get::<_, i64>(1)? as u64 };
+        if !each(id) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Every file of the share, each by one name, on a thread of its own; what cannot be read is left out, and told.
+pub async fn each_file(lower: Arc<dyn Lower>, mut visit: impl FnMut(Found) -> Next + Send + 'static) {
+    let walked = on_own_thread(move || {
+        let root = match resolve(&*lower, Path::new("")) {
+            Ok(root) => root,
+            Err(error) => return tracing::warn!("the share's root cannot be read: {error}"),
+        };
+        walk(&*lower, root, &mut |step| match step {
+            Step::File(found) => visit(found),
+            Step::Failed(path, error) => {
+                tracing::warn!(path = %path.display(), "left out of this pass: {error}");
+                Next::Continue
+            }
+        });
+    });
+    if walked.await.is_none() {
+        tracing::error!("a pass over the share failed");
+    }
+}
+
+/// When a file was last used, then its identity: the greatest is the warmest.
+type Warmth = (Timestamp, u64, u64);
+
+/// The coldest files.
+pub(super) struct Pool {
+    lower: Arc<dyn Lower>,
+    engine: Arc<Engine>,
+    index: Option<Arc<Index>>,
+    files: VecDeque<FileId>,
+    /// When it was filled last, and how long that took.
+    filled: Option<(Instant, Duration)>,
+}
+
+impl Pool {
+    pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, index: Option<Arc<Index>>) -> Self {
+        Self { lower, engine, index, files: VecDeque::new(), filled: None }
+    }
+
+    /// The coldest file that can probably be freed; `None`: there is none, or it is too early to look again. With `patient` that is waited for, if it
+    /// is soon.
+    pub async fn next(&mut self, patient: bool) -> Option<Candidate> {
+        loop {
+            while let Some(id) = self.files.pop_front() {
+                let (lower, engine) = (self.lower.clone(), self.engine.clone());
+                let confirmed = tokio::task::spawn_blocking(move || confirm(&*lower, &engine, id)).await;
+                if let Ok(Some(candidate)) = confirmed {
+                    return Some(candidate);
+                }
+            }
+            let early = self.filled.map_or(Duration::ZERO, |(at, took)| {
+                SEARCH_PAUSE.max(took.saturating_mul(SEARCH_TIMES)).saturating_sub(at.elapsed())
+            });
+            if !early.is_zero() {
+                if !patient || early > SEARCH_PAUSE {
+                    return None;
+                }
+                tokio::time::sleep(early).await;
+            }
+            self.fill().await;
+            if self.files.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    async fn fill(&mut self) {
+        let begun = Instant::now();
+        // What failed before is not tried again at once. When the list cannot be read, it is.
+        let put_off = self.engine.put_off(Task::Release).await.unwrap_or_default();
+        let mut found = Vec::new();
+        if let Some(index) = self.index.clone().filter(|index| !index.is_empty()) {
+            let left_out = put_off.clone();
+            let by_index = on_own_thread(move || coldest(&index, &left_out)).await;
+            match by_index {
+                Some(Ok(files)) => found = files,
+                Some(Err(error)) => tracing::warn!("the index does not tell what can be freed: {error}"),
+                None => {}
+            }
+        }
+        let fresh = self.index.as_ref().is_some_and(|index| index.is_fresh());
+        if found.is_empty() && !fresh {
+            found = self.walk(put_off).await;
+        }
+        self.files = found.into();
+        self.filled = Some((Instant::now(), begun.elapsed()));
+    }
+
+    async fn walk(&self, put_off: HashSet<FileId>) -> Vec<FileId> {
+        let coldest = Arc::new(parking_lot::Mutex::new(BinaryHeap::<Warmth>::new()));
+        let (heap, lower, engine) = (coldest.clone(), self.lower.clone(), self.engine.clone());
+        each_file(self.lower.clone(), move |found| {
+            let may = found.attr.blocks > 0 && !found.attr.sealed && !put_off.contains(&found.node.id);
+            if may && is_dual(&*lower, &engine, &found) {
+                let last_used = found.attr.atime.max(found.attr.mtime);
+                let mut heap = heap.lock();
+                heap.push((last_used, found.node.id.ino, found.node.id.birth));
+                if heap.len() > FILES_MAX {
+                    heap.pop();
+                }
+            }
+            Next::Continue
+        })
+        .await;
+        let files = std::mem::take(&mut *coldest.lock()).into_sorted_vec();
+        files.into_iter().map(|(_, ino, birth)| FileId { ino, birth }).collect()
+    }
+}
+
+fn coldest(index: &Index, left_out: &HashSet<FileId>) -> IndexResult<Vec<FileId>> {
+    let filter = format!("pinned = 0 AND blocks > 0 AND {}", state_filter(&[FileState::Dual]));
+    let mut files = Vec::new();
+    indexed(index, &filter, COLDEST, &mut |id| {
+        if !left_out.contains(&id) {
+            files.push(id);
+        }
+        files.len() < FILES_MAX
+    })?;
+    Ok(files)
+}
+
+fn is_dual(lower: &dyn Lower, engine: &Engine, found: &Found) -> bool {
+    dual_and_free(lower, engine, &found.node)
+}
+
+/// Whether a file is dual, and not pinned. Unreadable records are nobody's candidates.
+fn dual_and_free(lower: &dyn Lower, engine: &Engine, node: &crate::types::Inode) -> bool {
+    let record = match engine.cells.live(node.id) {
+        Some(cell) => {
+            let inner = cell.lock();
+            return inner.record.claim == Claim::Dual
+                && !inner.record.flags.pinned
+                && !inner.record.flags.retained
+                && inner.machine.handles() == 0;
+        }
+        None => load_record(lower, node),
+    };
+    record.is_ok_and(|record| record.claim == Claim::Dual && !record.flags.pinned && !record.flags.retained)
+}
+
+/// The file as it is now, if it can still be freed, as far as can be told without the engine's locks.
+fn confirm(lower: &dyn Lower, engine: &Engine, id: FileId) -> Option<Candidate> {
+    let (node, attr) = lower.by_number(id.ino).ok()?;
+    let fits = node.id == id && attr.nlink > 0 && attr.kind == FileKind::Regular && attr.blocks > 0 && !attr.sealed;
+    if !fits || !dual_and_free(lower, engine, &node) {
+        return None;
+    }
+    let path = lower.path_of(&node).ok()??;
+    Some(Candidate { node, attr, path })
+}
