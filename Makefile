@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds pairs-rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
+.PHONY: help deps demo demo-pair test explore fuzz sim rounds pairs-rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,11 @@ demo: ## Build, then mount, migrate and read back a real tree (under two minutes
 	@scripts/install-deps.sh demo
 	@$(CARGO) build --locked --release
 	@scripts/demo.sh
+
+demo-pair: ## Build, then two clusters on one machine: a pair, names on both sides, content that moves, an outage
+	@scripts/install-deps.sh demo
+	@$(CARGO) build --locked --release
+	@scripts/demo-pair.sh
 
 test: ## Install what is missing, check format and lints, run all tests
 	@scripts/install-deps.sh test

@@ -16,8 +16,10 @@ use crate::types::ObjectKey;
 
 /// Longest answer of a gateway to who asks who it is, in bytes.
 const HELLO_MAX: u64 = 4 << 10;
-/// Pause before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves.
-const PROBE_PAUSE: Duration = Duration::from_secs(60);
+/// Pauses before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves. The first is short: two sides
+/// of a pair are often started one after the other.
+const PROBE_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn remote_config(pair: &Pair) -> RemoteConfig {
     let profile = pair.credentials_profile.clone();
@@ -60,6 +62,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
 
 /// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
 pub(super) async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: RemoteRole) {
+    let mut pause = PROBE_PAUSE_FIRST;
     loop {
         match probe_remote(role, &remote).await {
             Ok(Found { peer: Some(false), .. }) => {
@@ -79,7 +82,8 @@ pub(super) async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: Remo
                 *server.probe_problem.lock() = Some(error.to_string());
             }
         }
-        tokio::time::sleep(PROBE_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PROBE_PAUSE_MAX);
     }
 }
 

@@ -240,7 +240,7 @@ mod tests {
     fn the_layout_stays() {
         let hex: String = encode(&batch()).iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(hex.starts_with("74667370 73796e63 01 07 01 02".replace(' ', "").as_str()), "{hex}");
-        assert_eq!(hex.len(), 2 * 84, "{hex}");
+        assert_eq!(hex.len(), 2 * 88, "{hex}");
     }
 
     #[test]
