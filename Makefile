@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test explore fuzz sim rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
+.PHONY: help deps demo test explore fuzz sim rounds pairs-rounds crash known quota rebuild storm soak bench bench-recall bench-index fmt lint
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,8 +25,8 @@ test: ## Install what is missing, check format and lints, run all tests
 	else echo "cargo-deny is not installed: licences and sources not checked"; fi
 	$(CARGO) nextest run --locked --profile $(if $(CI),ci,default)
 
-explore: ## Explore one file's protocol exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME)
-	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test explore -- --ignored --nocapture
+explore: ## Explore one file's protocol, and that of two clusters, exhaustively, within large bounds (EXPLORE_STATES=N a world, EXPLORE_WORLD=NAME, EXPLORE=explore|pairs_explore)
+	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test $(or $(EXPLORE),explore --test pairs_explore) -- --ignored --nocapture
 
 fuzz: ## Feed decoders and the S3 client with what is nearly right (SECONDS=60 each of a dozen parts, SEED=4 to begin with)
 	TIERFS_FUZZ_SECONDS=$(or $(SECONDS),60) $(if $(SEED),TIERFS_FUZZ_SEED=$(SEED)) \
@@ -42,6 +42,11 @@ rounds: ## Random opens, maps, reads and writes of one file while it comes and g
 	@scripts/install-deps.sh test
 	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
 	    $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rounds::many
+
+pairs-rounds: ## Two clusters, users on both, a link that is cut, slowed and healed: round after round (ROUNDS=200 SEED=...)
+	@scripts/install-deps.sh test
+	$(if $(ROUNDS),TIERFS_ROUNDS=$(ROUNDS)) $(if $(SEED),TIERFS_SEED=$(SEED)) \
+	    $(CARGO) test --locked --test pairs -- --ignored --exact --nocapture rounds::many
 
 crash: ## Kill the daemon and cut the power, round after round (ROUNDS=500 a kind, SEED=, KIND=points|kill|shutdown|disk, FS=ext4|xfs)
 	@scripts/install-deps.sh test

@@ -36,7 +36,7 @@ pub fn crash(out: &mut Out) {
         s.notes.iter_mut().flatten().for_each(|note| note.held = 0);
         s.boot = if unsynced { Boot::Note(0) } else { Boot::Sync };
     };
-    out.step(crate::steps::Kind::Fault, "the process is killed", |s| {
+    out.step(crate::explorer::Kind::Fault, "the process is killed", |s| {
         // What the kernel serves by itself goes on without the daemon.
         if let IoMode::Pass(_) = s.mode() {
             s.outside_reads |= s.readers > 0;
@@ -53,7 +53,7 @@ pub fn crash(out: &mut Out) {
             for mtime in (0..16).filter(|mtime| disk.mtimes & (1 << mtime) != 0) {
                 for names in (0..3).filter(|names| disk.names_set & (1 << names) != 0) {
                     let label = if rec == disk.rec { "power loss" } else { "power loss: an older record survives" };
-                    out.step(crate::steps::Kind::Fault, label, |s| {
+                    out.step(crate::explorer::Kind::Fault, label, |s| {
                         die(s);
                         (s.outside_reads, s.outside_writes) = (false, false);
                         s.disk.rec = rec;

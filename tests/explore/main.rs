@@ -9,6 +9,7 @@ mod disk;
 mod doubles;
 mod engine;
 mod environment;
+#[path = "../common/explorer.rs"]
 mod explorer;
 mod invariants;
 mod recall;

@@ -4,27 +4,12 @@ use tierfs::tier::{Event, Machine};
 use tierfs::types::Claim;
 
 use crate::bugs::Bug;
+use crate::explorer::{self, Explored, Kind};
 use crate::state::{Cell, FREED, Rec, STRAY_TIME, Spawned, State};
-use crate::{archive, background, crashes, environment, recall, release, requests};
-
-/// Whose step it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Goes on by itself, sooner or later.
-    System,
-    /// A user's or an administrator's wish.
-    User,
-    /// Something fails or dies.
-    Fault,
-}
+use crate::{archive, background, crashes, environment, invariants, recall, release, requests};
 
 /// A step and where it leads.
-#[derive(Debug)]
-pub struct Next {
-    pub kind: Kind,
-    pub label: &'static str,
-    pub state: State,
-}
+pub type Next = explorer::Next<State, &'static str>;
 
 /// How often what may happen.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +74,16 @@ pub enum Start {
 }
 
 impl World {
-    pub fn initial(&self) -> Vec<State> {
+    pub fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+}
+
+impl Explored for World {
+    type State = State;
+    type Label = &'static str;
+
+    fn initial(&self) -> Vec<State> {
         let first = State::first(self.small);
         let dual = first.archived(Claim::Dual);
         let stub = first.archived(Claim::Stub);
@@ -101,12 +95,7 @@ impl World {
         }
     }
 
-    pub fn has(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
-    }
-
-    /// All steps from `state`, the system's first.
-    pub fn steps(&self, state: &State, next: &mut Vec<Next>) {
+    fn steps(&self, state: &State, next: &mut Vec<Next>) {
         let mut out = Out { world: self, from: state, next };
         crashes::boot(&mut out);
         if out.is_serving() {
@@ -118,6 +107,14 @@ impl World {
             environment::steps(&mut out);
         }
         crashes::crash(&mut out);
+    }
+
+    fn broken(&self, state: &State) -> Option<&'static str> {
+        invariants::broken(state)
+    }
+
+    fn is_at_rest(&self, state: &State) -> bool {
+        state.is_at_rest()
     }
 }
 

@@ -127,3 +127,17 @@ fn what_is_not_paired_stays() {
     assert!(!output.status.success() && said(&output).contains("does not have this file yet"), "{}", said(&output));
     assert_eq!(fs::read(sides.east.mnt("alone")).unwrap(), b"alone");
 }
+
+/// A rename that the other side has not heard of: the file is found by its inode there, and its content with it.
+#[test]
+fn a_renamed_file_is_found() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LARGE)]) else { return };
+    assert_same(&fs::read(sides.west.mnt("f")).unwrap(), &contents[0], "west");
+    wait_for("west to own it", || sides.west.owns("f"));
+    sides.decided("f");
+    fs::rename(sides.east.mnt("f"), sides.east.mnt("g")).unwrap();
+    assert_same(&fs::read(sides.east.mnt("g")).unwrap(), &contents[0], "east, under its new name");
+    wait_for("east to own it", || sides.east.owns("g"));
+    assert_same(&fs::read(sides.west.mnt("f")).unwrap(), &contents[0], "west, under the old one");
+    wait_for("west to own it again", || sides.west.owns("f"));
+}
