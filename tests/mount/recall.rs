@@ -368,6 +368,8 @@ fn who_waits_for_a_file_that_is_emptied_gets_the_empty_file() {
             }) as fn(PathBuf) -> std::io::Result<Found>,
             |path| {
                 let file = OpenOptions::new().read(true).write(true).open(path)?;
+                let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&file, punch, 0, 5)?;
                 Ok(Box::new(move || file.metadata().unwrap().len()))
             },
             |path| {
