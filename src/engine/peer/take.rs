@@ -61,7 +61,10 @@ impl Engine {
         }
         let kept = {
             let mut inner = cell.lock();
-            let record = Record { claim: Claim::Partial, ..inner.record.clone() };
+            // Ownership may have come by the other side's offer meanwhile: then there is nothing of a stub to say.
+            let is_stub = inner.machine.is_foreign() && inner.record.object.is_some();
+            let claim = if is_stub { Claim::Partial } else { inner.record.claim };
+            let record = Record { claim, ..inner.record.clone() };
             let kept = self.lower.save_record(&cell.node, &record.encode());
             if kept.is_ok() {
                 inner.record = record;
@@ -186,15 +189,19 @@ impl Engine {
 
     /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
     pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
-        use crate::peer::Phase::{Offering, Owner};
+        use crate::peer::Phase::{Offering, Owner, Stub, Taking};
         let known = cell.lock().record.generation;
         let why = match self.ask_facts(cell).await.map(|told| told.answer) {
             Ok(Answer::Facts(facts)) => match facts.phase {
                 Owner { published: false } => PeerTrouble::BeingWritten,
                 // The stub becomes one of that.
                 Owner { .. } | Offering if facts.content.generation >= known => return EngineError::Cancelled,
-                // It was restored from a backup, or so was this side; or the file has just come here.
-                _ => PeerTrouble::Contradiction,
+                // It is the other side's, which has not heard so yet: its question is repeated.
+                Taking => PeerTrouble::Undecided,
+                // It has just come here.
+                Stub => PeerTrouble::Moved,
+                // It was restored from a backup, or so was this side.
+                Owner { .. } | Offering => PeerTrouble::Contradiction,
             },
             Ok(_) => PeerTrouble::NotThere,
             Err(error) => return error,
