@@ -20,9 +20,10 @@ pub struct Known {
 pub type File = RwLock<Known>;
 
 impl Known {
+    /// A file just made at the master, and synced. The slave may have heard of it while it was empty.
     pub fn new(name: String, content: Vec<u8>) -> Self {
-        let floor = [AtomicUsize::new(0), AtomicUsize::new(0)];
-        Self { names: [Some(name), None], gone: false, versions: vec![content], certain: 0, floor }
+        let floor = [AtomicUsize::new(1), AtomicUsize::new(0)];
+        Self { names: [Some(name), None], gone: false, versions: vec![Vec::new(), content], certain: 1, floor }
     }
 
     /// The content as it is if all that was tried was done.
