@@ -16,6 +16,7 @@ use crate::peer::{Answer, Event, Local, Verdict};
 use crate::ports::IntentId;
 use crate::record::{Claim, PeerState, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
+use crate::types::Generation;
 
 /// Longest answer about a file that is read, in bytes.
 const FACTS_MAX: u64 = 64 << 10;
@@ -34,8 +35,8 @@ impl Engine {
             None => self.note_handover(cell).await?,
         };
         let begun = {
-            let (this, on) = (self.clone(), cell.clone());
-            blocking(move || this.begin_taking(&on)).await?
+            let (this, on, brought) = (self.clone(), cell.clone(), fill.object.generation);
+            blocking(move || this.begin_taking(&on, Some(brought))).await?
         };
         if let Err(error) = begun {
             self.not_taken(fill, note).await;
@@ -89,13 +90,16 @@ impl Engine {
         }
     }
 
-    fn begin_taking(&self, cell: &Arc<Cell>) -> EngineResult<()> {
+    /// `brought`: the generation whose bytes have come; none are needed of an empty content. By now the stub may be one of a newer generation, of which nothing is
+    /// here: taken all the same, its content would be lost.
+    fn begin_taking(&self, cell: &Arc<Cell>, brought: Option<Generation>) -> EngineResult<()> {
         let mut inner = cell.lock();
         self.known(cell, &mut inner)?;
+        let whole = brought.or_else(|| inner.record.object.is_none().then_some(inner.record.generation));
         if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {
             return Err(EngineError::Refused { file: cell.node.id, why });
         }
-        let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
+        let local = Local { whole, intended: true, ..self.local(cell, &inner)? };
         let decided = self.decide_and_store(cell, &mut inner, local, Event::TakeBegin, "peer.taking");
         inner.recall = None;
         inner.shown_mtime = None;
@@ -125,7 +129,7 @@ impl Engine {
     pub(in crate::engine) async fn take_local(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
         let note = self.note_handover(cell).await?;
         let (this, on) = (self.clone(), cell.clone());
-        let begun = blocking(move || this.begin_taking(&on)).await?;
+        let begun = blocking(move || this.begin_taking(&on, None)).await?;
         if let Err(error) = begun {
             self.journal.remove(note).await?;
             return Err(error);
