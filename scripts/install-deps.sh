@@ -35,6 +35,8 @@ if [[ $purpose == test ]]; then
     need nfs-ls libnfs-utils
     need openssl openssl
     need curl curl
+    need ip iproute2 # two clusters, each in a network namespace
+    need nsenter util-linux
     # Clients of the S3 gateway: 9, 0.2 and 15 MB.
     need aws awscli
     need s3cmd s3cmd

@@ -20,9 +20,10 @@ pub struct Known {
 pub type File = RwLock<Known>;
 
 impl Known {
+    /// A file just made at the master, and synced. The slave may have heard of it while it was empty.
     pub fn new(name: String, content: Vec<u8>) -> Self {
-        let floor = [AtomicUsize::new(0), AtomicUsize::new(0)];
-        Self { names: [Some(name), None], gone: false, versions: vec![content], certain: 0, floor }
+        let floor = [AtomicUsize::new(1), AtomicUsize::new(0)];
+        Self { names: [Some(name), None], gone: false, versions: vec![Vec::new(), content], certain: 1, floor }
     }
 
     /// The content as it is if all that was tried was done.
@@ -80,11 +81,18 @@ impl Known {
             (same, version.len())
         };
         let all: Vec<_> = self.versions.iter().map(differs).collect();
-        let zeros = found.iter().filter(|byte| **byte == 0).count();
-        format!(
-            "equal up to (of bytes) {all:?}; {} bytes found, {zeros} of them zeros; certain: {}",
-            found.len(),
-            self.certain
-        )
+        // In blocks of 4 KiB: `.` as the newest, a number as so many versions before, `0` zeros, `?` anything else.
+        let mut map = String::new();
+        for (at, block) in found.chunks(4_096).enumerate() {
+            let range = at * 4_096..at * 4_096 + block.len();
+            let back = self.versions.iter().rev().position(|version| version.get(range.clone()) == Some(block));
+            map += &match back {
+                Some(0) => ".".to_owned(),
+                _ if block.iter().all(|byte| *byte == 0) => "0".to_owned(),
+                Some(back) => back.to_string(),
+                None => "?".to_owned(),
+            };
+        }
+        format!("equal up to (of bytes) {all:?}; {} bytes found, blocks {map}; certain: {}", found.len(), self.certain)
     }
 }

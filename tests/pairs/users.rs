@@ -99,7 +99,9 @@ impl Round<'_> {
                 && error.raw_os_error() == Some(libc::EIO)
                 && known.names[1].is_some()
             {
-                self.complain(format!("{side}: {:?}: {error}", known.names));
+                let peers =
+                    [0, 1].map(|side| self.sides.sides[side].peer(known.names[1].as_ref().expect("both have it")));
+                self.complain(format!("read on {side}: {:?}: {error}; {peers:?}", known.names));
             }
             let Ok(found) = found else { return };
             match known.read(side, &found) {
@@ -121,7 +123,7 @@ impl Round<'_> {
         {
             let known = file.read().unwrap();
             if !known.gone && known.names[1].is_some() && known.names[side].as_ref() == Some(&name) {
-                self.complain(format!("{side}: {:?}: {error}", known.names));
+                self.complain(format!("open for writing on {side}: {:?}: {error}", known.names));
             }
         }
         let Ok(opened) = opened else { return };
@@ -226,11 +228,19 @@ impl Round<'_> {
 
 /// All of a file, in as few requests as the kernel makes of one read.
 pub fn whole(path: &std::path::Path) -> io::Result<Vec<u8>> {
-    let mut file = fs::File::open(path)?;
+    let told = |what: &'static str| {
+        move |error: io::Error| {
+            if error.raw_os_error() == Some(libc::EIO) {
+                eprintln!("{what} of {}: {error}", path.display());
+            }
+            error
+        }
+    };
+    let mut file = fs::File::open(path).map_err(told("open"))?;
     let mut content = vec![0; 1 << 20];
     let mut len = 0;
     loop {
-        match file.read(&mut content[len..])? {
+        match file.read(&mut content[len..]).map_err(told("read"))? {
             0 => break,
             got => len += got,
         }

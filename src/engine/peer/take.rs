@@ -16,6 +16,7 @@ use crate::peer::{Answer, Event, Local, Verdict};
 use crate::ports::IntentId;
 use crate::record::{Claim, PeerState, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
+use crate::types::Generation;
 
 /// Longest answer about a file that is read, in bytes.
 const FACTS_MAX: u64 = 64 << 10;
@@ -34,8 +35,8 @@ impl Engine {
             None => self.note_handover(cell).await?,
         };
         let begun = {
-            let (this, on) = (self.clone(), cell.clone());
-            blocking(move || this.begin_taking(&on)).await?
+            let (this, on, brought) = (self.clone(), cell.clone(), fill.object.generation);
+            blocking(move || this.begin_taking(&on, Some(brought))).await?
         };
         if let Err(error) = begun {
             self.not_taken(fill, note).await;
@@ -61,7 +62,10 @@ impl Engine {
         }
         let kept = {
             let mut inner = cell.lock();
-            let record = Record { claim: Claim::Partial, ..inner.record.clone() };
+            // Ownership may have come by the other side's offer meanwhile: then there is nothing of a stub to say.
+            let is_stub = inner.machine.is_foreign() && inner.record.object.is_some();
+            let claim = if is_stub { Claim::Partial } else { inner.record.claim };
+            let record = Record { claim, ..inner.record.clone() };
             let kept = self.lower.save_record(&cell.node, &record.encode());
             if kept.is_ok() {
                 inner.record = record;
@@ -86,13 +90,16 @@ impl Engine {
         }
     }
 
-    fn begin_taking(&self, cell: &Arc<Cell>) -> EngineResult<()> {
+    /// `brought`: the generation whose bytes have come; none are needed of an empty content. By now the stub may be one of a newer generation, of which nothing is
+    /// here: taken all the same, its content would be lost.
+    fn begin_taking(&self, cell: &Arc<Cell>, brought: Option<Generation>) -> EngineResult<()> {
         let mut inner = cell.lock();
         self.known(cell, &mut inner)?;
+        let whole = brought.or_else(|| inner.record.object.is_none().then_some(inner.record.generation));
         if let Next::Refuse(why) = inner.machine.apply(Step::HandOverBegin) {
             return Err(EngineError::Refused { file: cell.node.id, why });
         }
-        let local = Local { whole: Some(inner.record.generation), intended: true, ..self.local(cell, &inner)? };
+        let local = Local { whole, intended: true, ..self.local(cell, &inner)? };
         let decided = self.decide_and_store(cell, &mut inner, local, Event::TakeBegin, "peer.taking");
         inner.recall = None;
         inner.shown_mtime = None;
@@ -122,7 +129,7 @@ impl Engine {
     pub(in crate::engine) async fn take_local(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
         let note = self.note_handover(cell).await?;
         let (this, on) = (self.clone(), cell.clone());
-        let begun = blocking(move || this.begin_taking(&on)).await?;
+        let begun = blocking(move || this.begin_taking(&on, None)).await?;
         if let Err(error) = begun {
             self.journal.remove(note).await?;
             return Err(error);
@@ -186,15 +193,19 @@ impl Engine {
 
     /// What who waits is told when the content is another at the other side than was asked for: to ask again, as a rule.
     pub(in crate::engine) async fn why_moved(&self, cell: &Cell) -> EngineError {
-        use crate::peer::Phase::{Offering, Owner};
+        use crate::peer::Phase::{Offering, Owner, Stub, Taking};
         let known = cell.lock().record.generation;
         let why = match self.ask_facts(cell).await.map(|told| told.answer) {
             Ok(Answer::Facts(facts)) => match facts.phase {
                 Owner { published: false } => PeerTrouble::BeingWritten,
                 // The stub becomes one of that.
                 Owner { .. } | Offering if facts.content.generation >= known => return EngineError::Cancelled,
-                // It was restored from a backup, or so was this side; or the file has just come here.
-                _ => PeerTrouble::Contradiction,
+                // It is the other side's, which has not heard so yet: its question is repeated.
+                Taking => PeerTrouble::Undecided,
+                // It has just come here.
+                Stub => PeerTrouble::Moved,
+                // It was restored from a backup, or so was this side.
+                Owner { .. } | Offering => PeerTrouble::Contradiction,
             },
             Ok(_) => PeerTrouble::NotThere,
             Err(error) => return error,
