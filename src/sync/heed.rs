@@ -85,6 +85,22 @@ impl Sender {
         }
     }
 
+    /// Looks again at what had no name at the slave, and had one here: nobody need say anything of it any more.
+    pub(super) async fn look_again(self: &Arc<Self>) -> SyncResult<()> {
+        let due: Vec<(PairFileId, FileId)> = {
+            let mut named = self.named.lock();
+            let due = named
+                .iter()
+                .filter(|(_, (at, _))| at.elapsed() >= GONE_EVERY)
+                .map(|(id, (_, of))| (*id, *of))
+                .collect();
+            named.retain(|_, (at, _)| at.elapsed() < GONE_EVERY);
+            due
+        };
+        self.gone.lock().retain(|id, _| !due.iter().any(|(of, _)| of == id));
+        self.nameless(due).await
+    }
+
     /// Finds out what became of inodes that have no name at the slave.
     pub(super) async fn nameless(self: &Arc<Self>, nameless: Vec<(PairFileId, FileId)>) -> SyncResult<()> {
         if nameless.is_empty() {
@@ -98,7 +114,10 @@ impl Sender {
                     continue;
                 }
                 let named = this.looker.is_named(id, origin)?;
-                // One that has a name is asked for again after a while.
+                // One that has a name is looked at again after a while: it may lose it before the slave has heard of it.
+                if named {
+                    this.named.lock().insert(id, (Instant::now(), origin));
+                }
                 this.gone.lock().insert(id, (Instant::now(), named));
             }
             let mut gone = this.gone.lock();

@@ -76,6 +76,8 @@ pub struct Sender {
     part: Mutex<Option<(Turn, Listing)>>,
     /// Refused, with when they are told again.
     pub(super) later: Mutex<Vec<(Instant, Turn)>>,
+    /// Without a name at the slave, and with one here when it was last looked: with when that was, and the inode.
+    pub(super) named: Mutex<HashMap<PairFileId, (Instant, FileId)>>,
     pub(super) gone: Mutex<HashMap<PairFileId, (Instant, bool)>>,
     pub(super) stopping: AtomicBool,
     pub(super) held: AtomicU64,
@@ -121,6 +123,7 @@ impl Sender {
             going: Mutex::default(),
             part: Mutex::default(),
             later: Mutex::default(),
+            named: Mutex::default(),
             gone: Mutex::default(),
             stopping: AtomicBool::new(false),
             held: AtomicU64::new(0),
@@ -289,6 +292,8 @@ impl Sender {
         let answer = answer?.unwrap_or_default();
         if !dry {
             line.number = number;
+            // Each answer names all of them: the others have a name there by now.
+            self.named.lock().retain(|id, _| answer.nameless.iter().any(|(of, _)| of == id));
         }
         drop(line);
         self.works();
@@ -304,6 +309,7 @@ impl Sender {
     /// Looks, tells, reads the answer. Whether there was anything.
     async fn round(self: &Arc<Self>) -> SyncResult<bool> {
         self.bring_back_later();
+        self.look_again().await?;
         let this = self.clone();
         let gathered = on_own_thread(move || this.gather()).await.ok_or(SyncError::Stopped)?;
         let Gathered { mut told, taken, gone } = gathered?;

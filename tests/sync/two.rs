@@ -131,7 +131,8 @@ impl Side {
         role: &'static str,
     ) -> Self {
         let size = if kind == "xfs" { 320 << 20 } else { 128 << 20 };
-        let fs = LoopFs::new(kind, size);
+        // Nothing is on stable storage by itself soon: a loss of power loses it.
+        let fs = LoopFs::with_options(kind, size, if kind == "ext4" { ",commit=300" } else { "" });
         let dir = tempfile::Builder::new().prefix("tierfs-two-").tempdir().unwrap();
         for place in [dir.path(), fs.scratch()] {
             fs::set_permissions(place, fs::Permissions::from_mode(0o755)).unwrap();
