@@ -201,7 +201,8 @@ impl Engine {
         // Stored with what is decided.
         learn_node(&mut inner, from);
         let mut local = self.local(cell, &inner)?;
-        local.whole = whole;
+        // Released since it was put in place: then it is put there once more.
+        local.whole = whole.filter(|_| !matches!(inner.record.claim, Claim::Stub | Claim::Releasing));
         local.staged = staged.map(|copy| Staged { epoch: Epoch(copy.epoch), content: copy.content });
         let owner = inner.record.peer.as_ref().is_some_and(|peer| !peer.is_foreign());
         match call {
