@@ -455,16 +455,16 @@ impl Engine {
                     let size = crate::ports::SetAttr { size: Some(0), ..Default::default() };
                     self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
                     kill::point("truncate.cut");
-                    let synced = self.lower.sync_node(&cell.node);
-                    if synced.is_err() && inner.record.patch.is_some() {
-                        // Nothing is its object's any more, and who lengthens it again must find zeros.
+                    let synced = self.lower.sync_node(&cell.node).map_err(&failed);
+                    kill::point("truncate.synced");
+                    let emptied = synced.and_then(|()| self.become_resident(cell, inner));
+                    if emptied.is_err() && inner.record.patch.is_some() {
+                        // Nothing is its object's any more, whatever is stored: who lengthens it again must find zeros.
                         let generation = inner.record.generation.after(self.clock.now());
                         inner.record = inner.record.clone().into_resident(generation);
                         self.cells.note_unknown(cell, inner);
                     }
-                    synced.map_err(&failed)?;
-                    kill::point("truncate.synced");
-                    self.become_resident(cell, inner)?;
+                    emptied?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
                 Verdict::CancelRecall => {
