@@ -51,13 +51,7 @@ fn connection(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
     let lost = Arc::new(AtomicBool::new(false));
     let Ok(up) = client.try_clone().and_then(|client| Ok((client, server.try_clone()?))) else { return };
     let (told, ordered) = (lost.clone(), orders.clone());
-    let asks = std::thread::spawn(move || {
-        pass(up.0, up.1, &ordered, |piece| {
-            told.fetch_or(loses(piece, &ordered), Ordering::SeqCst);
-            // What is asked goes on: its answer is what is lost.
-            false
-        })
-    });
+    let asks = std::thread::spawn(move || pass(up.0, up.1, &ordered, |piece| hears(piece, &told, &ordered)));
     pass(server, client, orders, |_| lost.load(Ordering::SeqCst) || orders.broken.load(Ordering::SeqCst));
     let _ = asks.join();
 }
