@@ -23,7 +23,7 @@ pub struct Round<'a> {
     pub names: AtomicU64,
     pub over: AtomicBool,
     pub wrong: Mutex<Vec<String>>,
-    /// How often what was done, or failed with which errno.
+    /// How often what was done, or failed with which errno. A call may fail while the link does, with any; when it is healed, none may.
     pub counts: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -95,14 +95,6 @@ impl Round<'_> {
             let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
             let found = whole(&self.sides.sides[side].mnt(name));
             self.count("read", &found);
-            if let Err(error) = &found
-                && error.raw_os_error() == Some(libc::EIO)
-                && known.names[1].is_some()
-            {
-                let peers =
-                    [0, 1].map(|side| self.sides.sides[side].peer(known.names[1].as_ref().expect("both have it")));
-                self.complain(format!("read on {side}: {:?}: {error}; {peers:?}", known.names));
-            }
             let Ok(found) = found else { return };
             match known.read(side, &found) {
                 Ok(()) => return,
@@ -118,14 +110,6 @@ impl Round<'_> {
         // Both sides may be at it at once.
         let opened = fs::OpenOptions::new().write(true).open(self.sides.sides[side].mnt(&name));
         self.count("open for writing", &opened);
-        if let Err(error) = &opened
-            && error.raw_os_error() == Some(libc::EIO)
-        {
-            let known = file.read().unwrap();
-            if !known.gone && known.names[1].is_some() && known.names[side].as_ref() == Some(&name) {
-                self.complain(format!("open for writing on {side}: {:?}: {error}", known.names));
-            }
-        }
         let Ok(opened) = opened else { return };
         let mut known = file.write().unwrap();
         if known.gone {
@@ -228,19 +212,11 @@ impl Round<'_> {
 
 /// All of a file, in as few requests as the kernel makes of one read.
 pub fn whole(path: &std::path::Path) -> io::Result<Vec<u8>> {
-    let told = |what: &'static str| {
-        move |error: io::Error| {
-            if error.raw_os_error() == Some(libc::EIO) {
-                eprintln!("{what} of {}: {error}", path.display());
-            }
-            error
-        }
-    };
-    let mut file = fs::File::open(path).map_err(told("open"))?;
+    let mut file = fs::File::open(path)?;
     let mut content = vec![0; 1 << 20];
     let mut len = 0;
     loop {
-        match file.read(&mut content[len..]).map_err(told("read"))? {
+        match file.read(&mut content[len..])? {
             0 => break,
             got => len += got,
         }
