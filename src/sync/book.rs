@@ -284,11 +284,6 @@ impl Book {
         Ok(())
     }
 
-    pub fn todos(&self, dry: bool) -> SyncResult<u64> {
-        let count = self.db.query_row("SELECT count(*) FROM todo WHERE dry = ?1", [dry], |row| row.get::<_, i64>(0));
-        Ok(count.map_err(self.fault())? as u64)
-    }
-
     pub fn clear_todo(&self, dry: bool) -> SyncResult<()> {
         self.db.execute("DELETE FROM todo WHERE dry = ?1", [dry]).map_err(self.fault())?;
         Ok(())

@@ -376,10 +376,4 @@ impl Engine {
         })
         .await?
     }
-
-    /// Whether what is staged for a file may still be asked for.
-    pub fn peer_may_want(&self, record: Option<&Record>, epoch: u64) -> bool {
-        let Some(peer) = record.and_then(|record| record.peer.as_ref()) else { return false };
-        matches!(peer.phase, Phase::Stub | Phase::Taking) && epoch == peer.epoch + 1
-    }
 }
