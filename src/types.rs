@@ -157,6 +157,32 @@ impl Claim {
     }
 }
 
+/// Which part a side has in a file that both sides of a pair have; stored in records, and told to the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// The content is here. `published`: somebody may have been told of this generation, which fixes the bytes: the next change raises it first.
+    Owner { published: bool },
+    /// The content is there. Chunks of it may be here, each counted by its hash only.
+    Stub,
+    /// The other side was asked, or will be, to take ownership. All bytes are here, may be read, and do not change; nothing is freed.
+    Offering,
+    /// All bytes are here, verified and durable, and the owner was asked, or will be, to give ownership up.
+    /// Reads are served from here; writes wait; nothing is freed.
+    Taking,
+}
+
+impl Phase {
+    /// Whether all of the content is in the local file.
+    pub fn is_local(self) -> bool {
+        !matches!(self, Self::Stub)
+    }
+
+    /// Whether a call of this side is open: it is repeated, across restarts, until it is answered.
+    pub fn is_asking(self) -> bool {
+        matches!(self, Self::Offering | Self::Taking)
+    }
+}
+
 /// What a read of a stub brings back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{Content, Epoch, PairFileId, Phase, Ticket};
-use crate::types::Generation;
+use super::state::{Content, Epoch, PairFileId, Ticket};
+use crate::types::{Generation, Phase};
 
 /// What one side asks of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

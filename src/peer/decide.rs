@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::call::{Answer, Call, Facts, Refusal};
-use super::state::{Content, Epoch, Ownership, Phase, Ticket};
-use crate::types::{Generation, Timestamp};
+use super::state::{Content, Epoch, Ownership, Ticket};
+use crate::types::{Generation, Phase, Timestamp};
 
 /// The copy that the owner uploaded: complete, verified, durable, not visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

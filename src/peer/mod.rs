@@ -35,9 +35,10 @@ mod call;
 mod decide;
 mod state;
 
+pub use crate::types::Phase;
 pub use call::{Answer, Call, Facts, Refusal};
 pub use decide::{Event, Local, Staged, Verdict, answer_gone, decide};
-pub use state::{Attempt, Content, Epoch, Ownership, PairFileId, Phase, Ticket};
+pub use state::{Attempt, Content, Epoch, Ownership, PairFileId, Ticket};
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Generation, Timestamp};
+use crate::types::{Generation, Phase, Timestamp};
 
 /// Names one file at both ends of a pair: 128 random bits, given by the metadata master before it makes the other side's stub.
 ///
@@ -69,32 +69,6 @@ pub struct Content {
     /// Length in bytes.
     pub len: u64,
     pub mtime: Timestamp,
-}
-
-/// Which part a side has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Phase {
-    /// The content is here. `published`: somebody may have been told of this generation, so the next change raises it first.
-    Owner { published: bool },
-    /// The content is there. Chunks of [`Ownership::content`] may be here, each counted by its hash only.
-    Stub,
-    /// The other side was asked, or will be, to take ownership. All bytes are here, may be read, and do not change; nothing is freed.
-    Offering,
-    /// All bytes of [`Ownership::content`] are here, verified and durable, and the owner was asked, or will be, to give ownership up.
-    /// Reads are served from here; writes wait; nothing is freed.
-    Taking,
-}
-
-impl Phase {
-    /// Whether all of the content is in the local file.
-    pub fn is_local(self) -> bool {
-        !matches!(self, Self::Stub)
-    }
-
-    /// Whether a call of this side is open: it is repeated, across restarts, until it is answered.
-    pub fn is_asking(self) -> bool {
-        matches!(self, Self::Offering | Self::Taking)
-    }
 }
 
 /// The durable state of one file on one side.

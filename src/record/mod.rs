@@ -9,12 +9,12 @@ mod peer;
 
 use serde::{Deserialize, Serialize};
 
-pub use peer::{Attempted, PeerState, Phase, Seal, is_peer_key, peer_key, peer_object};
+pub use peer::{Attempted, PeerState, Seal, is_peer_key, peer_key, peer_object};
 
-pub use crate::types::Claim;
 use crate::types::{
     ByteRange, CHUNKS_MAX, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp, is_chunk_size,
 };
+pub use crate::types::{Claim, Phase};
 pub use patch::{PATCH_RANGES_MAX, Patch, Ranges};
 
 const MAGIC: &[u8; 4] = b"TFS1";

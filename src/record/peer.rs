@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ObjectRef, PairRef, Record, RecordError};
-use crate::types::{Claim, ContentHash, FileId, Generation, ObjectKey, PairFileId, PairName, Timestamp};
+use crate::types::{Claim, ContentHash, FileId, Generation, ObjectKey, PairFileId, PairName, Phase, Timestamp};
 
 /// What keys of a peer's files begin with. No object has such a key: it stands for the file at the other side.
 const PEER_KEY: &str = ".tierfs-gateway/peer/";
@@ -16,19 +16,6 @@ pub struct Seal {
     /// Bytes.
     pub len: u64,
     pub mtime: Timestamp,
-}
-
-/// Which part this side has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Phase {
-    /// The content is here. `published`: the generation fixes the bytes; before they change, it is raised. Else somebody may be changing them.
-    Owner { published: bool },
-    /// The content is at the other side.
-    Stub,
-    /// It is here, whole and unchanging, until the other side has said whether it takes it.
-    Offering,
-    /// It is at the other side, and all of it here, durably, until the other side has said whether it gives it up.
-    Taking,
 }
 
 /// One attempt at a change of owner: the epoch that it would begin, and its number.
@@ -75,7 +62,7 @@ impl PeerState {
 
     /// Whether a change of ownership is asked for and not decided.
     pub fn is_handing_over(&self) -> bool {
-        matches!(self.phase, Phase::Offering | Phase::Taking)
+        self.phase.is_asking()
     }
 }
 

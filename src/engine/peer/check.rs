@@ -6,7 +6,7 @@ use super::super::Engine;
 use super::super::cell::Cell;
 use super::super::error::{EngineResult, PeerTrouble};
 use super::super::verify::Checked;
-use crate::peer::{Answer, Phase as There, Refusal};
+use crate::peer::{Answer, Refusal};
 use crate::record::{PeerState, Phase};
 
 impl Engine {
@@ -36,10 +36,10 @@ impl Engine {
         };
         let owns = matches!(peer.phase, Phase::Owner { .. });
         match there.phase {
-            There::Offering | There::Taking => self.trouble(cell, PeerTrouble::Undecided),
-            There::Owner { .. } if !owns && there.epoch.0 == peer.epoch => Ok(()),
-            There::Stub if owns && there.epoch.0 == peer.epoch => Ok(()),
-            There::Owner { .. } | There::Stub => self.trouble(cell, PeerTrouble::Contradiction),
+            Phase::Offering | Phase::Taking => self.trouble(cell, PeerTrouble::Undecided),
+            Phase::Owner { .. } if !owns && there.epoch.0 == peer.epoch => Ok(()),
+            Phase::Stub if owns && there.epoch.0 == peer.epoch => Ok(()),
+            Phase::Owner { .. } | Phase::Stub => self.trouble(cell, PeerTrouble::Contradiction),
         }
     }
 }

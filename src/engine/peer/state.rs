@@ -18,24 +18,6 @@ pub(super) fn peer_id(id: PairFileId) -> peer::PairFileId {
     peer::PairFileId(u128::from_be_bytes(id.0))
 }
 
-fn phase_of(phase: Phase) -> peer::Phase {
-    match phase {
-        Phase::Owner { published } => peer::Phase::Owner { published },
-        Phase::Stub => peer::Phase::Stub,
-        Phase::Offering => peer::Phase::Offering,
-        Phase::Taking => peer::Phase::Taking,
-    }
-}
-
-fn stored_phase(phase: peer::Phase) -> Phase {
-    match phase {
-        peer::Phase::Owner { published } => Phase::Owner { published },
-        peer::Phase::Stub => Phase::Stub,
-        peer::Phase::Offering => Phase::Offering,
-        peer::Phase::Taking => Phase::Taking,
-    }
-}
-
 /// What is stored of a file, as decisions are made of it.
 pub(super) fn ownership(record: &Record, peer: &PeerState) -> Ownership {
     let seal = match &record.object {
@@ -45,7 +27,7 @@ pub(super) fn ownership(record: &Record, peer: &PeerState) -> Ownership {
     Ownership {
         file: peer_id(peer.id),
         epoch: Epoch(peer.epoch),
-        phase: phase_of(peer.phase),
+        phase: peer.phase,
         content: Content { generation: record.generation, len: seal.len, mtime: seal.mtime },
         attempt: Attempt(peer.attempt),
         refused: Ticket { epoch: Epoch(peer.refused.epoch), attempt: Attempt(peer.refused.attempt) },
@@ -57,7 +39,7 @@ impl Engine {
     pub(super) fn decided(&self, before: &Record, new: &Ownership, local_len: u64) -> EngineResult<Record> {
         let target = self.peer_target()?;
         let old = before.peer.clone().expect("decisions are made of pairs' files");
-        let phase = stored_phase(new.phase);
+        let phase = new.phase;
         let mut generation = new.content.generation;
         if phase == (Phase::Owner { published: true }) && old.phase == (Phase::Owner { published: false }) {
             // What was told before it was published is of no bytes in particular, and must not be taken for these.
@@ -116,7 +98,7 @@ impl Engine {
             let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
             let record = self.decided(&inner.record, &new, attr.size)?;
             // A stub of other content; or what was taken, whose times are as the owner had them last.
-            let owns = own.phase == peer::Phase::Taking && new.phase != peer::Phase::Taking;
+            let owns = own.phase == Phase::Taking && new.phase != Phase::Taking;
             let resize = record.peer.as_ref().is_some_and(|peer| peer.was_len.is_some())
                 || (owns && attr.mtime != new.content.mtime && attr.size == new.content.len);
             self.save_owner(cell, inner, record, done)?;
@@ -135,8 +117,7 @@ impl Engine {
         set.map(drop).map_err(Error::lower(node.id))
     }
 
-    /// What the kernel and this process say of a file just now, as decisions want it. `exclusive`: whether nobody has it open in any way is
-    /// asked as well, and counts as writing: content that somebody reads by the kernel stays where it is.
+    /// How long and how old a file is just now, as decisions want it. Who has it open is for the caller to say.
     pub(super) fn local(&self, cell: &Cell, inner: &Inner) -> EngineResult<Local> {
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
         Ok(Local { len: attr.size, mtime: inner.shown_mtime.unwrap_or(attr.mtime), ..Local::default() })
