@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 
-use crate::ports::{AttributeCall, RemoteErrorKind, RemoteResult};
+use crate::ports::{AttributeCall, RemoteResult};
 use crate::types::ObjectKey;
 
 use super::Shared;
 use super::deadline::within;
 use super::endpoints::Endpoint;
 use super::refusal::Refusal;
-use super::signer::{Unsigned, path};
+use super::signer::path;
 
 /// Most of an answer's body that is read, in bytes.
 const BODY_MAX: usize = 64 << 10;
@@ -39,12 +39,8 @@ impl Shared {
             escaped(&call.value)
         );
         let asked = async {
-            let request = self.signer.put(url, &call.headers, Bytes::from(body)).await.map_err(|why| match why {
-                Unsigned::Credentials(error) => place.no_credentials(&error),
-                Unsigned::Impossible(why) => {
-                    place.error(RemoteErrorKind::Rejected, format!("the request cannot be made: {why}"))
-                }
-            })?;
+            let request =
+                self.signer.put(url, &call.headers, Bytes::from(body)).await.map_err(|why| place.not_signed(why))?;
             let answer = self.http.send(request).await.map_err(|error| place.not_sent(&error))?;
             let (head, body) = answer.into_parts();
             let said = head.headers.get(call.answer).and_then(|value| value.to_str().ok());

@@ -10,6 +10,7 @@ use crate::ports::{RemoteError, RemoteErrorKind};
 use crate::types::ObjectKey;
 
 use super::config::RemoteConfig;
+use super::signer::Unsigned;
 
 /// Longest text of a store or a library quoted in an error, in characters.
 const QUOTE_MAX: usize = 200;
@@ -96,7 +97,17 @@ impl Place<'_> {
         self.timed_out(&format!("no connection within {:?}", self.config.timeouts.connect))
     }
 
-    pub(super) fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
+    /// A request that could not be signed.
+    pub(super) fn not_signed(&self, why: Unsigned) -> RemoteError {
+        match why {
+            Unsigned::Credentials(error) => self.no_credentials(&error),
+            Unsigned::Impossible(why) => {
+                self.error(RemoteErrorKind::Rejected, format!("the request cannot be made: {why}"))
+            }
+        }
+    }
+
+    fn no_credentials(&self, error: &CredentialsError) -> RemoteError {
         let wanted = self.config.credentials.describe();
         let pair = &self.config.pair;
         let way_out = format!("provide them, or name a file (`tierfs pair edit {pair}`)");

@@ -23,7 +23,7 @@ use super::deadline::within;
 use super::endpoints::{Endpoint, Turn};
 use super::objects::{quoted, unquoted};
 use super::refusal::Refusal;
-use super::signer::{Unsigned, path};
+use super::signer::path;
 
 /// Room made in one go before bytes arrive; a longer range grows as it comes.
 const RESERVE_MAX: usize = 64 << 20;
@@ -190,12 +190,7 @@ impl Shared {
         headers.extend(etag.map(|etag| ("if-match", quoted(etag))));
         let timeouts = &self.config.timeouts;
         let began = async {
-            let request = self.signer.get(url, &headers).await.map_err(|why| match why {
-                Unsigned::Credentials(error) => place.no_credentials(&error),
-                Unsigned::Impossible(why) => {
-                    place.error(RemoteErrorKind::Rejected, format!("the request cannot be made: {why}"))
-                }
-            })?;
+            let request = self.signer.get(url, &headers).await.map_err(|why| place.not_signed(why))?;
             let answer = self.http.send(request).await.map_err(|error| place.not_sent(&error))?;
             let (head, body) = answer.into_parts();
             if head.status.is_success() {
