@@ -247,10 +247,11 @@ impl Fill {
     /// Which chunks of a patched file are the file's own, and of which some bytes are there.
     pub(super) fn look_at_patch(&self, data: &[ByteRange]) {
         let Some(patch) = self.cell.lock().record.patch.clone() else { return };
+        let own = patch.own();
         self.recall.with_plan(|plan| {
             for chunk in plan.all() {
                 let place = self.object.chunk_range(chunk as u64);
-                match &patch.of_object(place)[..] {
+                match &patch.of_object_but(&own, place)[..] {
                     [] => plan.arrived(chunk),
                     // Only what is the object's as a whole has its hash.
                     [all]

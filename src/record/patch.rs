@@ -64,11 +64,6 @@ impl Ranges {
         missing
     }
 
-    /// Whether any byte of `range` is in one of them.
-    pub fn touches(&self, range: ByteRange) -> bool {
-        self.iter().any(|known| known.offset < range.end() && range.offset < known.end())
-    }
-
     fn are_in_order_below(&self, end: u64) -> bool {
         let mut at = None;
         self.0.iter().all(|range| {
@@ -115,8 +110,13 @@ impl Patch {
 
     /// The parts of `range` that are the object's.
     pub fn of_object(&self, range: ByteRange) -> Vec<ByteRange> {
+        self.of_object_but(&self.own(), range)
+    }
+
+    /// The same for who asks of many ranges, and has found [`Patch::own`] once.
+    pub fn of_object_but(&self, own: &Ranges, range: ByteRange) -> Vec<ByteRange> {
         let len = self.base.saturating_sub(range.offset).min(range.len);
-        if len == 0 { Vec::new() } else { self.own().missing(ByteRange { len, ..range }) }
+        if len == 0 { Vec::new() } else { own.missing(ByteRange { len, ..range }) }
     }
 
     /// Whether nothing is the object's any more.
@@ -138,6 +138,10 @@ impl Patch {
 
     /// Whether writing `range` would make it too long to be stored.
     pub fn is_full_for(&self, range: ByteRange) -> bool {
+        // A write makes one more at most.
+        if self.ours.count() + self.fresh.count() < PATCH_RANGES_MAX {
+            return false;
+        }
         let mut with = self.clone();
         with.wrote(range, self.instance);
         with.ours.count() + with.fresh.count() > PATCH_RANGES_MAX
@@ -195,7 +199,6 @@ mod tests {
         assert_eq!(found(&ranges), [(10, 22), (30, 50)]);
         assert_eq!(ranges.missing(range(0, 60)), [range(0, 10), range(22, 30), range(50, 60)]);
         assert_eq!(ranges.missing(range(12, 22)), []);
-        assert!(ranges.touches(range(49, 51)) && !ranges.touches(range(22, 30)) && !ranges.touches(range(50, 51)));
         ranges.cut(31);
         assert_eq!(found(&ranges), [(10, 22), (30, 31)]);
         ranges.insert(range(0, 100));
