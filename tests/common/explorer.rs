@@ -129,6 +129,14 @@ impl<State: Debug, Label: Display> Display for Violation<State, Label> {
     }
 }
 
+impl<State, Label: Display> Violation<State, Label> {
+    /// Prints that a planted bug was found, and the way there.
+    pub fn tell_found(self, bug: impl Debug, rule: &str, world: &str, states: usize) {
+        println!("{bug:?}, {rule}\n  → {}: {} steps, {states} states of \"{world}\"", self.what, self.trace.len());
+        self.trace.iter().for_each(|step| println!("      {step}"));
+    }
+}
+
 /// What an exploration has come to.
 #[derive(Debug)]
 pub struct Report<State, Label> {

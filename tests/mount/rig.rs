@@ -13,7 +13,6 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
 use tierfs::gateway::faults::{Effect, Faults, Rule};
 use tierfs::gateway::{Credentials, Options, Requests, Server};
 use tierfs::ports::Remote;
@@ -440,8 +439,7 @@ impl Rig {
     /// Ends the daemon as a crash would; its mount stays, dead.
     pub fn kill(&mut self) {
         if let Some(daemon) = self.daemon.take() {
-            let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-            wait_for("the daemon's end", || !alive(daemon));
+            kill(daemon);
         }
     }
 
@@ -525,16 +523,7 @@ impl Drop for Rig {
         }
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
         if let Some(daemon) = self.daemon {
-            let patience = Instant::now() + Duration::from_secs(2);
-            while alive(daemon) && Instant::now() < patience {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            if alive(daemon) {
-                let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-                while alive(daemon) {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
+            see_off(daemon, Duration::from_secs(2));
         }
         self.server.take();
     }

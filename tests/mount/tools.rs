@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::fs::XattrFlags;
+use rustix::process::{Pid, Signal, kill_process};
 
 pub const NOBODY: u32 = 65_534;
 /// How long anything that happens by itself may take, on a machine with much else to do: a deletion takes ten seconds on an idle one.
@@ -18,6 +19,27 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub fn alive(pid: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     !stat.rsplit(") ").next().unwrap_or_default().starts_with(['Z', 'X'])
+}
+
+/// Ends a process as a crash would.
+#[track_caller]
+pub fn kill(pid: i32) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+    wait_for("the killed process' end", || !alive(pid));
+}
+
+/// Waits for the end of a process that ends by itself; ends it where that takes longer. Asserts nothing: for the end of a test that may have failed.
+pub fn see_off(pid: i32, patience: Duration) {
+    let until = Instant::now() + patience;
+    while alive(pid) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if alive(pid) {
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        while alive(pid) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[track_caller]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
@@ -175,10 +176,7 @@ impl Drop for Side {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(self.scratch("mnt"), UnmountFlags::DETACH);
         if let Some(daemon) = self.daemon {
-            let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-            while alive(daemon) {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
+            see_off(daemon, Duration::ZERO);
         }
     }
 }

@@ -42,13 +42,7 @@ fn every_planted_bug_is_found() {
             report.violation.map(|violation| (named.name, report.states, violation))
         });
         match found {
-            Some((name, states, violation)) => {
-                let (steps, what) = (violation.trace.len(), violation.what);
-                println!("{bug:?}, {rule}\n  → {what}: {steps} steps, {states} states of \"{name}\"");
-                for step in violation.trace {
-                    println!("      {step}");
-                }
-            }
+            Some((name, states, violation)) => violation.tell_found(bug, rule, name, states),
             None => missed.push(bug),
         }
     }

@@ -8,7 +8,6 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
 use tierfs::engine::{Engine, Limits, PeerFacts, Target};
 use tierfs::journal::SqliteJournal;
 use tierfs::lower::Share;
@@ -172,8 +171,7 @@ impl Side {
     /// Ends the daemon as a crash would, and takes its mount away.
     pub fn crash(&mut self) {
         if let Some(daemon) = self.daemon.take() {
-            let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-            wait_for("the daemon's end", || !alive(daemon));
+            kill(daemon);
         }
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
     }

@@ -10,7 +10,6 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::{LoopFs, can_mount};
 use crate::tools::*;
@@ -314,8 +313,7 @@ impl Side {
     /// Ends the daemon as a crash would, and takes its mount away.
     pub fn crash(&mut self) {
         if let Some(daemon) = self.daemon.take() {
-            let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-            wait_for("the daemon's end", || !alive(daemon));
+            kill(daemon);
         }
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
     }
@@ -352,16 +350,7 @@ impl Drop for Side {
         }
         let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
         if let Some(daemon) = self.daemon {
-            let patience = Instant::now() + Duration::from_secs(8);
-            while alive(daemon) && Instant::now() < patience {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            if alive(daemon) {
-                let _ = kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL);
-                while alive(daemon) {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
+            see_off(daemon, Duration::from_secs(8));
         }
     }
 }
