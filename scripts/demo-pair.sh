@@ -4,21 +4,9 @@
 # ends, however it ends. Usage: scripts/demo-pair.sh (after cargo build --release)
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-tierfs=${TIERFS_BIN:-$here/target/release/tierfs}
-PATH="$PATH:/usr/sbin:/sbin"
-export LC_ALL=C
-
-die() { printf 'demo-pair: %s\n' "$*" >&2; exit 3; }
-title() { printf '\n== %s\n' "$*"; }
-run() { printf '%s$ %s\n' "$at" "${*/#$tierfs/tierfs}"; "$@"; }
-
-[[ -x $tierfs ]] || die "$tierfs is missing: cargo build --release makes it"
-[[ $(id -u) == 0 ]] || die "mounting needs root: run this as root"
-[[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the fuse module or pass the device in"
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/tierfs-demo.XXXXXX")
-at=
+demo=demo-pair
+# shellcheck source=scripts/demo-common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/demo-common.sh"
 
 cleanup() {
     local code=$? side
@@ -30,27 +18,9 @@ cleanup() {
             on $side "$tierfs" umount "$work/$side/mnt" >/dev/null 2>&1 || umount -l "$work/$side/mnt"
         fi
     done
-    for side in east west; do
-        if findmnt -n "$work/$side/$side" >/dev/null 2>&1; then
-            umount "$work/$side/$side" 2>/dev/null || { sleep 1; umount "$work/$side/$side" || umount -l "$work/$side/$side"; }
-        fi
-    done
-    if ((code != 0)); then
-        printf '\ndemo-pair: failed; the end of the logs:\n' >&2
-        tail -n 15 "$work"/*/var/log/*.log >&2 2>/dev/null
-    fi
-    # Never delete through a mount that is still there.
-    if findmnt -rn -o TARGET | grep -qF "$work/"; then
-        printf 'demo-pair: something below %s is still mounted; left in place\n' "$work" >&2
-        ((code == 0)) && code=1
-    else
-        rm -rf --one-file-system "$work"
-    fi
-    exit "$code"
+    for side in east west; do unmount_share "$work/$side/$side"; done
+    leave "$code" "$work"/*/var/log/*.log
 }
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
 # A command as the administrator of one side.
 on() {

@@ -4,22 +4,11 @@
 # server and files are gone when it ends, however it ends. Usage: scripts/demo.sh (after cargo build --release)
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-tierfs=${TIERFS_BIN:-$here/target/release/tierfs}
+demo=demo
 readonly want_mb=150 most_mb=300
+# shellcheck source=scripts/demo-common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/demo-common.sh"
 
-PATH="$PATH:/usr/sbin:/sbin"
-export LC_ALL=C
-
-die() { printf 'demo: %s\n' "$*" >&2; exit 3; }
-title() { printf '\n== %s\n' "$*"; }
-run() { printf '$ %s\n' "${*/#$tierfs/tierfs}"; "$@"; }
-
-[[ -x $tierfs ]] || die "$tierfs is missing: cargo build --release makes it"
-[[ $(id -u) == 0 ]] || die "mounting needs root: run this as root"
-[[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the fuse module or pass the device in"
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/tierfs-demo.XXXXXX")
 mnt=$work/mnt share=$work/share objects=$work/objects
 server=
 
@@ -35,25 +24,9 @@ cleanup() {
         kill "$server" 2>/dev/null
         wait "$server" 2>/dev/null
     fi
-    if findmnt -n "$share" >/dev/null 2>&1; then
-        umount "$share" 2>/dev/null || { sleep 1; umount "$share" || umount -l "$share"; }
-    fi
-    if ((code != 0)) && [[ -d $work/var/log ]]; then
-        printf '\ndemo: failed; the end of the logs:\n' >&2
-        tail -n 15 "$work"/var/log/*.log "$work/server.log" >&2 2>/dev/null
-    fi
-    # Never delete through a mount that is still there.
-    if findmnt -rn -o TARGET | grep -qF "$work/"; then
-        printf 'demo: something below %s is still mounted; left in place\n' "$work" >&2
-        ((code == 0)) && code=1
-    else
-        rm -rf --one-file-system "$work"
-    fi
-    exit "$code"
+    unmount_share "$share"
+    leave "$code" "$work"/var/log/*.log "$work/server.log"
 }
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
 now() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.2f", b - a }'; }
