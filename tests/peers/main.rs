@@ -16,3 +16,4 @@ mod forgery;
 mod proxy;
 mod round_trips;
 mod sides;
+mod thrown_away;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 #[derive(Default)]
 struct Orders {
@@ -13,6 +13,10 @@ struct Orders {
     lose: AtomicU32,
     /// Attribute calls that came by.
     calls: AtomicU32,
+    /// Requests for content that came by.
+    contents: AtomicU32,
+    /// Bytes that went to who asks.
+    answered: AtomicU64,
     /// Each attribute call is sent once more, later, on a connection of its own.
     repeat: AtomicBool,
 }
@@ -54,6 +58,11 @@ impl Proxy {
     pub fn calls(&self) -> u32 {
         self.orders.calls.load(Ordering::SeqCst)
     }
+
+    /// Requests for content, and bytes of answers of all kinds, until now.
+    pub fn fetched(&self) -> (u32, u64) {
+        (self.orders.contents.load(Ordering::SeqCst), self.orders.answered.load(Ordering::SeqCst))
+    }
 }
 
 fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
@@ -71,6 +80,9 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
                 break;
             }
             let text = String::from_utf8_lossy(&buffer[..got.min(4_096)]).into_owned();
+            if text.starts_with("GET ") && text.lines().next().is_some_and(|line| line.contains("-gateway/content/")) {
+                on.contents.fetch_add(1, Ordering::SeqCst);
+            }
             if text.starts_with("PUT ") && text.lines().next().is_some_and(|line| line.contains("?tagging")) {
                 on.calls.fetch_add(1, Ordering::SeqCst);
                 let less = |left: u32| left.checked_sub(1);
@@ -99,6 +111,7 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
     while let Ok(got @ 1..) = from.read(&mut buffer) {
         // The call has arrived and is answered; nobody hears of it.
         let silent = lost.load(Ordering::SeqCst) || orders.cut.load(Ordering::SeqCst);
+        orders.answered.fetch_add(got as u64, Ordering::SeqCst);
         if silent || into.write_all(&buffer[..got]).is_err() {
             break;
         }

@@ -49,7 +49,7 @@ impl Engine {
         .await?
     }
 
-    /// Sends a call. `None`: there was no answer, or none of this protocol.
+    /// Sends a call that is repeated. `None`: there was no answer, or none of this protocol.
     async fn call(
         &self,
         cell: &Cell,
@@ -57,8 +57,29 @@ impl Engine {
         named: &Named,
         root: Option<ContentHash>,
     ) -> EngineResult<Option<Told>> {
+        match self.send(cell, call, named, root).await {
+            Ok(None) => {
+                tracing::warn!(file = %cell.node.id, "the other side takes attributes and does nothing: it is a plain store, or an older tierfs");
+                Ok(None)
+            }
+            Err(EngineError::Remote { source, .. }) => {
+                tracing::info!(file = %cell.node.id, "no answer, it is asked again: {source}");
+                Ok(None)
+            }
+            told => told,
+        }
+    }
+
+    /// Sends a call, once. `None`: it was taken, and not answered by this protocol.
+    pub(super) async fn send(
+        &self,
+        cell: &Cell,
+        call: Call,
+        named: &Named,
+        root: Option<ContentHash>,
+    ) -> EngineResult<Option<Told>> {
         let target = self.peer_target()?;
-        let tag = if matches!(call, Call::Rtl { .. }) { REMOTE_TO_LOCAL } else { LOCAL_TO_REMOTE };
+        let tag = if matches!(call, Call::Rtl { .. } | Call::Want { .. }) { REMOTE_TO_LOCAL } else { LOCAL_TO_REMOTE };
         let text = |error: serde_json::Error| {
             tracing::error!("a call cannot be written down: {error}");
             EngineError::Defect
@@ -71,17 +92,8 @@ impl Engine {
             answer: super::wire::ANSWER_HEADER,
         };
         kill::point("peer.asking");
-        match target.remote.set_attribute(&request).await {
-            Ok(Some(answer)) => Ok(serde_json::from_str(&answer).ok()),
-            Ok(None) => {
-                tracing::warn!(file = %cell.node.id, "the other side takes attributes and does nothing: it is a plain store, or an older tierfs");
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::info!(file = %cell.node.id, "no answer, it is asked again: {error}");
-                Ok(None)
-            }
-        }
+        let answer = target.remote.set_attribute(&request).await.map_err(EngineError::remote(cell.node.id))?;
+        Ok(answer.and_then(|answer| serde_json::from_str(&answer).ok()))
     }
 
     /// Asks until it is decided, and then ends the note. Whether this side has what it asked for: tells nobody.
