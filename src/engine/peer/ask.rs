@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::cell::Cell;
+use super::super::cell::{Cell, Inner};
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking};
 use super::state::learn_node;
 use super::wire::{LOCAL_TO_REMOTE, Named, REMOTE_TO_LOCAL, Told};
 use crate::kill;
 use crate::peer::{Call, Event, Local, Verdict};
-use crate::ports::{AttributeCall, Intent, IntentId, IntentKind};
+use crate::ports::{AttributeCall, Intent, IntentId, IntentKind, LowerError};
 use crate::record::{Phase, is_peer_key};
 use crate::types::ContentHash;
 
@@ -25,6 +25,7 @@ impl Engine {
         let (this, on) = (self.clone(), cell.clone());
         let asked = blocking(move || {
             let mut inner = on.lock();
+            this.check_named(&on, &inner)?;
             this.known(&on, &mut inner)?;
             let peer = this.peer_of(&on, &inner.record)?;
             let local = Local { intended: true, ..Local::default() };
@@ -47,6 +48,17 @@ impl Engine {
             Ok::<_, EngineError>(!inner.record.peer.as_ref().is_some_and(|peer| peer.is_handing_over()))
         })
         .await?
+    }
+
+    /// A file without a name, which nobody has open, is gone: nothing of it is left that could be owned, whatever the other side says. Nor would that find it, and
+    /// the question would be repeated for ever.
+    fn check_named(&self, cell: &Cell, inner: &Inner) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let left = self.lower.stat(&cell.node).map_err(&failed)?.nlink;
+        if left == 0 && inner.machine.handles() == 0 {
+            return Err(failed(LowerError::from_errno("stat", libc::ESTALE)));
+        }
+        Ok(())
     }
 
     /// Sends a call that is repeated. `None`: there was no answer, or none of this protocol.
