@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
 struct Orders {
@@ -11,6 +11,8 @@ struct Orders {
     cut: AtomicBool,
     /// So many answers to attribute calls get lost; the calls arrive.
     lose: AtomicU32,
+    /// When a request comes by whose first line has this: nobody gets through from then on, not even it, or not its answer.
+    cut_at: Mutex<Option<(&'static str, Cut)>>,
     /// Attribute calls that came by.
     calls: AtomicU32,
     /// Requests for content that came by.
@@ -19,6 +21,13 @@ struct Orders {
     answered: AtomicU64,
     /// Each attribute call is sent once more, later, on a connection of its own.
     repeat: AtomicBool,
+}
+
+/// What of a request is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    Request,
+    Answer,
 }
 
 /// A listener that passes on to `to`.
@@ -45,6 +54,16 @@ impl Proxy {
 
     pub fn cut(&self, cut: bool) {
         self.orders.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// Cuts the link when a request comes by whose first line has `what`.
+    pub fn cut_at(&self, what: &'static str, cut: Cut) {
+        *self.orders.cut_at.lock().unwrap() = Some((what, cut));
+    }
+
+    /// Whether that has happened.
+    pub fn is_cut(&self) -> bool {
+        self.orders.cut.load(Ordering::SeqCst)
     }
 
     pub fn lose_answers(&self, count: u32) {
@@ -80,6 +99,15 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
                 break;
             }
             let text = String::from_utf8_lossy(&buffer[..got.min(4_096)]).into_owned();
+            let line = text.lines().next().unwrap_or_default();
+            let mut at = on.cut_at.lock().unwrap();
+            if let Some((_, cut)) = at.take_if(|(what, _)| line.contains(*what)) {
+                on.cut.store(true, Ordering::SeqCst);
+                if cut == Cut::Request {
+                    break;
+                }
+            }
+            drop(at);
             if text.starts_with("GET ") && text.lines().next().is_some_and(|line| line.contains("-gateway/content/")) {
                 on.contents.fetch_add(1, Ordering::SeqCst);
             }

@@ -105,7 +105,7 @@ impl Side {
     }
 
     /// Writes the identities of this side's gateway, and its half of the pair.
-    fn configure(&self, other: &Side) {
+    fn configure(&self, other: &Side, sync: Option<&str>) {
         let entry = |key: &str, more: &str| {
             format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n")
         };
@@ -125,7 +125,7 @@ impl Side {
         let local = format!("{}:{}", self.name, self.share().display());
         let remote = format!("{}:s3://{}", other.name, other.name);
         let endpoint = format!("http://{}", other.proxy.addr);
-        let output = self.tierfs(&[
+        let mut args = vec![
             "pair",
             "add",
             "gp",
@@ -142,7 +142,9 @@ impl Side {
             "--credentials-file",
             credentials.to_str().unwrap(),
             "--no-probe",
-        ]);
+        ];
+        args.extend(sync.iter().flat_map(|role| ["--meta-sync", role]));
+        let output = self.tierfs(&args);
         assert!(output.status.success(), "{}", said(&output));
     }
 
@@ -213,7 +215,7 @@ impl Side {
     }
 
     /// Whether this side owns it; else it is read, which asks for it once more.
-    fn owns_or_reads(&self, name: &str) -> bool {
+    pub fn owns_or_reads(&self, name: &str) -> bool {
         self.owns(name) || {
             let _ = fs::read(self.mnt(name));
             false
@@ -294,12 +296,23 @@ impl Side {
 impl Sides {
     /// Two sides over filesystems of this kind, not mounted; `None` where mounting is not possible (which is said).
     pub fn new(kind: &str) -> Option<Self> {
+        Self::of(kind, [None, None])
+    }
+
+    /// The same, mounted, with a metadata sync whose master east is.
+    pub fn synced(kind: &str) -> Option<Self> {
+        let mut sides = Self::of(kind, [Some("master"), Some("slave")])?;
+        sides.mount();
+        Some(sides)
+    }
+
+    fn of(kind: &str, sync: [Option<&str>; 2]) -> Option<Self> {
         if !can_mount() {
             return None;
         }
         let sides = Self { east: Side::new("east", kind), west: Side::new("west", kind) };
-        sides.east.configure(&sides.west);
-        sides.west.configure(&sides.east);
+        sides.east.configure(&sides.west, sync[0]);
+        sides.west.configure(&sides.east, sync[1]);
         Some(sides)
     }
 
