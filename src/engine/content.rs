@@ -76,7 +76,8 @@ impl Content {
         let mut writes: Vec<(u64, Vec<&[u8]>)> = Vec::new();
         let (mut at, mut end) = (offset, None);
         for piece in &self.pieces {
-            let parts: Vec<_> = if hole { runs(piece, at).collect() } else { vec![0..piece.len()] };
+            let parts: Vec<_> =
+                if hole { runs(piece, at).collect() } else { std::iter::once(0..piece.len()).collect() };
             for part in parts {
                 let place = at + part.start as u64;
                 let fits = |begun: u64| end == Some(place) && place + part.len() as u64 - begun <= WRITE_MAX;

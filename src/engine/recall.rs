@@ -300,7 +300,12 @@ impl Recall {
 
     fn look_ahead(&self, state: &mut State, range: ByteRange, stalled: bool) {
         let window_max = self.line.window_max();
-        let window_max = if self.keeps() { window_max } else { window_max.min(HELD_WINDOW) };
+        let window_max = match self.keeps() {
+            true => window_max,
+            // What is fetched ahead and cannot stay would be thrown away before it is read.
+            false if self.slots.can_hold(HELD_WINDOW) => window_max.min(HELD_WINDOW),
+            false => 0,
+        };
         let forecast = state.readers.note(range, stalled, window_max);
         let ahead: Vec<_> = forecast.into_iter().map(|range| state.plan.chunks_of(range)).collect();
         if !ahead.is_empty() && state.plan.look_ahead(ahead) {

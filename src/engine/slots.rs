@@ -147,6 +147,11 @@ impl Slots {
         Arc::new(Self { limits, held_max, state: Mutex::default() })
     }
 
+    /// Whether there is room for `bytes` that stay for their readers.
+    pub fn can_hold(&self, bytes: u64) -> bool {
+        self.state.lock().held + bytes <= self.held_max
+    }
+
     /// Room for content that stays for its readers. Nobody waits for it: `None` where there is none.
     pub fn hold(self: &Arc<Self>, bytes: u64) -> Option<HeldRoom> {
         let mut state = self.state.lock();
@@ -390,8 +395,9 @@ mod tests {
         let all = now(&slots, Interactive, 1, 300);
         let mut next = ask(&slots, Interactive, 1, 1);
         let (first, second) = (slots.hold(60).unwrap(), slots.hold(40).unwrap());
-        assert!(slots.hold(1).is_none());
+        assert!(slots.hold(1).is_none() && !slots.can_hold(1));
         drop(first);
+        assert!(slots.can_hold(60) && !slots.can_hold(61));
         assert!(poll(&mut next).is_none(), "it is not for fetches");
         let third = slots.hold(60).unwrap();
         assert!(slots.hold(1).is_none());
