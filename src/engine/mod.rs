@@ -68,7 +68,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use peer::{NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
+pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use recall_policy::set_policy_of_tree;
 pub use restore::RestorePolicy;

@@ -115,9 +115,13 @@ impl Adapter {
         let (mut asked, mut patiently) = ((reply, attempt), Patiently::default());
         self.fs.engine.runtime.spawn(async move {
             loop {
-                let full = match wait {
-                    Wait::Over(blocker) => fs.unblock(blocker, waiter).await.err(),
-                    Wait::Room(error) => Some(error),
+                // What was taken for the attempt stays until it is over.
+                let (full, _taken) = match wait {
+                    Wait::Over(blocker) => match fs.unblock(blocker, waiter).await {
+                        Ok(taken) => (None, taken),
+                        Err(error) => (Some(error), None),
+                    },
+                    Wait::Room(error) => (Some(error), None),
                 };
                 if let Some(error) = full
                     && !fs.wait_for_room(&error, bytes, waiter, &mut patiently).await
