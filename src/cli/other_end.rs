@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::daemon::runtime;
 use crate::control::server::Server;
-use crate::engine::{RestorePolicy, Target};
+use crate::engine::{Packing, RestorePolicy, Target};
 use crate::gateway;
 use crate::pair::capabilities::{self, Found};
 use crate::pair::{Pair, RemoteRole, WhenArchived};
@@ -57,6 +57,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
         retention_s: pair.retention_s,
         recall: pair.recall,
         restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
+        pack: pair.pack.then(|| Packing { below: u64::from(pair.pack_below) }),
     }
 }
 

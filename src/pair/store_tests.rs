@@ -24,6 +24,8 @@ fn pair(name: &str) -> Pair {
         recall: Default::default(),
         archived: WhenArchived::Fail,
         restore_days: RESTORE_DAYS_DEFAULT,
+        pack: false,
+        pack_below: PACK_BELOW_DEFAULT,
     }
 }
 

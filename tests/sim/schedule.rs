@@ -217,6 +217,7 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
+        pack: None,
     };
     let limits = Limits { fetches_per_file: manner.fetches_per_file, ..Limits::default() };
     let runtime = tokio::runtime::Handle::current();
