@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
+use super::super::{
+    PACK_BELOW_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived,
+};
 use super::*;
 
 fn pair(name: &str) -> Pair {
