@@ -98,7 +98,7 @@ fn small_files_share_objects(setup: Setup) {
     // A part, of a daemon that knows nothing yet.
     rig.umount();
     rig.mount();
-    rig.quiet();
+    wait_for("the second probe", || rig.log().matches("the pair's endpoint answers").count() == 2);
     let gets = rig.gets();
     for (name, content) in files.iter().filter(|(name, _)| *name != "large") {
         rig.same(name, content);
