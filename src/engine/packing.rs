@@ -41,6 +41,8 @@ const TEXT_OVERHEAD: usize = 4;
 pub struct Packing {
     /// Only those shorter than this, in bytes.
     pub below: u64,
+    /// A pack of fewer is none: its files get objects of their own.
+    pub members_min: usize,
 }
 
 impl Target {
@@ -93,13 +95,14 @@ impl Drop for InPack {
     }
 }
 
-/// `None`: it was alone, and is better an object of its own.
+/// `None`: there were too few, and it is better an object of its own.
 type Answer = EngineResult<Option<InPack>>;
 
 /// A pack that is open for more.
 struct Open {
     prefix: String,
     remote: Arc<dyn Remote>,
+    members_min: usize,
     members: Vec<(Joining, oneshot::Sender<Answer>)>,
     /// What it would have now, in bytes.
     len: u64,
@@ -135,7 +138,7 @@ impl Engine {
         self.packer.memory.clone().acquire_many_owned(kib).await.map_err(|_| EngineError::ShuttingDown)
     }
 
-    /// Waits until the content of `cell` lies in a pack. `None`: there was nobody to share it with.
+    /// Waits until the content of `cell` lies in a pack. `None`: there were too few to share it with.
     pub(super) async fn into_pack(self: &Arc<Self>, target: &Target, cell: &Cell, file: Joining) -> Answer {
         let (answer, answered) = oneshot::channel();
         self.join_pack(target, file, answer);
@@ -157,7 +160,9 @@ impl Engine {
         if !state.packs.contains_key(pair) {
             state.number += 1;
             let (prefix, remote, number) = (target.prefix.clone(), target.remote.clone(), state.number);
-            state.packs.insert(pair.clone(), Open { prefix, remote, members: Vec::new(), len: 0, number });
+            let members_min = target.pack.map_or(1, |packing| packing.members_min);
+            let open = Open { prefix, remote, members_min, members: Vec::new(), len: 0, number };
+            state.packs.insert(pair.clone(), open);
             let (this, pair) = (self.clone(), pair.clone());
             self.runtime.spawn(async move { this.close_in_time(pair, number).await });
         }
@@ -192,10 +197,10 @@ impl Engine {
 
     /// Notes, stores, confirms, answers.
     async fn store_pack(self: Arc<Self>, pair: PairName, open: Open, generation: Generation) {
-        let Open { prefix, remote, mut members, .. } = open;
+        let Open { prefix, remote, members_min, mut members, .. } = open;
         // Who has left meanwhile needs nothing.
         members.retain(|(_, answer)| !answer.is_closed());
-        if members.len() < 2 {
+        if members.len() < members_min {
             members.into_iter().for_each(|(_, answer)| drop(answer.send(Ok(None))));
             return;
         }

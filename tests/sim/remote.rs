@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tierfs::ports::*;
+use tierfs::record::place_of;
 use tierfs::types::{ByteRange, ObjectKey, Timestamp};
 
 use crate::bugs::Bug;
@@ -84,7 +85,9 @@ fn check_deletion(state: &mut State, key: &ObjectKey) {
     let mut named_by = None;
     for ino in inodes {
         let mut look = |node: Option<&crate::disk::Node>| {
-            let names = |node| record_of(node).is_some_and(|record| record.object.is_some_and(|o| o.key.0 == base));
+            let needs =
+                |key: &ObjectKey| key.0 == base || place_of(key).is_some_and(|place| place.pack.key().0 == base);
+            let names = |node| record_of(node).is_some_and(|record| record.object.is_some_and(|o| needs(&o.key)));
             if node.is_some_and(names) {
                 named_by = Some(ino);
             }
@@ -96,6 +99,14 @@ fn check_deletion(state: &mut State, key: &ObjectKey) {
     if let Some(ino) = named_by {
         state.broken(format!("{key} is deleted while a record of file {ino} that names it may survive"));
     }
+}
+
+/// The bytes that a record's key stands for, a pack's member included.
+pub fn stored(state: &State, key: &ObjectKey) -> Option<Bytes> {
+    let Some(place) = place_of(key) else { return Some(state.objects.get(key)?.body.clone()) };
+    let pack = &state.objects.get(&place.pack.key())?.body;
+    let (from, to) = (place.range.offset as usize, place.range.end() as usize);
+    (to <= pack.len()).then(|| pack.slice(from..to))
 }
 
 #[async_trait]
