@@ -12,8 +12,8 @@ const MAGIC: &[u8; 8] = b"tfspack\0";
 const VERSION: u8 = 1;
 /// What is behind the body, in bytes.
 pub const TRAILER_LEN: usize = 4 + 1 + 4 + 8;
-/// Longest body read, in bytes: more than the index of a pack of the smallest files has.
-const BODY_LEN_MAX: u32 = 64 << 20;
+/// Longest body read, in bytes: no pack is longer.
+const BODY_LEN_MAX: u32 = 8 << 20;
 
 /// Why bytes are no index of a pack.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

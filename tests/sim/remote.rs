@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tierfs::ports::*;
-use tierfs::record::place_of;
+use tierfs::record::{PackName, place_of};
+use tierfs::remote::pack::{Index, TRAILER_LEN};
 use tierfs::types::{ByteRange, ObjectKey, Timestamp};
 
 use crate::bugs::Bug;
@@ -101,6 +102,13 @@ fn check_deletion(state: &mut State, key: &ObjectKey) {
     }
 }
 
+/// How many files share a pack.
+fn members_of(pack: &[u8]) -> usize {
+    let len = Index::len_of(&pack[pack.len() - TRAILER_LEN..], pack.len() as u64).expect("it is a pack");
+    let index = Index::decode(&pack[pack.len() - len as usize..], pack.len() as u64).expect("it is a pack");
+    index.members().len()
+}
+
 /// The bytes that a record's key stands for, a pack's member included.
 pub fn stored(state: &State, key: &ObjectKey) -> Option<Bytes> {
     let Some(place) = place_of(key) else { return Some(state.objects.get(key)?.body.clone()) };
@@ -130,6 +138,10 @@ impl Remote for SimRemote {
         self.ask(Kind::Put, "put", key, |state, fault| {
             if state.objects.contains_key(key) {
                 state.broken(format!("{key} is written over"));
+            }
+            if PackName::of_key("p", key).is_some() {
+                let members = members_of(&body);
+                state.stats.count(if members > 1 { "pack of several" } else { "pack of one" });
             }
             let etag = format!("e{}", state.next());
             let manifest = key.0.ends_with(tierfs::record::MANIFEST_SUFFIX);
