@@ -16,7 +16,7 @@ use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
 use super::keys::{member_base, object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
-use super::packing::Joining;
+use super::packing::{Coming, Joining};
 use super::source::{HashingSource, MemorySource};
 use super::trees::travelling_xattrs;
 use super::{Engine, Moved, Target, blocking};
@@ -111,6 +111,7 @@ impl Engine {
     async fn copy_out(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, target: &Target) -> EngineResult<Archived> {
         self.note_superseded(cell).await?;
         let failed = EngineError::lower(cell.node.id);
+        let coming = target.pack.is_some().then(|| self.coming_to_pack());
         let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
         let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
         let before = self.settled_attr(cell, &*file).await?;
@@ -119,8 +120,8 @@ impl Engine {
             return Err(EngineError::Refused { file: cell.node.id, why: Refusal::OpenForWriting });
         }
         let generation = cell.lock().record.generation.after(self.clock.now());
-        if target.packs(before.size)
-            && let Some(archived) = self.copy_into_pack(cell, path, target, &file, &before, generation).await?
+        if let Some(coming) = coming.filter(|_| target.packs(before.size))
+            && let Some(archived) = self.copy_into_pack(cell, path, target, &file, &before, generation, coming).await?
         {
             return Ok(archived);
         }
@@ -157,6 +158,7 @@ impl Engine {
     }
 
     /// As [`Engine::copy_out`], into an object that others' contents share. `None`: there are no others, and nothing was done.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one copy, used once")]
     async fn copy_into_pack(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
@@ -165,6 +167,7 @@ impl Engine {
         file: &Arc<dyn LowerFile>,
         before: &Attr,
         generation: Generation,
+        coming: Coming<'_>,
     ) -> EngineResult<Option<Archived>> {
         let _memory = self.memory_for_packing(before.size).await?;
         let source = HashingSource::new(file.clone(), before.size, target.chunk_size(before.size));
@@ -176,7 +179,7 @@ impl Engine {
         let key = member_base(&target.prefix, path, cell.node.id, generation);
         let joining = Joining { node: cell.node, key, content, metadata, _memory };
         let (copy, durable) = tokio::join!(
-            self.into_pack(target, cell, joining),
+            self.into_pack(target, cell, joining, coming),
             // As with an object of its own, see `upload`.
             self.barrier.wait(cell.node),
         );

@@ -134,7 +134,7 @@ impl Engine {
         kind: JobKind,
         mut candidates: mpsc::Receiver<Candidate>,
         events: mpsc::Sender<JobEvent>,
-        running: &mut JoinSet<JobEvent>,
+        running: &mut JoinSet<(bool, JobEvent)>,
     ) -> EngineResult<()> {
         let mut failed_in_a_row = 0;
         let mut open = true;
@@ -146,7 +146,9 @@ impl Engine {
                 candidate = candidates.recv(), if open && room => match candidate {
                     None => open = false,
                     Some(file) => {
-                        packed += usize::from(self.is_packed_by(kind, &file));
+                        // Decided once: a pair can change while the file is in hand.
+                        let packs = self.is_packed_by(kind, &file);
+                        packed += usize::from(packs);
                         let (this, asker) = (self.clone(), asker.clone());
                         running.spawn_on(async move {
                             let who = match &asker {
@@ -159,13 +161,13 @@ impl Engine {
                             if !(later && asker == Asker::Policy) {
                                 this.note_end(kind, &file, &outcome).await;
                             }
-                            JobEvent { file, outcome }
+                            (packs, JobEvent { file, outcome })
                         }, &self.runtime);
                     }
                 },
                 Some(ended) = running.join_next() => {
-                    let event = ended.map_err(|_| EngineError::ShuttingDown)?;
-                    packed -= usize::from(self.is_packed_by(kind, &event.file));
+                    let (packs, event) = ended.map_err(|_| EngineError::ShuttingDown)?;
+                    packed -= usize::from(packs);
                     let stop = match &event.outcome {
                         Outcome::Failed(error) if error.is_configuration() => Some(error.clone()),
                         Outcome::Failed(error) if error.is_transient() && asker == Asker::Policy => {

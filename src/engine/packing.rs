@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,8 +26,10 @@ use crate::remote::pack::{Index, Member};
 use crate::tier::Refusal;
 use crate::types::{ByteRange, ContentHash, Generation, Inode, ObjectKey, PairName};
 
-/// A pack is closed when nobody has joined it for so long.
+/// A pack is closed when nobody has joined it for so long, and nobody is on his way …
 const LINGER: Duration = Duration::from_millis(10);
+/// … or after so many times that, whoever is.
+const LINGERS_MAX: u32 = 50;
 /// What a pack has at most, in bytes, its index included: one request.
 const PACK_MAX: u64 = 8 << 20;
 /// Contents in memory, in all packs, in KiB.
@@ -110,8 +113,19 @@ struct Open {
     number: u64,
 }
 
+/// Somebody who will join a pack, or give it up.
+pub(super) struct Coming<'a>(&'a AtomicUsize);
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The packs of one engine.
 pub(super) struct Packer {
+    /// Files that are on their way into a pack.
+    coming: AtomicUsize,
     open: Mutex<State>,
     memory: Arc<Semaphore>,
 }
@@ -127,7 +141,11 @@ struct State {
 
 impl Default for Packer {
     fn default() -> Self {
-        Self { open: Mutex::default(), memory: Arc::new(Semaphore::new(HELD_KIB_MAX as usize)) }
+        Self {
+            coming: AtomicUsize::new(0),
+            open: Mutex::default(),
+            memory: Arc::new(Semaphore::new(HELD_KIB_MAX as usize)),
+        }
     }
 }
 
@@ -138,10 +156,23 @@ impl Engine {
         self.packer.memory.clone().acquire_many_owned(kib).await.map_err(|_| EngineError::ShuttingDown)
     }
 
+    /// To be held while a file is on its way into a pack: others wait a little for it.
+    pub(super) fn coming_to_pack(&self) -> Coming<'_> {
+        self.packer.coming.fetch_add(1, Ordering::SeqCst);
+        Coming(&self.packer.coming)
+    }
+
     /// Waits until the content of `cell` lies in a pack. `None`: there were too few to share it with.
-    pub(super) async fn into_pack(self: &Arc<Self>, target: &Target, cell: &Cell, file: Joining) -> Answer {
+    pub(super) async fn into_pack(
+        self: &Arc<Self>,
+        target: &Target,
+        cell: &Cell,
+        file: Joining,
+        coming: Coming<'_>,
+    ) -> Answer {
         let (answer, answered) = oneshot::channel();
         self.join_pack(target, file, answer);
+        drop(coming);
         tokio::select! {
             biased;
             answer = answered => answer.unwrap_or(Err(EngineError::ShuttingDown)),
@@ -173,12 +204,15 @@ impl Engine {
 
     /// Closes a pack once nobody has joined it for a while.
     async fn close_in_time(self: Arc<Self>, pair: PairName, number: u64) {
-        let mut seen = 0;
+        let (mut seen, mut waited) = (0, 0);
         loop {
             tokio::time::sleep(LINGER).await;
             let mut state = self.packer.open.lock();
-            match state.packs.get(&pair).filter(|open| open.number == number) {
-                Some(open) if open.members.len() > seen => seen = open.members.len(),
+            let joined = state.packs.get(&pair).filter(|open| open.number == number).map(|open| open.members.len());
+            waited += 1;
+            match joined {
+                Some(joined) if joined > seen => (seen, waited) = (joined, 0),
+                Some(_) if waited < LINGERS_MAX && self.packer.coming.load(Ordering::SeqCst) > 0 => {}
                 _ => return self.close(&mut state, &pair, Some(number)),
             }
         }
