@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
-use super::other_end::{remote_config, target, watch_pair};
+use super::other_end::{has_peer, probe, remote_config, target, watch_pair};
 use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
@@ -31,7 +31,8 @@ use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
-use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole, capabilities};
+use crate::pair::capabilities::{self, Probed};
+use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole};
 use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
 use crate::record::Record;
@@ -114,10 +115,8 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
         None => None,
     };
-    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| {
-        let probed = capabilities::load(served.state_dir, &pair.name);
-        target(pair, Arc::new(remote), probed)
-    });
+    let probed = served.pair.and_then(|pair| capabilities::load(served.state_dir, &pair.name));
+    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote), probed));
     if let Some(target) = target.as_ref().filter(|target| target.peer && !target.prefix.is_empty()) {
         return Err(failed(format!(
             "pair {} has role gpeer, and so its remote is a whole share: s3://BUCKET without a prefix",
@@ -144,7 +143,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         let recorder = index.recorder().clone();
         engine.on_state(Box::new(move |file| recorder.changed_id(file)));
     }
-    let side = synced::side(served.pair, read_only);
+    let side = synced::side(served.pair, probed, read_only);
     let synced = synced::capture(side, &lower)?;
     let capture = synced.capture.clone();
     let options = FsOptions {
@@ -259,7 +258,9 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         runtime.spawn(metrics::serve(listener, server.clone()));
     }
     if let Some(remote) = remote {
-        let role = args.pair.as_ref().map_or(RemoteRole::Gfs, |pair| pair.role);
+        // Who is used as a plain store is asked as one.
+        let peer = |pair: &Pair| has_peer(pair, capabilities::load(&args.state_dir, &pair.name));
+        let role = if args.pair.as_ref().is_some_and(peer) { RemoteRole::Gpeer } else { RemoteRole::Gfs };
         runtime.spawn(watch_pair(server.clone(), remote, role));
     }
     if let Some(scrub) = scrub {
@@ -522,7 +523,10 @@ pub fn rebuild<T>(
     options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
     work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
 ) -> Result<T, CliError> {
-    if pair.role == RemoteRole::Gpeer {
+    // Tried anew: what was found before is lost with the share.
+    let found = (pair.role == RemoteRole::Gpeer).then(|| probe(pair).map_err(failed)).transpose()?;
+    let probed = found.map(|found| Probed { at_s: 0, capabilities: found.capabilities, peer: found.peer });
+    if has_peer(pair, probed) {
         return Err(failed(format!(
             "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
             pair.name
@@ -535,7 +539,7 @@ pub fn rebuild<T>(
     let runtime = runtime()?;
     runtime.block_on(async {
         let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
-        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, None))).await)
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, probed))).await)
     })
 }
 

@@ -71,8 +71,9 @@ pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
 pub use packing::Packing;
-pub use peer::{OwnerHold, PeerFacts, StagedCopy, wire};
+pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
+pub use recall_policy::set_policy_of_tree;
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
@@ -131,6 +132,13 @@ pub struct Limits {
     pub fetches_per_file: usize,
     /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
     pub recalls: SlotLimits,
+}
+
+impl Limits {
+    /// Of the requests for one file, how many may be for what nobody waits for yet.
+    fn ahead_per_file(&self) -> usize {
+        self.fetches_per_file - self.fetches_per_file / 4
+    }
 }
 
 impl Default for Limits {
@@ -477,6 +485,7 @@ impl Engine {
                     emptied?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
+                Verdict::TakeEmpty => return Ok(Admission::TakeEmpty),
                 Verdict::CancelRecall => {
                     if let Some(recall) = &inner.recall {
                         recall.cancel();
@@ -532,6 +541,8 @@ pub enum Admission {
     Go,
     /// Content must come back first: recall, then ask again.
     Recall,
+    /// The other side of a pair must give up first what is thrown away: [`Engine::take_empty`], then ask again.
+    TakeEmpty,
     /// A short step runs: wait on the cell, then ask again.
     Wait,
     /// A record must be synced first: ask again with patience.

@@ -237,6 +237,15 @@ pub trait LowerFile: Send + Sync {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> LowerResult<usize>;
     /// Writes all of `data`. With [`OpenFlags::append`], at the end whatever `offset` says.
     fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()>;
+    /// Writes pieces one after the other from `offset` on. After an error, some of it may be there.
+    fn write_pieces(&self, pieces: &[&[u8]], offset: u64) -> LowerResult<()> {
+        let mut at = offset;
+        pieces.iter().try_for_each(|piece| {
+            self.write_at(piece, at)?;
+            at += piece.len() as u64;
+            Ok(())
+        })
+    }
     fn set_len(&self, len: u64) -> LowerResult<()>;
     /// `fallocate(2)` with the kernel's mode bits.
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()>;
@@ -276,6 +285,9 @@ pub trait LowerDir: Send + Sync {
     /// Gives `take` the entries from `offset` on (0, or some entry's `next_offset`), "." and ".." included, until it says that it has
     /// no room for the one it got, or there are no more. From 0, the directory is read as it is now.
     fn each(&self, offset: i64, take: &mut dyn FnMut(&DirEntryRef<'_>) -> bool) -> LowerResult<()>;
+
+    /// Reads what comes next while nobody waits for it; only speed depends on it.
+    fn read_ahead(&self) {}
 
     /// As many entries from `offset` on as memory is to be spent on; empty at the end.
     fn read(&self, offset: i64) -> LowerResult<Vec<DirEntry>> {

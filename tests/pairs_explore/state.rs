@@ -134,6 +134,12 @@ pub enum Job {
         take: bool,
         waiting: bool,
     },
+    /// Somebody throws the content away: the owner is asked to offer it.
+    Want {
+        waiting: bool,
+    },
+    /// It has: the call that its offer is.
+    Accept(Call),
 }
 
 /// How far the answer to a `Get` is.
@@ -169,6 +175,8 @@ pub struct Side {
     /// What the process believes where it is not what is stored. Only bugs do that.
     pub mem: Option<Ownership>,
     pub user: Option<User>,
+    /// What the user throws away has been accepted: he must get on.
+    pub emptied: bool,
     /// Somebody reads the local file by himself, over all that happens to the process.
     pub held: bool,
     pub job: Job,
@@ -190,6 +198,7 @@ impl Side {
             bytes,
             mem: None,
             user: None,
+            emptied: false,
             held: false,
             job: Job::Idle,
             handling: None,
@@ -206,6 +215,11 @@ impl Side {
 
     pub fn writers(&self) -> bool {
         matches!(self.user, Some(User::Opened(_) | User::Written))
+    }
+
+    /// Whether somebody waits to throw the content away.
+    pub fn empties(&self) -> bool {
+        self.user == Some(User::Ask(Op::Cut(0)))
     }
 }
 
