@@ -70,6 +70,7 @@ pub use owner::made_for;
 pub use pace::Pace;
 pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
+pub use recall_policy::set_policy_of_tree;
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
@@ -124,6 +125,13 @@ pub struct Limits {
     pub fetches_per_file: usize,
     /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
     pub recalls: SlotLimits,
+}
+
+impl Limits {
+    /// Of the requests for one file, how many may be for what nobody waits for yet.
+    fn ahead_per_file(&self) -> usize {
+        self.fetches_per_file - self.fetches_per_file / 4
+    }
 }
 
 impl Default for Limits {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
+use super::recall_policy::policy_for_tree;
 use super::source::MemorySource;
 use super::{Engine, blocking};
 use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, if_set};
@@ -102,7 +103,8 @@ fn read_parts(
     generation: Generation,
     take: &mut dyn FnMut(Part) -> bool,
 ) -> LowerResult<ContentHash> {
-    let own = attributes(lower, dir, &lower.stat(dir)?)?;
+    let mut own = attributes(lower, dir, &lower.stat(dir)?)?;
+    own.xattrs.extend(policy_for_tree(lower, dir)?);
     let listing = lower.open_dir(dir)?;
     let (mut hashes, mut number, mut offset) = (Vec::new(), 0, 0);
     let mut entries = Vec::new();
