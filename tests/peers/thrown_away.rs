@@ -185,7 +185,14 @@ fn both_sides_replace_it_at_once() {
         fs::read(sides.east.mnt("f")).is_ok_and(|found| acknowledged.contains(&found))
     });
     found = fs::read(sides.east.mnt("f")).unwrap();
-    sides.same("f", &found);
+    wait_for("west to have it, too", || fs::read(sides.west.mnt("f")).is_ok_and(|there| there == found));
+    // And nothing is stuck.
+    let last = noise("last", LARGE);
+    for side in [&sides.west, &sides.east] {
+        wait_for("a change", || fs::write(side.mnt("f"), &last).is_ok());
+        sides.decided("f");
+        sides.same("f", &last);
+    }
 }
 
 /// What the dying side was asked to do, and whether it said that it was done.
