@@ -16,6 +16,7 @@ pub mod locate;
 pub mod metrics;
 pub mod mountinfo;
 pub mod names;
+mod packs;
 pub mod policies;
 pub mod policy;
 pub mod protocol;

@@ -25,6 +25,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod packing;
 mod patch;
 mod peer;
 mod plan;
@@ -37,6 +38,7 @@ mod running;
 mod session;
 mod slots;
 mod source;
+mod sweep;
 mod sync;
 mod totals;
 mod trace;
@@ -68,12 +70,14 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
+pub use packing::Packing;
 pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use recall_policy::set_policy_of_tree;
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
+pub use sweep::StoredPack;
 pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
 pub use trace::{Tracer, shown};
 pub use trees::{stored_at, travelling_xattrs, travels};
@@ -82,6 +86,7 @@ pub use warm::{Warm, WarmFile};
 use crate::kill;
 use crate::ports::{Clock, IntentId, Journal, Keep, Lower, OpenFlags, Remote};
 use crate::record::{Claim, PairRef, Record};
+use crate::remote::packs::Packed;
 use crate::tier::{Event, Verdict};
 use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp, usual_chunk_size};
 use archive::OpenNote;
@@ -105,6 +110,8 @@ pub struct Target {
     pub recall: RecallPolicy,
     /// What happens to who wants content that lies in an archive class.
     pub restore: RestorePolicy,
+    /// Which files share objects; `None`: none.
+    pub pack: Option<Packing>,
 }
 
 impl Target {
@@ -203,6 +210,7 @@ pub struct Engine {
     looking: Mutex<HashSet<FileId>>,
     peer_manifests: peer::Manifests,
     announcing: announce::Announcing,
+    packer: packing::Packer,
 }
 
 impl Engine {
@@ -217,8 +225,9 @@ impl Engine {
     ) -> Arc<Self> {
         let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
         let target = target.map(|target| {
-            let remote =
-                Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals: totals.clone() });
+            // Also where nothing is packed any more: what was is there.
+            let remote = Packed::over(target.remote.clone());
+            let remote = Arc::new(Watched { remote, health: health.clone(), totals: totals.clone() });
             Target { remote, ..target }
         });
         let engine = Self {
@@ -258,6 +267,7 @@ impl Engine {
             looking: Mutex::default(),
             peer_manifests: peer::Manifests::default(),
             announcing: announce::Announcing::default(),
+            packer: packing::Packer::default(),
         };
         engine.find_directory_policies();
         Arc::new(engine)

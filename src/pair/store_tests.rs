@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
+use super::super::{
+    PACK_BELOW_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived,
+};
 use super::*;
 
 fn pair(name: &str) -> Pair {
@@ -24,6 +26,8 @@ fn pair(name: &str) -> Pair {
         recall: Default::default(),
         archived: WhenArchived::Fail,
         restore_days: RESTORE_DAYS_DEFAULT,
+        pack: false,
+        pack_below: PACK_BELOW_DEFAULT,
     }
 }
 

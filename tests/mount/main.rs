@@ -23,6 +23,7 @@ mod known;
 mod listing;
 mod migrate;
 mod namespace;
+mod packs;
 mod partial;
 mod patched;
 mod policies;

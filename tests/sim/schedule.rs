@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tierfs::engine::{Engine, Limits, Target};
+use tierfs::engine::{Engine, Limits, Packing, Target};
 use tierfs::fs::{Fs, FsOptions};
 use tierfs::ports::{FileKind, Journal, Lower, Remote};
 use tierfs::record::PairRef;
@@ -59,6 +59,7 @@ struct Manner {
     recall_at_open_max: u64,
     retention_s: u64,
     fetches_per_file: usize,
+    pack: bool,
 }
 
 /// A schedule by dice alone.
@@ -78,6 +79,8 @@ pub fn run(spec: &Spec) -> Ended {
         recall_at_open_max: [0, CHUNK, 1 << 20][dice.below(3) as usize],
         retention_s: if dice.once_in(3) { 20 } else { 0 },
         fetches_per_file: 1 + dice.below(3) as usize,
+        // Not by dice: what they say of all else stays.
+        pack: spec.seed % 4 == 2,
     };
     for life in 0.. {
         let scripts = match &spec.scripts {
@@ -217,6 +220,8 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
+        // One alone is packed, too: two at a time are seldom here.
+        pack: manner.pack.then_some(Packing { below: CHUNK + 1, members_min: 1 }),
     };
     let limits = Limits { fetches_per_file: manner.fetches_per_file, ..Limits::default() };
     let runtime = tokio::runtime::Handle::current();
