@@ -1,6 +1,7 @@
 //! Content that is thrown away is not fetched, whoever owns it; and it is thrown away only when that is said to have been done (R13).
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -17,10 +18,14 @@ fn truncated(path: &Path) -> std::io::Result<()> {
 }
 
 fn put(side: &Side, body: Vec<u8>, if_match: Option<&str>) -> Result<(), String> {
+    put_to((side.name, side.addr), body, if_match)
+}
+
+fn put_to((bucket, addr): (&str, SocketAddr), body: Vec<u8>, if_match: Option<&str>) -> Result<(), String> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = crate::s3::client(&format!("http://{}", side.addr), "root", "rootsecret");
+    let client = crate::s3::client(&format!("http://{addr}"), "root", "rootsecret");
     let body = aws_sdk_s3::primitives::ByteStream::from(body);
-    let put = client.put_object().bucket(side.name).key("f").body(body).set_if_match(if_match.map(str::to_owned));
+    let put = client.put_object().bucket(bucket).key("f").body(body).set_if_match(if_match.map(str::to_owned));
     runtime.block_on(put.send()).map(drop).map_err(|error| format!("{error:?}"))
 }
 
@@ -136,6 +141,57 @@ fn calls_come_again() {
         truncated(&stub.mnt("f")).unwrap();
         sides.decided("f");
         sides.same("f", &[]);
+    }
+}
+
+/// PUTs to both gateways, migrations both ways, answers that are lost: what was acknowledged last by one of them is there in the end, whole, on both sides.
+#[test]
+fn both_sides_replace_it_at_once() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LARGE)]) else { return };
+    let work = |name: &str, addr: SocketAddr, path: &Path| {
+        let mut last = None;
+        for round in 0..12 {
+            let new = noise(&format!("{name} {round}"), (round % 4) * 3 * CHUNK + round);
+            let done = match round % 3 {
+                2 => truncated(path).is_ok().then(Vec::new),
+                _ => put_to((name, addr), new.clone(), None).is_ok().then_some(new),
+            };
+            last = done.or(last);
+        }
+        last
+    };
+    let [east, west] = [&sides.east, &sides.west].map(|side| (side.name, side.addr, side.mnt("f")));
+    let lasts = std::thread::scope(|scope| {
+        let [east, west] = [east, west].map(|(name, addr, path)| scope.spawn(move || work(name, addr, &path)));
+        while !(east.is_finished() && west.is_finished()) {
+            let _ = sides.east.on("migrate", &["f"]);
+            sides.west.proxy.lose_answers(1);
+            let _ = sides.west.on("migrate", &["f"]);
+            sides.east.proxy.lose_answers(1);
+        }
+        [east.join().unwrap(), west.join().unwrap()]
+    });
+    sides.east.proxy.lose_answers(0);
+    sides.west.proxy.lose_answers(0);
+    sides.decided("f");
+    let mut found = Vec::new();
+    wait_for("a read", || fs::read(sides.east.mnt("f")).map(|content| found = content).is_ok());
+    sides.decided("f");
+    // Somebody else's may have come between; what was never done is nobody's.
+    let acknowledged: Vec<Vec<u8>> = lasts.into_iter().flatten().collect();
+    assert!(!acknowledged.is_empty(), "somebody got through");
+    assert!(found != contents[0], "what was there before was replaced");
+    wait_for("the content of who was last", || {
+        fs::read(sides.east.mnt("f")).is_ok_and(|found| acknowledged.contains(&found))
+    });
+    found = fs::read(sides.east.mnt("f")).unwrap();
+    wait_for("west to have it, too", || fs::read(sides.west.mnt("f")).is_ok_and(|there| there == found));
+    // And nothing is stuck.
+    let last = noise("last", LARGE);
+    for side in [&sides.west, &sides.east] {
+        wait_for("a change", || fs::write(side.mnt("f"), &last).is_ok());
+        sides.decided("f");
+        sides.same("f", &last);
     }
 }
 

@@ -125,6 +125,17 @@ fn a_loss_of_power_at_the_master_leaves_both_equal() {
     }
 }
 
+/// A name made, one renamed and one linked, which the slave has by now.
+fn three_names(two: &Two, round: u32) -> [String; 3] {
+    let names = ["made", "renamed", "linked"].map(|name| format!("d0/{name}{round}"));
+    fs::write(two.east.mnt(&names[0]), "x").unwrap();
+    fs::write(two.east.mnt("d0/old"), "x").unwrap();
+    fs::rename(two.east.mnt("d0/old"), two.east.mnt(&names[1])).unwrap();
+    fs::hard_link(two.east.mnt(&names[0]), two.east.mnt(&names[2])).unwrap();
+    wait_for("the slave to have it", || names.iter().all(|name| two.west.low(name).exists()));
+    names
+}
+
 /// Before a batch is told, what it says is on the master's disk: else a master that loses its power would not have what its slave has.
 #[test]
 fn what_is_told_survives_at_the_master() {
@@ -134,12 +145,7 @@ fn what_is_told_survives_at_the_master() {
     for round in 0..2 {
         // The share is synced while there are marks.
         wait_for("no marks", || two.east.left().1 == 0);
-        let names = ["made", "renamed", "linked"].map(|name| format!("d0/{name}{round}"));
-        fs::write(two.east.mnt(&names[0]), "x").unwrap();
-        fs::write(two.east.mnt("d0/old"), "x").unwrap();
-        fs::rename(two.east.mnt("d0/old"), two.east.mnt(&names[1])).unwrap();
-        fs::hard_link(two.east.mnt(&names[0]), two.east.mnt(&names[2])).unwrap();
-        wait_for("the slave to have it", || names.iter().all(|name| two.west.low(name).exists()));
+        let names = three_names(&two, round);
         two.east.lose_power();
         for name in &names {
             assert!(
@@ -158,12 +164,7 @@ fn what_is_answered_survives_at_the_slave() {
     let Some(mut two) = Two::of("ext4", "slave") else { return };
     begin(&two);
     for round in 0..3 {
-        let names = ["made", "renamed", "linked"].map(|name| format!("d0/{name}{round}"));
-        fs::write(two.east.mnt(&names[0]), "x").unwrap();
-        fs::write(two.east.mnt("d0/old"), "x").unwrap();
-        fs::rename(two.east.mnt("d0/old"), two.east.mnt(&names[1])).unwrap();
-        fs::hard_link(two.east.mnt(&names[0]), two.east.mnt(&names[2])).unwrap();
-        wait_for("the slave to have it", || names.iter().all(|name| two.west.low(name).exists()));
+        let names = three_names(&two, round);
         two.told();
         two.west.lose_power();
         for name in &names {
