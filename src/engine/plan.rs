@@ -400,15 +400,15 @@ mod tests {
     #[test]
     fn what_is_on_its_way_for_one_reader_is_not_given_up_for_another() {
         let mut plan = Plan::new(200, 10);
-        plan.look_ahead(vec![2..6]);
+        plan.look_ahead(std::iter::once(2..6).collect());
         assert_eq!(plan.next_run(4, true), run(Work::Fetch, 2..6, false));
         plan.arrived(2);
         // Another reads from within it on, and is ahead.
-        plan.look_ahead(vec![5..9]);
+        plan.look_ahead(std::iter::once(5..9).collect());
         assert!(plan.is_still_wanted(&(3..4)));
         assert_eq!(plan.next_run(4, true), run(Work::Fetch, 6..9, false));
         (3..9).for_each(|chunk| plan.arrived(chunk));
-        plan.look_ahead(vec![8..11]);
+        plan.look_ahead(std::iter::once(8..11).collect());
         assert!(!plan.is_still_wanted(&(3..8)), "it is here");
         assert_eq!(plan.next_run(4, true), run(Work::Fetch, 9..11, false));
     }

@@ -46,7 +46,7 @@ contract! {
     lookup_finds_what_was_made, dot_and_dotdot, every_kind_of_node, create_opens_what_exists,
     hard_links_share_an_identity, renames, unlinked_files_live_while_open, space_of_removed_files_comes_back,
     set_attr_in_its_order, names_of_any_bytes, content_reads_as_written, copies_between_files, holes_and_punching,
-    extended_attributes, records, handles_are_checked, a_reused_inode_is_stale, numbers_lead_to_their_inodes, listings_go_on_from_any_offset,
+    extended_attributes, records, handles_are_checked, a_reused_inode_is_stale, numbers_lead_to_their_inodes,
     paths_are_true_or_not_told, leases_between_own_opens,
 }
 
@@ -57,7 +57,14 @@ macro_rules! on_both {
     };
 }
 
+mod listings {
+    pub fn they_go_on_from_any_offset(env: super::Env) {
+        super::contract::listings::listings_go_on_from_any_offset(&*env.share);
+    }
+}
+
 on_both! {
+    listings::they_go_on_from_any_offset,
     inodes::only_a_file_with_one_name_and_no_record_is_unclaimed,
     leases::an_open_waits_for_a_lease,
     leases::another_process_counts,

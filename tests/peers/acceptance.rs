@@ -16,11 +16,26 @@ const NAME: &str = "project/report.txt";
 const LEN: usize = 20 * CHUNK + 11;
 
 /// All that must be equal on both sides.
-fn shown(path: &Path) -> Option<(u64, (i64, i64), u32, (u32, u32), u64, Vec<u8>)> {
+#[derive(PartialEq)]
+struct Shown {
+    len: u64,
+    mtime: (i64, i64),
+    mode: u32,
+    owner: (u32, u32),
+    nlink: u64,
+    note: Vec<u8>,
+}
+
+fn shown(path: &Path) -> Option<Shown> {
     let meta = fs::metadata(path).ok()?;
-    let note = xattr(path, "user.note").unwrap_or_default();
-    let (mtime, owner) = ((meta.mtime(), meta.mtime_nsec()), (meta.uid(), meta.gid()));
-    Some((meta.len(), mtime, meta.mode(), owner, meta.nlink(), note))
+    Some(Shown {
+        len: meta.len(),
+        mtime: (meta.mtime(), meta.mtime_nsec()),
+        mode: meta.mode(),
+        owner: (meta.uid(), meta.gid()),
+        nlink: meta.nlink(),
+        note: xattr(path, "user.note").unwrap_or_default(),
+    })
 }
 
 /// After a success: both ends show the same, agree in which epoch who owns it, and only the stub carries the pair's name.
@@ -85,7 +100,7 @@ fn as_an_operator_would() {
     // Migrate.
     at_west(&sides);
     both_agree(&sides, true);
-    assert_eq!(shown(&path).unwrap().1, (1_600_000_000, 123_456_789), "as it was");
+    assert_eq!(shown(&path).unwrap().mtime, (1_600_000_000, 123_456_789), "as it was");
     wait_for("east to free it", || sides.east.allocated(NAME) < 8_192);
     reads(&sides, &sides.west, &content);
 
@@ -112,7 +127,7 @@ fn as_an_operator_would() {
     drop(file);
     fs::rename(&beside, &path).unwrap();
     content = new;
-    wait_for("the new one on west", || shown(&sides.west.mnt(NAME)).is_some_and(|seen| seen.0 == content.len() as u64));
+    wait_for("the new one on west", || shown(&sides.west.mnt(NAME)).is_some_and(|seen| seen.len == content.len() as u64));
     both_agree(&sides, false);
     assert_ne!(sides.east.peer(NAME).id, id, "it is another file");
     assert!(!sides.west.mnt("project/report.txt~").exists());
