@@ -55,6 +55,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
         peer: pair.role == RemoteRole::Gpeer && !plain,
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
+        recalled_for_s: pair.recalled_for_s(),
         recall: pair.recall,
         restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
     }

@@ -330,6 +330,7 @@ impl Engine {
     pub(super) fn spawn_end(self: &Arc<Self>, cell: Arc<Cell>, note: Option<OpenNote>, finished: Option<Finished>) {
         let Some(note) = note else { return };
         let ending = finished.and_then(|_| self.begin_telling());
+        let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
         let this = self.clone();
         self.runtime.spawn(async move {
             let done = async {
@@ -347,6 +348,12 @@ impl Engine {
                     },
                 };
                 kill::point("note.outlived");
+                if finished == Some(Finished::Recalled)
+                    && !unlinked
+                    && let Some(key) = key
+                {
+                    this.note_after_recall(&cell.node, &key).await?;
+                }
                 if let Some(finished) = finished {
                     let (OpenNote::Upload(id) | OpenNote::Settle(id)) = note;
                     if !this.announce_end(&cell, id, finished, true).await? {
@@ -371,9 +378,18 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        self.note_superseded_until(cell, self.kept_until()).await
+    }
+
+    /// The same, due at `not_before`.
+    pub(super) async fn note_superseded_until(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        not_before: Timestamp,
+    ) -> EngineResult<()> {
         let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
-        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, self.kept_until()).await?;
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());

@@ -99,10 +99,14 @@ impl Engine {
         named
     }
 
-    async fn end_note(&self, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
+    async fn end_note(self: &Arc<Self>, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
         // Whether the transfer's end was told of before the crash is not known.
         if named && !self.announce_settled(&intent.node, id).await? {
             return Ok(());
+        }
+        // A recall, or the beginning of a release that came no further: nothing tells which. Either way the file has its content.
+        if named && matches!(intent.kind, IntentKind::Settle { .. }) {
+            self.note_after_recall(&intent.node, &intent.key).await?;
         }
         match intent.kind {
             // What was archived, and removed before this note was, is kept as long as the removal's own note says.
@@ -228,11 +232,12 @@ impl Engine {
     /// Deletes one batch; `true` when there may be more.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
         let Ok(target) = self.target() else { return Ok(false) };
+        let more_recalled = self.give_up_recalled(target).await?;
         let due = {
             let _alone = self.keeping.asking().await;
             self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?
         };
-        let more = due.len() == BATCH;
+        let more = more_recalled || due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             kill::point("delete.due");

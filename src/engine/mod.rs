@@ -4,6 +4,7 @@
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
 mod adopt;
+mod after_recall;
 mod announce;
 mod archive;
 mod cell;
@@ -98,6 +99,8 @@ pub struct Target {
     pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    /// Seconds the object of a file is kept whose content was all brought back; `None`: until the file changes.
+    pub recalled_for_s: Option<u64>,
     /// The other end is a share with the same files (`role = gpeer`), unless it was found to be a plain store.
     pub peer: bool,
     /// What a read of a stub brings back, unless its directory says otherwise.

@@ -186,6 +186,7 @@ impl Engine {
                 taken
             }
             Ok(Ending::Complete) => {
+                let unnoted = touched.is_none();
                 let saved = if fill.is_patched() {
                     let (this, cell) = (self.clone(), cell.clone());
                     blocking(move || this.commit_patched(&cell)).await.and_then(|saved| saved)
@@ -199,6 +200,10 @@ impl Engine {
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
                     self.leftover_is_gone(cell);
                     self.spawn_end(cell.clone(), touched, Some(Finished::of(Moved::Recall, false)));
+                    // All was there already, and no note's end tells of it.
+                    if unnoted && let Err(error) = self.note_after_recall(&cell.node, &object.key).await {
+                        tracing::warn!(file = %cell.node.id, object = %object.key, "the object stays until the file changes: {error}");
+                    }
                     self.spawn_note_recalled(cell.node.id);
                 } else {
                     self.rest_recall(fill, touched).await;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
+use super::super::{AfterRecall, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
 use super::*;
 
 fn pair(name: &str) -> Pair {
@@ -21,6 +21,8 @@ fn pair(name: &str) -> Pair {
         credentials_profile: None,
         chunk_size: None,
         retention_s: RETENTION_DEFAULT_S,
+        after_recall: AfterRecall::Delete,
+        recall_retention_s: None,
         recall: Default::default(),
         archived: WhenArchived::Fail,
         restore_days: RESTORE_DAYS_DEFAULT,

@@ -10,6 +10,7 @@ mod common;
 mod rig;
 mod tools;
 
+mod after_recall;
 mod archived;
 mod bad_input;
 mod bad_remote;

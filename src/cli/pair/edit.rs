@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
-use super::{ChunkSize, Global, as_json, capabilities, claims, output, print};
-use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
+use super::{ChunkSize, Global, RecallRetention, as_json, capabilities, claims, output, print};
+use crate::pair::{AfterRecall, MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
 use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
@@ -56,6 +56,12 @@ struct Changes {
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What becomes of the object of a file that was recalled as a whole: delete (after --recall-retention) or keep.
+    #[arg(long, value_name = "delete|keep")]
+    after_recall: Option<AfterRecall>,
+    /// How long it is kept before that; empty: as --retention says.
+    #[arg(long, value_name = "DURATION", value_parser = super::recall_retention)]
+    recall_retention: Option<RecallRetention>,
     /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
     /// pass-through (served, and nothing stays).
     #[arg(long, value_name = "HOW")]
@@ -132,6 +138,12 @@ impl Changes {
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
+        }
+        if let Some(after) = self.after_recall {
+            pair.after_recall = after;
+        }
+        if let Some(kept) = self.recall_retention {
+            pair.recall_retention_s = kept.0;
         }
         if let Some(recall) = self.recall {
             pair.recall = recall;

@@ -71,6 +71,8 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "credentials_profile": pair.credentials_profile,
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
+        "after_recall": pair.after_recall.as_str(),
+        "recall_retention_s": pair.recall_retention_s,
         "recall": pair.recall.as_str(),
         "archived": pair.archived.as_str(),
         "restore_days": pair.restore_days,
@@ -94,6 +96,13 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
     row("chunk_size", pair.chunk_size.map_or("auto".into(), |size| exact_size(size.into())));
     row("retention", exact_duration(pair.retention_s));
+    row(
+        "after recall",
+        pair.recalled_for_s().map_or("the object is kept".into(), |kept| match kept {
+            0 => "the object is deleted".into(),
+            kept => format!("the object is deleted after {}", exact_duration(kept)),
+        }),
+    );
     row("recall", pair.recall.as_str().into());
     row("archived", pair.archived.as_str().to_owned());
     row("restore_days", pair.restore_days.to_string());
@@ -175,3 +184,12 @@ struct ChunkSize(Option<u32>);
 fn retention(text: &str) -> Result<u64, String> {
     parse_duration(text)
 }
+
+/// An empty text takes the setting back.
+fn recall_retention(text: &str) -> Result<RecallRetention, String> {
+    if text.is_empty() { Ok(RecallRetention(None)) } else { Ok(RecallRetention(Some(parse_duration(text)?))) }
+}
+
+/// How long the objects of recalled files are kept, as it is asked for; `None`: as long as superseded ones.
+#[derive(Clone, Copy, Debug)]
+struct RecallRetention(Option<u64>);
