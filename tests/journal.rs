@@ -544,7 +544,8 @@ async fn recalled_files_are_kept_one_row_each_until_they_are_settled() {
     }
     let journal = SqliteJournal::open(&path).unwrap();
     let due = journal.recalled_due(&pair("p"), at(9, 0), 9).await.unwrap();
-    let want = [row("p", "early", 2, at(5, 999_999_999)), row("p", "noted anew", 4, at(6, 0)), row("p", "late", 1, at(9, 0))];
+    let want =
+        [row("p", "early", 2, at(5, 999_999_999)), row("p", "noted anew", 4, at(6, 0)), row("p", "late", 1, at(9, 0))];
     assert_eq!(due, want);
     assert_eq!(journal.recalled_due(&pair("p"), at(5, 999_999_998), 9).await.unwrap(), []);
     assert_eq!(journal.recalled_due(&pair("p"), at(9, 0), 1).await.unwrap(), want[..1]);

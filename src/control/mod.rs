@@ -7,6 +7,7 @@
 pub mod announce;
 mod bring_back;
 pub mod by_xattr;
+mod choices;
 pub mod client;
 mod failed;
 mod figures;

@@ -123,6 +123,18 @@ pub enum Request {
     Sync {
         action: SyncAction,
     },
+    /// What files and directories say of their next copy and their recalls; with any of the three, they say it from now on. An empty word, or 0,
+    /// takes back.
+    Choose {
+        paths: Vec<WirePath>,
+        pair: Option<String>,
+        chunk_size: Option<u32>,
+        recall: Option<String>,
+    },
+    /// Read a pair's file and credentials again.
+    ReloadPair {
+        name: String,
+    },
     /// What the mount is and does.
     Mount,
     /// What it does just now.
@@ -269,12 +281,34 @@ pub enum Reply {
     Sync(SyncInfo),
     SyncCompared(SyncComparison),
     SyncDifference(SyncDifference),
+    PairReloaded(PairReloaded),
+    Choice(ChoiceInfo),
     Mount(MountInfo),
     Figures(Box<Figures>),
     Done(Summary),
     Error {
         message: String,
     },
+}
+
+/// What a file or a directory itself says of its next copy and its recalls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceInfo {
+    pub path: WirePath,
+    pub pair: Option<String>,
+    /// Bytes.
+    pub chunk_size: Option<u32>,
+    pub recall: Option<String>,
+}
+
+/// What a mount took over of an edited pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairReloaded {
+    pub name: String,
+    /// Settings that are others from now on.
+    pub changed: Vec<String>,
+    /// Settings that are others from the next mount on.
+    pub later: Vec<String>,
 }
 
 /// How far a request is. Sent a few times a second at most.
@@ -540,8 +574,12 @@ pub struct MountInfo {
     pub mountpoint: String,
     pub pid: u32,
     pub version: String,
+    /// The pair that files go to.
     pub pair: Option<String>,
-    /// Why the pair cannot be used at present, if so.
+    /// Pairs whose stubs are served as well, and that files may be told to go to.
+    #[serde(default)]
+    pub further_pairs: Vec<String>,
+    /// Why a pair cannot be used at present, if so.
     pub pair_problem: Option<String>,
     /// Objects being uploaded, objects waiting to be deleted.
     pub intents: (u64, u64),
@@ -560,4 +598,11 @@ pub struct MountInfo {
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
+}
+
+impl MountInfo {
+    /// All pairs, the one that files go to first.
+    pub fn pairs(&self) -> impl Iterator<Item = &str> {
+        self.pair.iter().chain(&self.further_pairs).map(String::as_str)
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! One task a connection; a client that goes away ends its job. Memory of a job does not grow with the number of its files.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,19 +15,19 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::bring_back;
 use super::gc::Wish;
 use super::metrics::Cached;
 use super::names::Names;
 use super::policies::Manager;
 use super::protocol::{
-    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, SpaceInfo, StateTotal, Summary,
-    WirePath,
+    Failure, FileDigest, FileState, FileStatus, MountInfo, PairReloaded, Progress, Reply, Request, SpaceInfo,
+    StateTotal, Summary, WirePath,
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
 use super::space::SpaceRules;
 use super::tasks::Queue;
+use super::{bring_back, choices};
 use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
@@ -33,6 +35,7 @@ use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::{Fs, requester};
 use crate::ports::{Attr, FileKind, Lower};
 use crate::sync::Ends;
+use crate::types::PairName;
 
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
@@ -53,8 +56,10 @@ pub struct Server {
     pub share: PathBuf,
     pub mountpoint: PathBuf,
     pub names: Names,
-    /// What the probe of the pair last found wrong; the engine knows the rest.
-    pub probe_problem: parking_lot::Mutex<Option<String>>,
+    /// What probes last found wrong; the engine knows the rest.
+    pub pair_problems: Arc<PairProblems>,
+    /// Reads a pair again.
+    pub reload_pair: ReloadPair,
     pub scrub: Option<Arc<Scrub>>,
     /// `None`: it could not be opened, as the log says.
     pub index: Option<Arc<Index>>,
@@ -63,6 +68,29 @@ pub struct Server {
     /// There where the pair has a metadata sync.
     pub sync: Option<Arc<Ends>>,
     pub watch: Watch,
+}
+
+/// Has a pair's file, and its credentials, count from now on.
+pub type ReloadPair =
+    Box<dyn Fn(PairName) -> Pin<Box<dyn Future<Output = Result<PairReloaded, String>> + Send>> + Send + Sync>;
+
+/// What probes found wrong with the pairs, by name.
+#[derive(Default)]
+pub struct PairProblems(parking_lot::Mutex<BTreeMap<PairName, String>>);
+
+impl PairProblems {
+    /// `None`: nothing is wrong.
+    pub fn set(&self, pair: &PairName, problem: Option<String>) {
+        let mut all = self.0.lock();
+        match problem {
+            Some(problem) => all.insert(pair.clone(), problem),
+            None => all.remove(pair),
+        };
+    }
+
+    fn first(&self) -> Option<String> {
+        self.0.lock().values().next().cloned()
+    }
 }
 
 /// What only reports need.
@@ -266,6 +294,13 @@ impl Server {
             Request::Why { paths } => return self.why(paths, replies).await,
             Request::Sync { action } => return self.sync(action, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
+            Request::Choose { paths, pair, chunk_size, recall } => {
+                return match choices::Wish::of(pair, chunk_size, recall) {
+                    Ok(wish) => self.choose(paths, wish, replies).await,
+                    Err(message) => Reply::Error { message },
+                };
+            }
+            Request::ReloadPair { name } => return self.reload(&name, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Figures => return self.figures(replies).await,
             Request::Quiesce => return self.quiesce().await,
@@ -273,8 +308,23 @@ impl Server {
         self.job(who, kind, paths, recursive, sample, replies).await
     }
 
+    async fn reload(&self, name: &str, replies: &Replies) -> Reply {
+        let told = match name.parse::<PairName>() {
+            Ok(name) => (self.reload_pair)(name).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match told {
+            Ok(told) => {
+                // A client that is gone needs no answer.
+                let _ = replies.send(Reply::PairReloaded(told)).await;
+                Reply::Done(Summary::default())
+            }
+            Err(message) => Reply::Error { message },
+        }
+    }
+
     pub(super) fn pair_problem(&self) -> Option<String> {
-        self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
+        self.pair_problems.first().or_else(|| self.engine.pair_problem())
     }
 
     pub(super) fn space_info(&self) -> Option<SpaceInfo> {
@@ -311,7 +361,8 @@ impl Server {
             mountpoint: self.mountpoint.display().to_string(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
-            pair: self.engine.pair_name().map(str::to_owned),
+            pair: self.engine.pair_name(),
+            further_pairs: self.engine.pair_names().iter().skip(1).map(ToString::to_string).collect(),
             pair_problem: self.pair_problem(),
             intents,
             failed,

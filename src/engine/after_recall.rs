@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::cell::{Cell, is_hollow, load_record, same_content};
 use super::error::{EngineError, EngineResult};
-use super::intents::is_gone;
+use super::intents::{UNREADABLE_PAUSE_S, is_gone};
 use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{LowerError, Recalled};
@@ -33,13 +33,11 @@ const BATCH: usize = 256;
 const AT_ONCE: usize = 16;
 /// When a file in use by a transfer is looked at again, in seconds.
 const BUSY_PAUSE_S: i64 = 5;
-/// When a file that cannot be read is looked at again, in seconds.
-const UNREADABLE_PAUSE_S: i64 = 600;
 
 /// What there is to do about a recalled file.
 enum Step {
-    /// Its object is superseded, durably, and to be deleted from then on.
-    Superseded(Arc<Cell>, Timestamp),
+    /// Its object is superseded, durably, and to be deleted from then on; `None`: after the retention.
+    Superseded(Arc<Cell>, Option<Timestamp>),
     /// It is not what was recalled any more.
     Left,
     /// A transfer runs.
@@ -51,8 +49,8 @@ impl Engine {
     pub(super) async fn note_after_recall(self: &Arc<Self>, node: &Inode, key: &ObjectKey) -> EngineResult<()> {
         let Some(record) = self.record_if_dual(node, key)? else { return Ok(()) };
         let object = record.object.expect("a dual file has an object");
-        let Ok(target) = self.target() else { return Ok(()) };
-        let Some(kept_s) = target.recalled_for_s.filter(|_| target.pair == object.pair) else { return Ok(()) };
+        let Ok(target) = self.target_of(node.id, &object) else { return Ok(()) };
+        let Some(kept_s) = target.recalled_for_s else { return Ok(()) };
         let now = self.clock.now();
         let not_before = Timestamp { secs: now.secs.saturating_add_unsigned(kept_s), ..now };
         let recalled = Recalled { pair: object.pair.name, key: object.key, node: *node, not_before };
@@ -135,7 +133,7 @@ impl Engine {
         // By us, before a crash; or by a writer, and then the object has what he changed, and is kept for the retention as ever.
         if inner.record.superseded.as_ref().is_some_and(|old| old.key == recalled.key) {
             drop(inner);
-            return Ok(Step::Superseded(cell, self.kept_until()));
+            return Ok(Step::Superseded(cell, None));
         }
         let named = inner.record.object.as_ref().filter(|object| object.key == recalled.key && object.pair == *pair);
         let (Claim::Dual, Some(object), None) = (inner.record.claim, named, &inner.record.peer) else {
@@ -161,6 +159,6 @@ impl Engine {
         self.note_state(node.id);
         self.trace.note(node.id, || json!({ "event": "object given up", "object": recalled.key.to_string() }));
         // At once: the file has what is deleted.
-        Ok(Step::Superseded(cell, self.clock.now()))
+        Ok(Step::Superseded(cell, Some(self.clock.now())))
     }
 }

@@ -25,7 +25,7 @@ use crate::ports::{
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
-use crate::types::{ByteRange, Generation, ObjectKey, Timestamp};
+use crate::types::{ByteRange, Generation, ObjectKey, PairName, Timestamp};
 
 /// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ impl Engine {
     /// Copies a file out. `path` is relative to the share and only names the object.
     pub async fn archive(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path) -> EngineResult<Archived> {
         self.check_running()?;
-        let target = self.target()?;
+        let target = self.target_for(&cell.node)?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
@@ -79,7 +79,7 @@ impl Engine {
         }
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         self.note_begun(cell.node.id, Moved::Archive);
-        let result = self.copy_out(cell, path, target).await;
+        let result = self.copy_out(cell, path, &target).await;
         if result.is_err() {
             cell.lock().machine.apply(Event::ArchiveAbandoned);
         }
@@ -330,7 +330,6 @@ impl Engine {
     pub(super) fn spawn_end(self: &Arc<Self>, cell: Arc<Cell>, note: Option<OpenNote>, finished: Option<Finished>) {
         let Some(note) = note else { return };
         let ending = finished.and_then(|_| self.begin_telling());
-        let key = cell.lock().record.object.as_ref().map(|object| object.key.clone());
         let this = self.clone();
         self.runtime.spawn(async move {
             let done = async {
@@ -348,11 +347,16 @@ impl Engine {
                     },
                 };
                 kill::point("note.outlived");
+                // Not before: who spawns this may have the cell's lock.
+                let object = {
+                    let inner = cell.lock();
+                    inner.record.object.as_ref().map(|object| (object.key.clone(), object.pair.name.clone()))
+                };
                 if finished == Some(Finished::Recalled)
                     && !unlinked
-                    && let Some(key) = key
+                    && let Some((key, _)) = &object
                 {
-                    this.note_after_recall(&cell.node, &key).await?;
+                    this.note_after_recall(&cell.node, key).await?;
                 }
                 if let Some(finished) = finished {
                     let (OpenNote::Upload(id) | OpenNote::Settle(id)) = note;
@@ -363,7 +367,10 @@ impl Engine {
                 }
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
-                    OpenNote::Upload(note) if unlinked => Ok(this.journal.set_delete(note, this.kept_until()).await?),
+                    OpenNote::Upload(note) if unlinked => {
+                        let until = this.kept_until(object.as_ref().map(|(_, pair)| pair));
+                        Ok(this.journal.set_delete(note, until).await?)
+                    }
                     OpenNote::Upload(note) | OpenNote::Settle(note) => Ok(this.journal.remove(note).await?),
                 }
             };
@@ -378,17 +385,18 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
-        self.note_superseded_until(cell, self.kept_until()).await
+        self.note_superseded_until(cell, None).await
     }
 
-    /// The same, due at `not_before`.
+    /// The same, due at `not_before`; `None`: after the retention.
     pub(super) async fn note_superseded_until(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
-        not_before: Timestamp,
+        not_before: Option<Timestamp>,
     ) -> EngineResult<()> {
         let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
+        let not_before = not_before.unwrap_or_else(|| self.kept_until(Some(&old.pair)));
         self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         kill::point("superseded.noted");
         self.deletions.notify_one();
@@ -419,14 +427,11 @@ impl Engine {
         });
     }
 
-    /// Until when an object is kept that nothing names from now on.
-    pub(super) fn kept_until(&self) -> Timestamp {
+    /// Until when an object is kept that nothing names from now on; `None`: the pair that files go to.
+    pub(super) fn kept_until(&self, pair: Option<&PairName>) -> Timestamp {
         let now = self.clock.now();
-        Timestamp { secs: now.secs + self.retention_s() as i64, ..now }
-    }
-
-    pub(super) fn retention_s(&self) -> u64 {
-        self.target.as_ref().map_or(0, |target| target.retention_s)
+        let target = pair.and_then(|pair| self.target_named(pair)).or_else(|| self.target().ok());
+        Timestamp { secs: now.secs + target.map_or(0, |target| target.retention_s) as i64, ..now }
     }
 }
 

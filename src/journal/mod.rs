@@ -156,12 +156,7 @@ impl Journal for SqliteJournal {
         self.ask(|reply| Call::NoteRecalled { recalled: Box::new(recalled), reply }).await
     }
 
-    async fn recalled_due(
-        &self,
-        pair: &PairName,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Recalled>, JournalError> {
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError> {
         let pair = pair.clone();
         self.ask(|reply| Call::RecalledDue { pair, now, limit, reply }).await
     }

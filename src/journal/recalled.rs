@@ -57,9 +57,7 @@ impl Store {
                 &format!("UPDATE recalled SET at_secs = ?6, at_nanos = ?7 {SAME}"),
                 params![ino, birth, key, at.secs, at.nanos, until.secs, until.nanos],
             ),
-            None => {
-                self.execute(&format!("DELETE FROM recalled {SAME}"), params![ino, birth, key, at.secs, at.nanos])
-            }
+            None => self.execute(&format!("DELETE FROM recalled {SAME}"), params![ino, birth, key, at.secs, at.nanos]),
         }
     }
 }

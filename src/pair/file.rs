@@ -12,8 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    AfterRecall, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
-    syntax, units,
+    AfterRecall, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S,
+    RemoteRole, syntax, units,
 };
 use crate::types::{PairName, RecallPolicy};
 
@@ -267,7 +267,10 @@ remote_role = "gfs"
         let pair = read(GOOD).unwrap();
         assert_eq!(pair.chunk_size, None);
         assert_eq!(pair.retention_s, 86_400);
-        assert_eq!((pair.recalled_for_s(), Pair { retention_s: 7, ..pair.clone() }.recalled_for_s()), (Some(86_400), Some(7)));
+        assert_eq!(
+            (pair.recalled_for_s(), Pair { retention_s: 7, ..pair.clone() }.recalled_for_s()),
+            (Some(86_400), Some(7))
+        );
         assert_eq!(pair.region, "us-east-1");
         assert_eq!((pair.bucket.as_str(), pair.prefix.as_str()), ("cold", "east"));
         assert_eq!(pair.meta_sync, None);

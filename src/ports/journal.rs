@@ -109,12 +109,7 @@ pub trait Journal: Send + Sync {
     /// Notes a recalled file, in the place of what was noted of the same file before.
     async fn note_recalled(&self, recalled: Recalled) -> Result<(), JournalError>;
     /// Recalled files of `pair` due at `now`, oldest first, at most `limit`.
-    async fn recalled_due(
-        &self,
-        pair: &PairName,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Recalled>, JournalError>;
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError>;
     /// Puts a recalled file off, or with `None` forgets it. One that was noted anew since `recalled` was read stays as it is: success.
     async fn settle_recalled(&self, recalled: Recalled, until: Option<Timestamp>) -> Result<(), JournalError>;
 

@@ -189,12 +189,7 @@ impl Journal for SimJournal {
         .await
     }
 
-    async fn recalled_due(
-        &self,
-        pair: &PairName,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Recalled>, JournalError> {
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError> {
         let pair = pair.clone();
         self.ask(
             Kind::Recollect,

@@ -7,8 +7,8 @@ use clap::Args;
 use super::exit::{self, CliError, Exit};
 use super::{ChunkSize, Global, as_json, capabilities, output, print};
 use crate::pair::{
-    AfterRecall, MetaSyncRole, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store, WhenArchived,
-    syntax,
+    AfterRecall, MetaSyncRole, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store,
+    WhenArchived, syntax,
 };
 use crate::types::{ClusterId, PairName, RecallPolicy};
 

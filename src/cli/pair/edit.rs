@@ -11,9 +11,9 @@ use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
 ///
-/// The name and the four identifiers (clusters, share, bucket and prefix) cannot change: stubs carry them. A running mount
-/// takes the change over when it is mounted next. The file is written anew, so comments in it are lost; editing it by
-/// hand is fine too.
+/// The name and the four identifiers (clusters, share, bucket and prefix) cannot change: stubs carry them. A running mount is
+/// told, and what begins from then on goes by the change (meta_sync_role: from the next mount on). The file is written anew, so comments in
+/// it are lost; editing it by hand is fine too, and `tierfs pair reload` has the mount read it.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs pair edit cold --endpoint http://10.0.0.1:9000 --endpoint http://10.0.0.2:9000\n  \
@@ -95,12 +95,25 @@ impl Edit {
         if reached_anew && probed.is_none() {
             capabilities::forget(&global.state_dir, &self.name)?;
         }
+        let told = super::reload::tell_mount(&new);
         if global.json {
             output::json(&as_json(&new, probed));
         } else {
             print(&new, probed);
         }
-        Ok(Exit::Done)
+        match told {
+            Ok(told) => {
+                if let Some(told) = told {
+                    output::note(&format!("tierfs: {}", super::reload::said(&told)));
+                }
+                Ok(Exit::Done)
+            }
+            // Stored it is, and it counts from the next mount on.
+            Err(error) => {
+                output::note(&format!("tierfs: the pair is stored, and the mount did not take it over: {error}"));
+                Ok(Exit::Partial)
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod add;
 mod edit;
 mod list;
+mod reload;
 mod remove;
 mod show;
 
@@ -39,6 +40,7 @@ enum Command {
     List(list::List),
     Show(show::Show),
     Edit(edit::Edit),
+    Reload(reload::Reload),
     Remove(remove::Remove),
 }
 
@@ -50,6 +52,7 @@ impl PairCommand {
             Command::List(command) => command.run(global, &store),
             Command::Show(command) => command.run(global, &store),
             Command::Edit(command) => command.run(global, &store),
+            Command::Reload(command) => command.run(global, &store),
             Command::Remove(command) => command.run(global, &store),
         }
     }
@@ -145,7 +148,7 @@ fn claims(pair: &Pair) -> PairResult<ClaimCheck> {
     let running = mount_of_share(&pair.local_share)
         .map_err(|error| PairError::Value(format!("cannot find out whether pair {} is in use: {error}", pair.name)))?;
     match running {
-        Some((mountpoint, info)) if info.pair.as_deref() == Some(pair.name.as_str()) => {
+        Some((mountpoint, info)) if info.pairs().any(|name| name == pair.name.as_str()) => {
             Ok(ClaimCheck::Mounted { mountpoint, pid: info.pid })
         }
         _ => daemon::claims(pair),
