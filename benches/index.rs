@@ -11,13 +11,15 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tierfs::catalog::index::{Index, ScanOptions, Scanned, now_s, reader};
-use tierfs::lower::Share;
+use tierfs::lower::{Share, Survey};
+use tierfs::ports::Lower;
 use tierfs::record::{ObjectRef, PairRef, Record};
-use tierfs::types::{Claim, ContentHash, FileId, Generation, ObjectKey, Timestamp};
+use tierfs::types::{Claim, ContentHash, FileId, Generation, Inode, ObjectKey, Timestamp};
 
 const FILES_A_DIRECTORY: usize = 500;
 const TEAMS: usize = 20;
@@ -64,6 +66,17 @@ fn main() {
     );
 
     let share = Arc::new(Share::open(&share_path).expect("the share"));
+    let directories = directories(&share, &share_path);
+    for threads in 1..=cores {
+        let walk =
+            (0..3).map(|_| walk(&share, &directories, threads)).min_by(|a, b| a.took.cmp(&b.took)).expect("a figure");
+        println!(
+            "getdents and statx of all alone, {threads} threads: {:.2} s, {:.2} × find; {:.2} s of processor",
+            walk.took.as_secs_f64(),
+            find.took.as_secs_f64() / walk.took.as_secs_f64(),
+            walk.processor
+        );
+    }
     let database = fs.scratch().join("index.sqlite");
     let index = Index::open(share.clone(), &database).expect("the index");
     let fill = scan("first fill", &index, files, find);
@@ -165,6 +178,43 @@ fn find(share: &Path) -> Took {
     find.arg(share).args(["-printf", "%p %s %b %U %G %A@ %T@ %C@ %i %n\n"]).stdout(Stdio::null());
     let (status, took) = measured(|| find.status().expect("find"));
     assert!(status.success());
+    took
+}
+
+/// Every directory that has files, by handle.
+fn directories(share: &Share, path: &Path) -> Vec<Inode> {
+    let mut directories = Vec::new();
+    for team in fs::read_dir(path).expect("the share") {
+        for project in fs::read_dir(team.expect("a team").path()).expect("a team") {
+            let below = project.expect("a project").path();
+            let mut at = share.root();
+            for name in below.strip_prefix(path).expect("below the share").iter() {
+                at = share.lookup(&at, name).expect("a directory").0;
+            }
+            directories.push(at);
+        }
+    }
+    directories
+}
+
+/// What no scan can do without, and nothing else: the limit.
+fn walk(share: &Share, directories: &[Inode], threads: usize) -> Took {
+    let next = AtomicUsize::new(0);
+    let ((), took) = measured(|| {
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let mut survey = Survey::new(share);
+                    while let Some(dir) = directories.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        survey.enter(share, dir).expect("a directory");
+                        for at in 0..survey.len() {
+                            survey.look(at).expect("a name").expect("a file");
+                        }
+                    }
+                });
+            }
+        });
+    });
     took
 }
 

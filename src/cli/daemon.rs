@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
 use super::mounted_pairs::MountedPairs;
-use super::other_end::{remote_config, target};
+use super::other_end::{has_peer, probe, remote_config, target};
 use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
@@ -32,6 +32,7 @@ use crate::fuse::{Mount, MountOptions, kernel_can_pass_through};
 use crate::gateway::{self, Credentials, Options};
 use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
+use crate::pair::capabilities::{self, Probed};
 use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole};
 use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
 use crate::rebuild::Rebuild;
@@ -120,6 +121,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let pairs = Arc::new(runtime.block_on(MountedPairs::connect(&all, dirs.0, dirs.1))?);
     let mut targets = pairs.targets().into_iter();
     let target = targets.next();
+    let probed = served.pair.and_then(|pair| capabilities::load(served.state_dir, &pair.name));
     if let Some(target) = target.as_ref().filter(|target| target.peer && !target.prefix.is_empty()) {
         return Err(failed(format!(
             "pair {} has role gpeer, and so its remote is a whole share: s3://BUCKET without a prefix",
@@ -147,7 +149,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         let recorder = index.recorder().clone();
         engine.on_state(Box::new(move |file| recorder.changed_id(file)));
     }
-    let side = synced::side(served.pair, read_only);
+    let side = synced::side(served.pair, probed, read_only);
     let synced = synced::capture(side, &lower)?;
     let capture = synced.capture.clone();
     let options = FsOptions {
@@ -250,13 +252,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         share: args.share.clone(),
         mountpoint: args.mountpoint.clone(),
         pair_problems: pairs.problems(),
-        reload_pair: {
-            let pairs = pairs.clone();
-            Box::new(move |name| {
-                let pairs = pairs.clone();
-                Box::pin(async move { pairs.reload(&name).await })
-            })
-        },
+        reload_pair: pairs.reloader(),
         scrub: scrub.clone(),
         index: index.clone(),
         sync: sync.clone(),
@@ -536,7 +532,10 @@ pub fn rebuild<T>(
     options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
     work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
 ) -> Result<T, CliError> {
-    if pair.role == RemoteRole::Gpeer {
+    // Tried anew: what was found before is lost with the share.
+    let found = (pair.role == RemoteRole::Gpeer).then(|| probe(pair).map_err(failed)).transpose()?;
+    let probed = found.map(|found| Probed { at_s: 0, capabilities: found.capabilities, peer: found.peer });
+    if has_peer(pair, probed) {
         return Err(failed(format!(
             "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
             pair.name
@@ -549,7 +548,7 @@ pub fn rebuild<T>(
     let runtime = runtime()?;
     runtime.block_on(async {
         let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
-        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, None))).await)
+        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, probed))).await)
     })
 }
 

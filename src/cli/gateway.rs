@@ -10,9 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::daemon::{self, Parts, Served, failed};
 use super::exit::{self, CliError, Exit};
 use super::mount::{directory, pair_for};
+use super::observe::ObserveArgs;
 use super::{Global, output, synced};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
+use crate::control::metrics;
+use crate::control::names::Names;
+use crate::control::server::{Server as Figures, Watch};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
 use crate::gateway::{Identities, Options, Server, ShareOptions, ShareStore, Tls};
@@ -59,6 +63,9 @@ pub struct GatewayCommand {
     /// Change nothing.
     #[arg(long)]
     read_only: bool,
+    /// Serve figures to Prometheus at http://ADDR/metrics (docs/metrics.md); port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 /// What was said of a gateway, unchecked.
@@ -131,11 +138,15 @@ impl GatewayCommand {
         let gateway = options.checked(&share, &global.config_dir)?.ok_or_else(|| failed("no address to listen on"))?;
         let pair = pair_for(&Store::open(&global.config_dir), &share, self.pair.as_ref())?;
         let json = global.json;
-        self.serve(&share, pair.as_ref(), &gateway, global, &|endpoint| {
+        self.serve(&share, pair.as_ref(), &gateway, global, &|endpoint, metrics| {
+            let metrics = metrics.map(|at| format!("http://{at}/metrics"));
             if json {
-                output::json(&serde_json::json!({ "listening": endpoint }));
+                output::json(&serde_json::json!({ "listening": endpoint, "metrics": metrics }));
             } else {
                 output::line(&format!("listening on {endpoint}"));
+                if let Some(metrics) = metrics {
+                    output::line(&format!("metrics at {metrics}"));
+                }
             }
         })?;
         Ok(Exit::Done)
@@ -147,7 +158,7 @@ impl GatewayCommand {
         pair: Option<&Pair>,
         gateway: &GatewayArgs,
         global: &Global,
-        listening: &dyn Fn(&str),
+        listening: &dyn Fn(&str, Option<SocketAddr>),
     ) -> Result<(), CliError> {
         let served = Served {
             share,
@@ -165,6 +176,11 @@ impl GatewayCommand {
         };
         let parts = daemon::assemble(&served)?;
         let server = start(gateway, &parts)?;
+        let metrics = ObserveArgs { metrics: self.metrics, announce: None }.bind(&parts.runtime)?;
+        let measured = metrics.as_ref().map(|(_, at)| *at);
+        if let Some((listener, _)) = metrics {
+            parts.runtime.spawn(metrics::serve(listener, figures(&parts, share, measured)));
+        }
         if let Some(ends) = &parts.sync {
             synced::start(ends, &parts.runtime);
         }
@@ -180,7 +196,7 @@ impl GatewayCommand {
             let cannot = |error: std::io::Error| failed(format!("cannot watch for signals: {error}"));
             let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-            listening(&server.endpoint());
+            listening(&server.endpoint(), measured);
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             Ok(())
         });
@@ -189,6 +205,27 @@ impl GatewayCommand {
         daemon::come_to_rest(parts.runtime, &parts.engine, parts.index);
         waited
     }
+}
+
+/// What tells figures of a gateway that has no mount: no policies, no scrub and no tasks run in it.
+fn figures(parts: &Parts, share: &Path, metrics: Option<SocketAddr>) -> Arc<Figures> {
+    let names = Names::start(parts.lower.clone(), parts.engine.clone(), None);
+    let counted = parts.share.clone();
+    Arc::new(Figures {
+        policies: None,
+        names,
+        lower: parts.lower.clone(),
+        engine: parts.engine.clone(),
+        fs: parts.fs.clone(),
+        share: share.to_owned(),
+        mountpoint: PathBuf::new(),
+        pair_problems: parts.pairs.problems(),
+        reload_pair: parts.pairs.reloader(),
+        scrub: None,
+        index: parts.index.clone(),
+        sync: parts.sync.clone(),
+        watch: Watch { descriptors: Some(Box::new(move || counted.descriptors_cached())), metrics, ..Watch::default() },
+    })
 }
 
 /// Starts the gateway over the parts of a daemon. It answers when this returns.

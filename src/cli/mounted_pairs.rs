@@ -11,11 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 
 use super::exit::CliError;
-use super::other_end::{remote_config, target, watch_pair};
+use super::other_end::{has_peer, remote_config, target, watch_pair};
 use crate::control::protocol::PairReloaded;
-use crate::control::server::PairProblems;
+use crate::control::server::{PairProblems, ReloadPair};
 use crate::engine::{Engine, NotTaken, Target};
-use crate::pair::{Pair, Store, capabilities};
+use crate::pair::{Pair, RemoteRole, Store, capabilities};
 use crate::remote::S3Remote;
 use crate::sync::Ends;
 use crate::types::PairName;
@@ -96,11 +96,23 @@ impl MountedPairs {
     }
 
     fn watch_one(&self, mounted: &mut Mounted) {
-        let (name, role) = (mounted.pair.name.clone(), mounted.pair.role);
+        let name = mounted.pair.name.clone();
+        // Who is used as a plain store is asked as one.
+        let peer = has_peer(&mounted.pair, capabilities::load(&self.state_dir, &name));
+        let role = if peer { RemoteRole::Gpeer } else { RemoteRole::Gfs };
         let watching = tokio::spawn(watch_pair(self.problems.clone(), name, mounted.remote.clone(), role));
         if let Some(before) = mounted.watch.replace(watching.abort_handle()) {
             before.abort();
         }
+    }
+
+    /// As the control socket wants it.
+    pub(super) fn reloader(self: &Arc<Self>) -> ReloadPair {
+        let this = self.clone();
+        Box::new(move |name| {
+            let this = this.clone();
+            Box::pin(async move { this.reload(&name).await })
+        })
     }
 
     /// Reads a pair's file again, and its credentials, and has both count for all that begins from now on.

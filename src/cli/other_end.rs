@@ -36,9 +36,13 @@ pub(super) fn remote_config(pair: &Pair) -> RemoteConfig {
     config
 }
 
+/// Whether a share is at the other end: a pair of role gpeer whose endpoint was not found to be a plain store, as far as it was tried.
+pub(super) fn has_peer(pair: &Pair, probed: Option<capabilities::Probed>) -> bool {
+    pair.role == RemoteRole::Gpeer && probed.and_then(|probed| probed.peer) != Some(false)
+}
+
 /// `probed`: what the last probe found.
 pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabilities::Probed>) -> Target {
-    let plain = probed.is_some_and(|probed| probed.peer == Some(false));
     Target {
         pair: PairRef {
             name: pair.name.clone(),
@@ -52,7 +56,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
         },
         prefix: pair.prefix.clone(),
         remote,
-        peer: pair.role == RemoteRole::Gpeer && !plain,
+        peer: has_peer(pair, probed),
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
         recalled_for_s: pair.recalled_for_s(),
@@ -67,8 +71,8 @@ pub(super) async fn watch_pair(problems: Arc<PairProblems>, pair: PairName, remo
     loop {
         match probe_remote(role, &remote).await {
             Ok(Found { peer: Some(false), .. }) => {
-                let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, if \
-                           `tierfs pair edit` is let probe it";
+                let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, \
+                           once `tierfs pair edit NAME --role gpeer` has tried it";
                 tracing::warn!(%pair, "{why}");
                 problems.set(&pair, Some(why.into()));
                 return;

@@ -8,8 +8,10 @@ use tokio::runtime::Runtime;
 
 use super::daemon::failed;
 use super::exit::CliError;
+use super::other_end::has_peer;
 use crate::capture::Capture;
 use crate::fs::{Fs, Synced, SyncedFiles};
+use crate::pair::capabilities::Probed;
 use crate::pair::{MetaSyncRole, Pair, RemoteRole};
 use crate::ports::{Clock, Lower, Remote};
 use crate::remote::S3Remote;
@@ -20,8 +22,12 @@ use crate::sync::{Book, Ends, Receiver, Sender, SenderOptions, Side};
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which side of a sync a share is, if it is one.
-pub(super) fn side(pair: Option<&Pair>, read_only: bool) -> Option<Side> {
+pub(super) fn side(pair: Option<&Pair>, probed: Option<Probed>, read_only: bool) -> Option<Side> {
     let pair = pair.filter(|pair| pair.role == RemoteRole::Gpeer && !read_only)?;
+    if pair.meta_sync.is_some() && !has_peer(pair, probed) {
+        tracing::warn!("no metadata sync: the pair's endpoint is a plain store, not the gateway of a share");
+        return None;
+    }
     pair.meta_sync.map(|role| match role {
         MetaSyncRole::Master => Side::Master,
         MetaSyncRole::Slave => Side::Slave,

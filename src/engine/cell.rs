@@ -58,6 +58,8 @@ pub struct Inner {
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
     pub shown_mtime: Option<Timestamp>,
+    /// So many wait to throw all of the content away, which the other side of a pair owns.
+    pub emptying: u32,
     /// Somebody sees to it that what was written to a stub becomes durable.
     pub patch_is_kept: bool,
     /// What is written could not be noted: all content has to come before more is.
@@ -207,6 +209,7 @@ impl Cells {
             unseen_writers: 0,
             recall: None,
             shown_mtime: None,
+            emptying: 0,
             patch_is_kept: false,
             patch_is_stuck: false,
         };

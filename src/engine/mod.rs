@@ -71,7 +71,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use peer::{OwnerHold, PeerFacts, StagedCopy, wire};
+pub use peer::{NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
@@ -391,6 +391,7 @@ impl Engine {
                     emptied?;
                 }
                 Verdict::Recall => return Ok(Admission::Recall),
+                Verdict::TakeEmpty => return Ok(Admission::TakeEmpty),
                 Verdict::CancelRecall => {
                     if let Some(recall) = &inner.recall {
                         recall.cancel();
@@ -446,6 +447,8 @@ pub enum Admission {
     Go,
     /// Content must come back first: recall, then ask again.
     Recall,
+    /// The other side of a pair must give up first what is thrown away: [`Engine::take_empty`], then ask again.
+    TakeEmpty,
     /// A short step runs: wait on the cell, then ask again.
     Wait,
     /// A record must be synced first: ask again with patience.

@@ -30,6 +30,20 @@ struct Cursor {
     used: Instant,
 }
 
+/// What of a directory did not fit into an answer.
+#[must_use = "what comes next is read ahead once the answer is on its way"]
+pub struct Rest(Option<Arc<dyn LowerDir>>);
+
+impl Rest {
+    /// Reads the next entries while the kernel takes in what it was answered: on a second CPU a long listing is read and handed on at once.
+    /// To be called after the answer.
+    pub fn read_ahead(self) {
+        if let Some(dir) = self.0 {
+            dir.read_ahead();
+        }
+    }
+}
+
 /// The listings under way, the least recently used first.
 #[derive(Default)]
 pub(super) struct Listings(Mutex<VecDeque<Cursor>>);
@@ -62,8 +76,8 @@ impl Listings {
 
 impl Fs {
     /// Gives `take` the entries of a directory from `offset` on (0, or an entry's `next_offset`), until it says that it has no room for the
-    /// one it got, or there are no more.
-    pub fn read_dir(&self, id: u64, offset: u64, mut take: impl FnMut(&DirEntryRef<'_>) -> bool) -> FsResult<()> {
+    /// one it got, or there are no more. Who has answered may let the rest be read ahead.
+    pub fn read_dir(&self, id: u64, offset: u64, mut take: impl FnMut(&DirEntryRef<'_>) -> bool) -> FsResult<Rest> {
         let node = self.node(id)?;
         // From the start, the directory is read as it is now (rewinddir(3)).
         let under_way = if offset == 0 { None } else { self.listings.take(node.id, offset) };
@@ -71,20 +85,22 @@ impl Fs {
             Some(cursor) => cursor,
             None => Cursor { of: node.id, at: offset, dir: self.lower.open_dir(&node)?, used: Instant::now() },
         };
-        let mut at = offset;
+        let (mut at, mut more) = (offset, false);
         cursor.dir.each(offset as i64, &mut |entry| {
             let full = !Self::is_hidden(id, entry.name) && take(entry);
             if !full {
                 at = entry.next_offset as u64;
             }
+            more = full;
             full
         })?;
+        let rest = Rest(more.then(|| Arc::clone(&cursor.dir)));
         // The kernel asks once more where a listing ended, and then has no use for it.
         if at != offset {
             cursor.at = at;
             self.listings.put(cursor);
         }
-        Ok(())
+        Ok(rest)
     }
 
     pub fn sync_dir(&self, id: u64, data_only: bool) -> FsResult<()> {

@@ -59,6 +59,8 @@ enum On {
     Leave,
     /// The end of a short step.
     Step,
+    /// The other side of a pair, which owns what is thrown away.
+    Owner,
     /// A thread that may wait for the disk: each attempt after the first has one.
     Disk,
 }
@@ -69,7 +71,7 @@ impl On {
         match self {
             Self::Content(_) => Some(Stall::Content),
             Self::Open(_) => Some(Stall::Open),
-            Self::Step => Some(Stall::Step),
+            Self::Step | Self::Owner => Some(Stall::Step),
             Self::Leave | Self::Disk => None,
         }
     }
@@ -80,6 +82,7 @@ impl Blocker {
     pub(super) fn admission(cell: &Arc<Cell>, admission: Admission) -> Self {
         let on = match admission {
             Admission::Recall => On::Content(None),
+            Admission::TakeEmpty => On::Owner,
             Admission::Sync => On::Disk,
             Admission::Wait | Admission::Go => On::Step,
         };
@@ -124,9 +127,11 @@ impl Fs {
             On::Leave if self.gate.refuses(&self.gate.requesters.of(waiter)) => return Err(FsError::Withheld),
             on => on,
         };
+        let owned = matches!(on, On::Owner);
         let waiting = async {
             match on {
                 On::Disk | On::Leave => Ok(()),
+                On::Owner => Ok(self.engine.take_empty(&blocker.cell).await?),
                 On::Step => {
                     // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
                     let mut cancelled = false;
@@ -159,7 +164,8 @@ impl Fs {
             }
         };
         tokio::pin!(waiting);
-        let mut patience = Some(self.delays.patience(file));
+        // The other side's offer is taken only while somebody waits: sent away each time, he would never get it over a slow link.
+        let mut patience = (!owned).then(|| self.delays.patience(file));
         loop {
             let left = patience.map(|patience| patience.saturating_sub(waiter.since.elapsed()));
             let period = left.map_or(SIGNAL_PERIOD, |left| left.min(SIGNAL_PERIOD));

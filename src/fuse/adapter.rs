@@ -403,7 +403,10 @@ impl Filesystem for Adapter {
             reply.add(INodeNo(self.fs.node_id(entry.ino)), entry.next_offset as u64, kind, entry.name)
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(rest) => {
+                reply.ok();
+                rest.read_ahead();
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -439,7 +442,10 @@ impl Filesystem for Adapter {
             full
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(rest) => {
+                reply.ok();
+                rest.read_ahead();
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }

@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -30,21 +31,31 @@ pub(super) struct OpenDir {
 struct Cursor {
     /// Where the next entry of the buffer, or of the descriptor, is; `None` after an error, when nobody knows.
     at: Option<i64>,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
     /// What of the buffer was read and not taken.
     left: std::ops::Range<usize>,
+    /// What follows the buffer, when it was read ahead; without room before.
+    next: Vec<u8>,
+    /// How many of its bytes count (0 at the end); `None`: nothing was read ahead.
+    ahead: Option<usize>,
 }
 
 impl OpenDir {
     /// `fd` is a directory open for reading that stands at its start.
     pub(super) fn new(fd: OwnedFd) -> Self {
-        let buffer = vec![0; BUFFER_BYTES].into();
-        Self { fd, cursor: Mutex::new(Cursor { at: Some(0), buffer, left: 0..0 }) }
+        let cursor = Cursor { at: Some(0), buffer: vec![0; BUFFER_BYTES], left: 0..0, next: Vec::new(), ahead: None };
+        Self { fd, cursor: Mutex::new(cursor) }
     }
 
     /// Reads the next entries into the buffer; `false` at the end.
     fn fill(&self, cursor: &mut Cursor) -> LowerResult<bool> {
-        let got = entries(self.fd.as_fd(), &mut cursor.buffer)?;
+        let got = match cursor.ahead.take() {
+            Some(got) => {
+                mem::swap(&mut cursor.buffer, &mut cursor.next);
+                got
+            }
+            None => entries(self.fd.as_fd(), &mut cursor.buffer)?,
+        };
         cursor.left = 0..got;
         Ok(got > 0)
     }
@@ -80,6 +91,7 @@ impl LowerDir for OpenDir {
         if stands != Some(offset) || offset == 0 {
             let start = u64::try_from(offset).map_err(|_| LowerError::from_errno("lseek", libc::EINVAL))?;
             cursor.left = 0..0;
+            cursor.ahead = None;
             seek(&self.fd, SeekFrom::Start(start)).step("lseek")?;
         }
         let mut at = offset;
@@ -100,6 +112,17 @@ impl LowerDir for OpenDir {
                 return Ok(());
             }
         }
+    }
+
+    fn read_ahead(&self) {
+        // Who has it reads by himself.
+        let Some(mut cursor) = self.cursor.try_lock() else { return };
+        if cursor.at.is_none() || cursor.ahead.is_some() {
+            return;
+        }
+        cursor.next.resize(BUFFER_BYTES, 0);
+        // An error is met again, and told, by who needs the entries.
+        cursor.ahead = entries(self.fd.as_fd(), &mut cursor.next).ok();
     }
 
     fn sync(&self, data_only: bool) -> LowerResult<()> {

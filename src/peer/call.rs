@@ -21,6 +21,9 @@ pub enum Call {
     Ltr { file: PairFileId, ticket: Ticket, content: Content },
     /// I have all of this generation; let me own: "set your gpair name" (`rtl_remote_to_local`). Asked by the stub's side.
     Rtl { file: PairFileId, ticket: Ticket, generation: Generation },
+    /// Offer me this generation without a copy of it: somebody here waits to throw it away. Asked by the stub's side. It has no ticket: what it leads to is an
+    /// attempt of the owner's.
+    Want { file: PairFileId, generation: Generation },
 }
 
 impl Call {
@@ -31,7 +34,8 @@ impl Call {
             | Self::Get { file, .. }
             | Self::Stage { file, .. }
             | Self::Ltr { file, .. }
-            | Self::Rtl { file, .. } => file,
+            | Self::Rtl { file, .. }
+            | Self::Want { file, .. } => file,
         }
     }
 
@@ -39,7 +43,7 @@ impl Call {
     pub fn ticket(&self) -> Option<Ticket> {
         match *self {
             Self::Ltr { ticket, .. } | Self::Rtl { ticket, .. } => Some(ticket),
-            Self::Head { .. } | Self::Get { .. } | Self::Stage { .. } => None,
+            Self::Head { .. } | Self::Get { .. } | Self::Stage { .. } | Self::Want { .. } => None,
         }
     }
 }
@@ -66,6 +70,8 @@ pub enum Answer {
     Granted { ticket: Ticket, content: Content },
     /// This call is not granted, and if it has a ticket, it never will be. `facts`: how the file is there; absent if there is none.
     Refused { ticket: Option<Ticket>, refusal: Refusal, facts: Option<Facts> },
+    /// To `Want`: this is offered, durably. It says what [`Call::Ltr`] asks, and is judged as that is.
+    Offered { ticket: Ticket, content: Content },
 }
 
 /// Why something is not to be.

@@ -37,6 +37,10 @@ pub struct Local {
     pub staged: Option<Staged>,
     /// The journal has an intent to finish this side's handover.
     pub intended: bool,
+    /// Somebody here waits to throw the content away, all of it: the generation that it has then. Counts for stubs.
+    pub emptied: Option<Generation>,
+    /// The local file has been cut to nothing, durably. Counts for stubs, under the lock under which it was done.
+    pub cut: bool,
 }
 
 /// What happens.
@@ -55,6 +59,8 @@ pub enum Event {
     OfferBegin(Staged),
     /// All content is to come, with ownership: somebody writes, or an administrator asks.
     TakeBegin,
+    /// Ownership is to come, and no content: somebody throws that away.
+    WantBegin,
     /// A start, or the time to repeat a call has come, for a file with an intent.
     Resume,
     /// The other side asks.
@@ -77,7 +83,7 @@ pub enum Verdict {
     /// The reader gets these bytes from the owner (those that are not here), with the generation as a condition. If it has changed, feed the answer and then the
     /// read again.
     Remote(Content),
-    /// Ownership must come first: feed [`Event::TakeBegin`], then the event again.
+    /// Ownership must come first: feed [`Event::TakeBegin`], then the event again; or [`Event::WantBegin`], if all of the content is to be thrown away.
     Take,
     /// Store this durably, then feed the event again.
     Save(Ownership),
@@ -91,6 +97,8 @@ pub enum Verdict {
     Fetch(Content),
     /// The same from the staged copy. The length and mtime of the file become those of the content.
     Install(Content),
+    /// Cut the local file to nothing, durably, in such a way that a crash leaves the stub what it is. Then feed the event again, under the same lock.
+    Cut,
     /// Verify what came with the call, make it durable in staging, under this name; then feed the event again. Bytes that do not match: no answer of this protocol.
     Keep(Staged),
     /// Send this. The answer is an event; no answer is none.
@@ -135,6 +143,11 @@ pub fn decide(own: &Ownership, local: &Local, event: Event) -> Verdict {
         Event::StageBegin => stage_begin(own, local),
         Event::OfferBegin(staged) => offer_begin(own, local, staged),
         Event::TakeBegin => take_begin(own, local),
+        Event::WantBegin => match own.phase {
+            Phase::Owner { .. } => Verdict::Already,
+            Phase::Offering | Phase::Taking => Verdict::Wait,
+            Phase::Stub => Verdict::Call(Call::Want { file: own.file, generation: own.content.generation }),
+        },
         Event::Resume if own.phase.is_asking() => Verdict::Call(open_call(own)),
         Event::Resume => Verdict::Forget,
         Event::Called(call) => called(own, local, call),
@@ -249,6 +262,28 @@ fn called(own: &Ownership, local: &Local, call: Call) -> Verdict {
         Call::Stage { epoch, content, .. } => stage(own, local, Staged { epoch, content }).unwrap_or_else(refuse),
         Call::Ltr { ticket, content, .. } => handover(own, local, ticket, accept(own, local, ticket, content)),
         Call::Rtl { ticket, generation, .. } => handover(own, local, ticket, give_up(own, local, generation)),
+        Call::Want { generation, .. } => wanted(own, local, generation).unwrap_or_else(refuse),
+    }
+}
+
+/// The other side wants to own what it then throws away. Nothing is given up by this: it becomes an offer like any other, which the other side takes
+/// if he who wanted it still waits, and refuses else.
+fn wanted(own: &Ownership, local: &Local, generation: Generation) -> Result<Verdict, Refusal> {
+    let known = own.content.generation;
+    match own.phase {
+        Phase::Stub => Err(Refusal::NotOwner),
+        Phase::Taking => Err(Refusal::Handover),
+        Phase::Owner { .. } | Phase::Offering if generation > known => Err(Refusal::Diverged),
+        // Published first: the refusal tells what there is now.
+        Phase::Owner { .. } | Phase::Offering if generation < known => match publish(own, local) {
+            Ok(()) | Err(Verdict::Refuse(_)) => Err(Refusal::Changed),
+            Err(first) => Ok(first),
+        },
+        Phase::Offering => Ok(Verdict::Answer(Answer::Offered { ticket: own.ticket(), content: own.content })),
+        Phase::Owner { published: false } => Err(Refusal::Changed),
+        Phase::Owner { .. } if local.writers => Err(Refusal::OpenForWriting),
+        Phase::Owner { .. } if !local.intended => Ok(Verdict::Intend),
+        Phase::Owner { .. } => Ok(Verdict::Save(own.asking(Phase::Offering, here(own, local)))),
     }
 }
 
@@ -322,6 +357,19 @@ fn accept(own: &Ownership, local: &Local, ticket: Ticket, content: Content) -> O
     if whole {
         return Outcome::First(Verdict::Save(own.handed_over(Phase::Owner { published: true }, content)));
     }
+    if let Some(next) = local.emptied.filter(|_| known && own.phase == Phase::Stub) {
+        if local.held {
+            return Outcome::No(Refusal::Open);
+        }
+        // The bytes first: an empty file is whole under any record, and a record that outlived them would call holes content.
+        if !local.cut {
+            return Outcome::First(Verdict::Cut);
+        }
+        // With this record the content is thrown away, and not before: until it is durable, the owner has it all.
+        let generation = next.max(Generation(generation.0.saturating_add(1)));
+        let empty = Content { generation, len: 0, mtime: local.mtime };
+        return Outcome::First(Verdict::Save(own.handed_over(Phase::Owner { published: true }, empty)));
+    }
     match local.staged {
         Some(staged) if (staged.epoch, staged.content.generation) == (ticket.epoch, generation) => {
             if local.held {
@@ -357,7 +405,7 @@ fn answered(own: &Ownership, answer: Answer) -> Verdict {
     match answer {
         // What was fetched, staged or uploaded is the engine's to go on with; what the owner says of the content is news for a stub.
         Answer::Facts(facts) | Answer::Bytes(facts) => learned(own, facts),
-        Answer::Staged { .. } => Verdict::Go,
+        Answer::Staged { .. } | Answer::Offered { .. } => Verdict::Go,
         Answer::Granted { ticket, content } => match own.phase {
             Phase::Offering if ticket == own.ticket() => Verdict::Save(own.handed_over(Phase::Stub, own.content)),
             Phase::Taking if ticket == own.ticket() => {

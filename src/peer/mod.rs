@@ -13,6 +13,10 @@
 //! * the stub's side **takes** (recall for writing, or by command): it fetches all content, makes it durable; saves `Taking`; asks
 //!   `rtl_remote_to_local` ([`Call::Rtl`]). The owner saves `Stub` in the new epoch, grants, and may free its bytes. The taker saves `Owner`.
 //!
+//! Who throws all of the content away needs none of it: the stub's side asks the owner to offer it without a copy ([`Call::Want`]), and accepts the offer if
+//! he still waits, by cutting its file and saving `Owner` of an empty content. So until that record is durable the owner has all bytes, and where it does not
+//! come about, whatever the reason, the offer is refused like one of which no copy is staged.
+//!
 //! **Why never two owners**: the one who is asked moves first, and the one who asks has stopped before it asks: `Offering` and `Taking` let no write in.
 //!
 //! **Why never two stubs, and no byte lost**: `Taking` has all bytes, durable; `Offering` keeps its own until the grant.

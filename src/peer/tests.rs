@@ -41,9 +41,11 @@ fn locals() -> Vec<Local> {
     let mut all = Vec::new();
     for staged in [None, staged(3, 4), staged(3, 5), staged(3, 6), staged(2, 5)] {
         for whole in [None, Some(Generation(4)), Some(Generation(5)), Some(Generation(6))] {
-            for bits in 0..16 {
+            for bits in 0..32 {
                 let (writers, held, intended, synced) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0, bits & 8 != 0);
-                let seen = Local { writers, held, intended, synced, whole, staged, len: 5, ..Local::default() };
+                let emptied = (bits & 16 != 0).then_some(Generation(6));
+                let seen =
+                    Local { writers, held, intended, synced, whole, staged, emptied, len: 5, ..Local::default() };
                 all.push(seen);
             }
         }
@@ -59,6 +61,7 @@ fn events() -> Vec<Event> {
         Event::Free,
         Event::StageBegin,
         Event::TakeBegin,
+        Event::WantBegin,
         Event::Resume,
         Event::Called(Call::Head { file: FILE }),
         Event::Called(Call::Head { file: PairFileId(8) }),
@@ -74,10 +77,12 @@ fn events() -> Vec<Event> {
             facts.extend(PHASES.map(|phase| Facts { epoch, phase, content }));
         }
         all.push(Event::Called(Call::Get { file: FILE, generation: Generation(generation) }));
+        all.push(Event::Called(Call::Want { file: FILE, generation: Generation(generation) }));
         for ticket in tickets() {
             all.push(Event::Called(Call::Ltr { file: FILE, ticket, content: content(generation) }));
             all.push(Event::Called(Call::Rtl { file: FILE, ticket, generation: Generation(generation) }));
             all.push(Event::Answered(Answer::Granted { ticket, content: content(generation) }));
+            all.push(Event::Answered(Answer::Offered { ticket, content: content(generation) }));
         }
     }
     for told in facts {
@@ -134,6 +139,10 @@ fn every_combination_has_a_verdict_and_ends() {
                             local.whole = Some(content.generation);
                         }
                         Verdict::Sync => local.synced = true,
+                        Verdict::Cut => {
+                            assert!(own.phase == Phase::Stub && !local.held && local.emptied.is_some());
+                            local.cut = true;
+                        }
                         Verdict::Keep(staged) => local.staged = Some(staged),
                         _ => break,
                     }
@@ -147,7 +156,9 @@ fn every_combination_has_a_verdict_and_ends() {
 /// The heart of it: a refusal that an asker goes back on is never followed by a grant of the same ticket, whatever is seen later.
 #[test]
 fn what_was_refused_is_never_granted() {
-    let (locals, events) = (locals(), events());
+    let (mut locals, events) = (locals(), events());
+    // Nothing that has a ticket looks at that.
+    locals.retain(|local| !local.intended);
     let calls = events.iter().filter(|event| matches!(event, Event::Called(Call::Ltr { .. } | Call::Rtl { .. })));
     for event in calls {
         for first in states() {

@@ -277,6 +277,9 @@ pub trait LowerDir: Send + Sync {
     /// no room for the one it got, or there are no more. From 0, the directory is read as it is now.
     fn each(&self, offset: i64, take: &mut dyn FnMut(&DirEntryRef<'_>) -> bool) -> LowerResult<()>;
 
+    /// Reads what comes next while nobody waits for it; only speed depends on it.
+    fn read_ahead(&self) {}
+
     /// As many entries from `offset` on as memory is to be spent on; empty at the end.
     fn read(&self, offset: i64) -> LowerResult<Vec<DirEntry>> {
         let mut entries = Vec::new();

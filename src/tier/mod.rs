@@ -113,6 +113,8 @@ pub enum Verdict {
     TruncateThenSave,
     /// Content must come back first.
     Recall,
+    /// The other side of a pair owns content that is thrown away: ownership must come first, and none of the content.
+    TakeEmpty,
     /// A recall runs that nobody needs any more: stop it, then wait.
     CancelRecall,
     /// Something short runs; ask again when it ends.
@@ -352,8 +354,9 @@ impl Machine {
     fn prepare_change(&mut self, to_zero: bool) -> Verdict {
         match (self.activity, self.claim) {
             (Activity::Releasing | Activity::HandingOver, _) => Verdict::Wait,
-            // It must be this side's first, and for that all of it must be here, also what is to be thrown away: until the other side
-            // has given it up, theirs is the content.
+            // It must be this side's first. What is thrown away stays the other side's until it is, durably; of all else, every byte comes first.
+            (Activity::Recalling { .. }, _) if self.foreign && to_zero => Verdict::Wait,
+            (_, claim) if self.foreign && to_zero && claim.is_remote() => Verdict::TakeEmpty,
             _ if self.foreign => Verdict::Recall,
             // It may not be undone: what was written is nowhere else.
             (Activity::Recalling { .. }, Claim::Patched) if to_zero => Verdict::Wait,

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tierfs::ports::{
-    Attr, Caller, FileKind, Keep, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo, SetAttr,
-    SetTime,
+    Attr, Caller, DirEntryRef, FileKind, Keep, Lower, LowerFile, LowerResult, NewNode, OpenFlags, RenameMode, SeekTo,
+    SetAttr, SetTime,
 };
 use tierfs::types::{Inode, RawHandle, Timestamp};
 
@@ -487,7 +487,30 @@ pub fn listings_go_on_from_any_offset(lower: &dyn Lower) {
         let rest = lower.open_dir(&sub).expect("open_dir").read(entries[at].next_offset).expect("readdir");
         assert_eq!(rest.first().map(|entry| &entry.name), entries.get(at + 1).map(|entry| &entry.name));
         assert_eq!(open.read(entries[at].next_offset).expect("readdir"), rest);
+        // What was read ahead is of another place now.
+        open.read_ahead();
     }
+    let ahead = lower.open_dir(&sub).expect("open_dir");
+    let (mut names, mut offset) = (Vec::new(), 0);
+    for step in (1..).map(|n| n * 29 % 900) {
+        let (before, from) = (names.len(), offset);
+        let until = before + step + 1;
+        let take = &mut |entry: &DirEntryRef<'_>| {
+            let full = names.len() == until;
+            if !full {
+                names.push(entry.name.to_owned());
+                offset = entry.next_offset;
+            }
+            full
+        };
+        ahead.each(from, take).expect("readdir");
+        if names.len() == before {
+            break;
+        }
+        // Once more is of no use, and does no harm.
+        (0..step % 3).for_each(|_| ahead.read_ahead());
+    }
+    assert!(names.iter().eq(entries.iter().map(|entry| &entry.name)), "nothing is left out or told twice");
     let some = entries.iter().find(|entry| entry.name == "entry number 000042").expect("listed");
     let (node, _) = lower.lookup(&sub, &some.name).expect("lookup");
     assert_eq!((some.ino, some.kind), (node.id.ino, Some(FileKind::Regular)));

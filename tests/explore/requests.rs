@@ -279,6 +279,7 @@ fn admit(world: &World, s: &mut State, turn: &Turn, ask: Ask) {
             turn.go(s, At::WaitStep);
         }
         Verdict::Refuse(_) => turn.end(s),
+        Verdict::TakeEmpty => unreachable!("no other side of a pair has it"),
         Verdict::Save(claim) => unreachable!("no access asks to save {claim:?}"),
     }
 }

@@ -78,6 +78,18 @@ bugs! {
     OldFactsBelieved in "read, write, power",
     /// facts are believed of what is being written
     UnpublishedBelieved in "look, write",
+    /// content is thrown away although nobody wants that any more
+    EmptiedUnasked in "cut, gives up",
+    /// what is offered is thrown away although it is newer than what was to be
+    EmptiedUncompared in "cut, migrate, write",
+    /// a stub is an empty file's owner before its bytes are cut
+    CutLate in "cut, crash",
+    /// the same before the cut is durable
+    CutUnsynced in "cut, crash",
+    /// an offer of what is thrown away is told before it is durable
+    OfferedUnsaved in "cut, crash",
+    /// an emptied file keeps its generation
+    EmptiedGenerationKept in "cut, crash",
     /// readers are served by a stub's new facts before these are durable
     RefreshUnsaved in "read, write, power",
 }

@@ -53,6 +53,7 @@ fn label(call: &Call) -> &'static str {
         Call::Stage { .. } => "is sent a copy",
         Call::Ltr { .. } => "is asked to own (ltr)",
         Call::Rtl { .. } => "is asked to give up (rtl)",
+        Call::Want { .. } => "is asked to offer what is thrown away",
     }
 }
 
@@ -63,6 +64,7 @@ fn told(answer: &Answer) -> &'static str {
         Answer::Staged { .. } => "is told that the copy is staged",
         Answer::Granted { .. } => "is granted it",
         Answer::Refused { .. } => "is refused it",
+        Answer::Offered { .. } => "is offered what it throws away",
     }
 }
 
@@ -93,11 +95,14 @@ pub fn handle(out: &mut Out, side: usize) {
     let unsaved = |saved: &tierfs::peer::Ownership| {
         (saved.epoch > this.own().epoch && bug == Some(Bug::GrantUnsaved))
             || (saved.refused > this.own().refused && bug == Some(Bug::RefusalUnsaved))
+            || (saved.phase == Phase::Offering && bug == Some(Bug::OfferedUnsaved))
     };
     match verdict {
         Verdict::Save(saved) if unsaved(&saved) => out.system(side, "believes it", |s| s.believe(side, saved)),
         Verdict::Save(saved) => out.system(side, "a record for the answer", |s| s.save(side, saved)),
         Verdict::Sync => out.system(side, "synced for the answer", |s| s.sides[side].bytes.sync()),
+        Verdict::Intend => out.system(side, "a note of what will be offered", |s| s.sides[side].intent = true),
+        Verdict::Cut => jobs::cut(out, side),
         Verdict::Silence => out.system(side, "does not answer", |s| s.sides[side].handling = None),
         Verdict::Install(_) => {
             let (_, image) = this.staged.expect("what is installed is staged");

@@ -21,7 +21,7 @@ pub fn ask(out: &mut Out, side: usize) {
     }
     // Whatever is in flight may be the answer; if nothing is, none will come.
     let waiting = match this.job {
-        Job::Upload { waiting, .. } | Job::Fetch { waiting, .. } => waiting,
+        Job::Upload { waiting, .. } | Job::Fetch { waiting, .. } | Job::Want { waiting } => waiting,
         _ => this.sent,
     };
     let lost = out.from.net.is_empty() && out.from.sides.iter().all(|side| side.handling.is_none());
@@ -34,7 +34,7 @@ pub fn ask(out: &mut Out, side: usize) {
         let this = &mut s.sides[side];
         this.sent = false;
         match &mut this.job {
-            job @ Job::Upload { .. } => *job = Job::Idle,
+            job @ (Job::Upload { .. } | Job::Want { .. }) => *job = Job::Idle,
             Job::Fetch { waiting, .. } => *waiting = false,
             _ => {}
         }
@@ -91,6 +91,30 @@ pub fn work(out: &mut Out, side: usize) {
         Job::Fetch { take: true, waiting: false } => decided(out, side, Event::TakeBegin),
         Job::Fetch { take: false, waiting: false } => decided(out, side, Event::Read),
         Job::Fetch { .. } => {}
+        Job::Want { waiting: false } => match judge(out.from, side, Event::WantBegin, out.world.bug) {
+            Verdict::Call(call) => out.system(side, "asks for an offer of what is thrown away", |s| {
+                s.send_call(side, call, 0, NOTHING);
+                s.sides[side].job = Job::Want { waiting: true };
+            }),
+            Verdict::Already | Verdict::Wait => out.system(side, "nothing is asked", |s| s.sides[side].job = Job::Idle),
+            other => panic!("content is thrown away, {other:?}"),
+        },
+        Job::Want { .. } => {}
+        Job::Accept(call) => match judge(out.from, side, Event::Called(call), out.world.bug) {
+            Verdict::Save(saved) => out.system(side, "a record of what was offered", |s| s.save(side, saved)),
+            Verdict::Cut => cut(out, side),
+            // The owner asks until he has heard it.
+            Verdict::Answer(_) => out.system(side, "the offer is answered", |s| s.sides[side].job = Job::Idle),
+            other => panic!("{call:?} was offered, {other:?}"),
+        },
+    }
+}
+
+/// The stub's bytes go before the record that says so.
+pub fn cut(out: &mut Out, side: usize) {
+    match out.from.sides[side].bytes.now {
+        NOTHING => out.system(side, "the cut is synced", |s| s.sides[side].bytes.sync()),
+        _ => out.system(side, "the stub is cut", |s| s.sides[side].bytes.set_len(0)),
     }
 }
 
@@ -178,10 +202,15 @@ pub fn answered(s: &mut State, side: usize, message: &Message, saved: bool, bug:
         Answer::Granted { .. } | Answer::Refused { ticket: Some(_), .. } => this.sent = false,
         Answer::Refused { ticket: None, .. } => match &mut this.job {
             job @ Job::Upload { waiting: true, .. } => *job = Job::Idle,
-            Job::Fetch { waiting, .. } if saved => *waiting = false,
-            job @ Job::Fetch { .. } => *job = Job::Idle,
+            Job::Fetch { waiting, .. } | Job::Want { waiting } if saved => *waiting = false,
+            job @ (Job::Fetch { .. } | Job::Want { .. }) => *job = Job::Idle,
             _ => {}
         },
+        Answer::Offered { ticket, content } => {
+            if this.job == (Job::Want { waiting: true }) {
+                this.job = Job::Accept(Call::Ltr { file: own.file, ticket, content });
+            }
+        }
         Answer::Facts(_) => {}
     }
 }

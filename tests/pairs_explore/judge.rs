@@ -6,7 +6,7 @@ use tierfs::peer::{
 use tierfs::types::Generation;
 
 use crate::bugs::Bug;
-use crate::state::State;
+use crate::state::{NOTHING, State};
 
 /// What the engine sees.
 pub fn local(state: &State, side: usize, bug: Option<Bug>) -> Local {
@@ -24,6 +24,8 @@ pub fn local(state: &State, side: usize, bug: Option<Bug>) -> Local {
         whole: whole.then_some(generation),
         staged: this.staged.map(|(staged, _)| staged),
         intended: this.intent || has(Bug::IntentLate),
+        emptied: (this.empties() || has(Bug::EmptiedUnasked)).then_some(Generation(generation.0 + 1)),
+        cut: (this.bytes.now == NOTHING && (this.bytes.is_synced() || has(Bug::CutUnsynced))) || has(Bug::CutLate),
     }
 }
 
@@ -68,6 +70,9 @@ fn bend(bug: Bug, own: &mut Ownership, local: &mut Local, mut event: Event) -> E
             if let Some(staged) = &mut local.staged {
                 staged.content.generation = content.generation;
             }
+        }
+        (Bug::EmptiedUncompared, Event::Called(Call::Ltr { content, .. })) if local.emptied.is_some() => {
+            *content = own.content
         }
         (Bug::OfferUncompared, Event::OfferBegin(staged)) => {
             staged.content.generation = own.content.generation;
@@ -122,6 +127,10 @@ fn bent(bug: Bug, own: &Ownership, local: &Local, event: Event, verdict: Verdict
         }
         (Bug::EpochKept, Verdict::Save(saved)) if saved.epoch > own.epoch => {
             Verdict::Save(Ownership { epoch: Epoch(own.epoch.0), ..saved })
+        }
+        (Bug::EmptiedGenerationKept, Verdict::Save(saved)) if saved.epoch > own.epoch && local.cut => {
+            let generation = own.content.generation;
+            Verdict::Save(Ownership { content: tierfs::peer::Content { generation, ..saved.content }, ..saved })
         }
         (Bug::GenerationKept, Verdict::Save(saved)) if saved.phase == (Phase::Owner { published: false }) => {
             let mut content = saved.content;

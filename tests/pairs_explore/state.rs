@@ -134,6 +134,12 @@ pub enum Job {
         take: bool,
         waiting: bool,
     },
+    /// Somebody throws the content away: the owner is asked to offer it.
+    Want {
+        waiting: bool,
+    },
+    /// It has: the call that its offer is.
+    Accept(Call),
 }
 
 /// How far the answer to a `Get` is.
@@ -206,6 +212,11 @@ impl Side {
 
     pub fn writers(&self) -> bool {
         matches!(self.user, Some(User::Opened(_) | User::Written))
+    }
+
+    /// Whether somebody waits to throw the content away.
+    pub fn empties(&self) -> bool {
+        self.user == Some(User::Ask(Op::Cut(0)))
     }
 }
 

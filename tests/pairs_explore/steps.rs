@@ -152,7 +152,13 @@ impl State {
 
     /// A generation that is published from now on is what the file is now.
     fn learn(&mut self, side: usize, was: Ownership, is: Ownership) {
-        if was.phase == (Phase::Owner { published: false }) && is.phase == (Phase::Owner { published: true }) {
+        // What was offered was thrown away; that somebody wanted it so makes it the content.
+        let emptied = was.phase == Phase::Stub && is.is_owner() && is.content.generation > was.content.generation;
+        if emptied && self.sides[side].empties() {
+            self.truth.set_len(0);
+        }
+        if emptied || was.phase == (Phase::Owner { published: false }) && is.phase == (Phase::Owner { published: true })
+        {
             let image = self.sides[side].bytes.now;
             let known = &mut self.history[is.content.generation.0 as usize];
             if known.is_some_and(|known| known != image) {

@@ -48,6 +48,12 @@ pub fn ask(out: &mut Out, side: usize) {
             s.save(side, saved);
             allow(s, side, op);
         }),
+        Verdict::Take if this.job == Job::Idle && this.empties() && out.may(|spent| &mut spent.takes) => {
+            out.system(side, "ownership is asked for, and no content", |s| {
+                s.spent.takes += 1;
+                s.sides[side].job = Job::Want { waiting: false };
+            });
+        }
         Verdict::Take if this.job == Job::Idle && out.may(|spent| &mut spent.takes) => {
             out.system(side, "content and ownership are fetched for the writer", |s| {
                 s.spent.takes += 1;

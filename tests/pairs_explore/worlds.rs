@@ -68,6 +68,13 @@ pub const SMALL: &[Named] = &[
     named("staged older, again", Spent { migrations: 2, writes: 1, evictions: 1, repeats: 1, ..B }),
     named("read, write, again", Spent { reads: 1, writes: 1, repeats: 1, heads: 1, ..B }),
     named("cuts", Spent { cuts: 2, takes: 2, migrations: 1, ..B }),
+    named("cut, crash", Spent { cuts: 1, takes: 1, crashes: 1, ..B }),
+    named("cut, power", Spent { cuts: 1, takes: 1, powers: 1, ..B }),
+    named("cut, gives up", Spent { cuts: 1, takes: 1, giveups: 1, timeouts: 1, ..B }),
+    named("cut, late", Spent { cuts: 1, takes: 2, timeouts: 1, repeats: 1, ..B }),
+    named("cut, migrate, write", Spent { cuts: 1, takes: 1, migrations: 1, writes: 1, ..B }),
+    named("cut, read", Spent { cuts: 1, takes: 2, reads: 1, holds: 1, ..B }),
+    named("cut on both sides", Spent { cuts: 2, takes: 2, giveups: 1, ..B }),
 ];
 
 /// For `make explore`.
@@ -84,6 +91,8 @@ pub const LARGE: &[Named] = &[
     named("crashes of both", Spent { migrations: 1, takes: 1, writes: 1, unsynced: 1, crashes: 2, powers: 1, ..B }),
     named("power", Spent { migrations: 1, takes: 2, writes: 2, unsynced: 2, powers: 2, ..B }),
     named("cuts", Spent { migrations: 1, takes: 2, cuts: 2, writes: 1, crashes: 1, timeouts: 1, ..B }),
+    named("thrown away", Spent { cuts: 2, takes: 3, writes: 1, giveups: 1, timeouts: 1, repeats: 1, crashes: 1, ..B }),
+    named("thrown away, power", Spent { cuts: 2, takes: 2, migrations: 1, writes: 1, losses: 1, powers: 1, ..B }),
     named("readers", Spent { reads: 2, writes: 2, heads: 1, takes: 1, repeats: 1, powers: 1, ..B }),
     named("who reads by himself", Spent { holds: 2, migrations: 1, takes: 2, writes: 1, frees: 1, repeats: 1, ..B }),
     named("refusals", Spent { migrations: 2, takes: 2, writes: 1, evictions: 2, repeats: 1, crashes: 1, ..B }),

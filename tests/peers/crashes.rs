@@ -107,6 +107,50 @@ fn answers_get_lost() {
     }
 }
 
+/// What is asked about a file that is removed meanwhile is asked no more: nothing is left to be decided.
+#[test]
+fn questions_about_a_removed_file_end() {
+    let Some((mut sides, _)) = Sides::with_files("ext4", &[("given", LEN), ("taken", LEN)]) else { return };
+    let open = |side: &crate::sides::Side, name: &str| side.peer(name).is_handing_over();
+    sides.west.proxy.lose_answers(u32::MAX);
+    let _ = sides.east.on("migrate", &["given"]);
+    assert!(open(&sides.east, "given"), "its answer is lost");
+    sides.east.proxy.lose_answers(u32::MAX);
+    let _ = sides.west.on("recall", &["taken"]);
+    assert!(open(&sides.west, "taken"));
+    assert!(sides.east.noted() > 0 && sides.west.noted() > 0);
+    // Both files go, as the metadata sync does it; and one of them while nobody serves it.
+    fs::remove_file(sides.east.mnt("given")).unwrap();
+    fs::remove_file(sides.west.mnt("given")).unwrap();
+    sides.west.umount();
+    for name in ["taken"] {
+        fs::remove_file(sides.east.mnt(name)).unwrap();
+        fs::remove_file(sides.west.low(name)).unwrap();
+    }
+    sides.west.mount();
+    for side in [&sides.east, &sides.west] {
+        wait_for("no question to be open", || side.noted() == 0);
+    }
+}
+
+/// While somebody has a removed file open, it is not gone, and neither is the question; then it is.
+#[test]
+fn a_question_lasts_as_long_as_its_file() {
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    sides.east.proxy.lose_answers(u32::MAX);
+    let _ = sides.west.on("recall", &["f"]);
+    let reader = fs::File::open(sides.west.mnt("f")).unwrap();
+    fs::remove_file(sides.west.mnt("f")).unwrap();
+    let before = sides.east.proxy.calls();
+    wait_for("it to be asked again", || sides.east.proxy.calls() > before);
+    let mut found = vec![0; LEN];
+    reader.read_exact_at(&mut found, 0).unwrap();
+    assert_same(&found, &contents[0], "what the reader has");
+    assert!(sides.west.noted() > 0);
+    drop(reader);
+    wait_for("no question to be open", || sides.west.noted() == 0);
+}
+
 /// Each call comes once more when it is long decided.
 #[test]
 fn calls_come_twice() {

@@ -3,6 +3,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../mount/rig.rs"]
+#[allow(dead_code, reason = "the mount tests use the rest")]
+mod rig;
 #[path = "../gateway/rig.rs"]
 #[allow(dead_code, reason = "the endpoint's tests use the rest")]
 mod s3;
@@ -10,9 +13,12 @@ mod s3;
 #[allow(dead_code, reason = "the mount tests use the rest")]
 mod tools;
 
+mod acceptance;
 mod conflicts;
 mod crashes;
 mod forgery;
+mod plain;
 mod proxy;
 mod round_trips;
 mod sides;
+mod thrown_away;

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
 struct Orders {
@@ -11,10 +11,23 @@ struct Orders {
     cut: AtomicBool,
     /// So many answers to attribute calls get lost; the calls arrive.
     lose: AtomicU32,
+    /// When a request comes by whose first line has this: nobody gets through from then on, not even it, or not its answer.
+    cut_at: Mutex<Option<(&'static str, Cut)>>,
     /// Attribute calls that came by.
     calls: AtomicU32,
+    /// Requests for content that came by.
+    contents: AtomicU32,
+    /// Bytes that went to who asks.
+    answered: AtomicU64,
     /// Each attribute call is sent once more, later, on a connection of its own.
     repeat: AtomicBool,
+}
+
+/// What of a request is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    Request,
+    Answer,
 }
 
 /// A listener that passes on to `to`.
@@ -43,6 +56,16 @@ impl Proxy {
         self.orders.cut.store(cut, Ordering::SeqCst);
     }
 
+    /// Cuts the link when a request comes by whose first line has `what`.
+    pub fn cut_at(&self, what: &'static str, cut: Cut) {
+        *self.orders.cut_at.lock().unwrap() = Some((what, cut));
+    }
+
+    /// Whether that has happened.
+    pub fn is_cut(&self) -> bool {
+        self.orders.cut.load(Ordering::SeqCst)
+    }
+
     pub fn lose_answers(&self, count: u32) {
         self.orders.lose.store(count, Ordering::SeqCst);
     }
@@ -53,6 +76,11 @@ impl Proxy {
 
     pub fn calls(&self) -> u32 {
         self.orders.calls.load(Ordering::SeqCst)
+    }
+
+    /// Requests for content, and bytes of answers of all kinds, until now.
+    pub fn fetched(&self) -> (u32, u64) {
+        (self.orders.contents.load(Ordering::SeqCst), self.orders.answered.load(Ordering::SeqCst))
     }
 }
 
@@ -71,6 +99,18 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
                 break;
             }
             let text = String::from_utf8_lossy(&buffer[..got.min(4_096)]).into_owned();
+            let line = text.lines().next().unwrap_or_default();
+            let mut at = on.cut_at.lock().unwrap();
+            if let Some((_, cut)) = at.take_if(|(what, _)| line.contains(*what)) {
+                on.cut.store(true, Ordering::SeqCst);
+                if cut == Cut::Request {
+                    break;
+                }
+            }
+            drop(at);
+            if text.starts_with("GET ") && text.lines().next().is_some_and(|line| line.contains("-gateway/content/")) {
+                on.contents.fetch_add(1, Ordering::SeqCst);
+            }
             if text.starts_with("PUT ") && text.lines().next().is_some_and(|line| line.contains("?tagging")) {
                 on.calls.fetch_add(1, Ordering::SeqCst);
                 let less = |left: u32| left.checked_sub(1);
@@ -99,6 +139,7 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
     while let Ok(got @ 1..) = from.read(&mut buffer) {
         // The call has arrived and is answered; nobody hears of it.
         let silent = lost.load(Ordering::SeqCst) || orders.cut.load(Ordering::SeqCst);
+        orders.answered.fetch_add(got as u64, Ordering::SeqCst);
         if silent || into.write_all(&buffer[..got]).is_err() {
             break;
         }

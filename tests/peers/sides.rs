@@ -105,7 +105,7 @@ impl Side {
     }
 
     /// Writes the identities of this side's gateway, and its half of the pair.
-    fn configure(&self, other: &Side) {
+    fn configure(&self, other: &Side, sync: Option<&str>) {
         let entry = |key: &str, more: &str| {
             format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n")
         };
@@ -125,7 +125,7 @@ impl Side {
         let local = format!("{}:{}", self.name, self.share().display());
         let remote = format!("{}:s3://{}", other.name, other.name);
         let endpoint = format!("http://{}", other.proxy.addr);
-        let output = self.tierfs(&[
+        let mut args = vec![
             "pair",
             "add",
             "gp",
@@ -142,7 +142,9 @@ impl Side {
             "--credentials-file",
             credentials.to_str().unwrap(),
             "--no-probe",
-        ]);
+        ];
+        args.extend(sync.iter().flat_map(|role| ["--meta-sync", role]));
+        let output = self.tierfs(&args);
         assert!(output.status.success(), "{}", said(&output));
     }
 
@@ -189,6 +191,15 @@ impl Side {
         all
     }
 
+    /// What is noted in the journal and not done yet.
+    #[track_caller]
+    pub fn noted(&self) -> u64 {
+        let output = self.tierfs(&["--json".as_ref(), "info".as_ref(), self.mountpoint().as_os_str()]);
+        let told: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        told["intents"].as_array().expect("notes are counted").iter().filter_map(serde_json::Value::as_u64).sum()
+    }
+
     pub fn record(&self, name: &str) -> Option<Record> {
         let stored = xattr(&self.low(name), RECORD).ok()?;
         Some(Record::decode(&stored).unwrap())
@@ -201,6 +212,14 @@ impl Side {
 
     pub fn owns(&self, name: &str) -> bool {
         matches!(self.peer(name).phase, Phase::Owner { .. })
+    }
+
+    /// Whether this side owns it; else it is read, which asks for it once more.
+    pub fn owns_or_reads(&self, name: &str) -> bool {
+        self.owns(name) || {
+            let _ = fs::read(self.mnt(name));
+            false
+        }
     }
 
     pub fn state(&self, name: &str) -> String {
@@ -278,12 +297,23 @@ impl Side {
 impl Sides {
     /// Two sides over filesystems of this kind, not mounted; `None` where mounting is not possible (which is said).
     pub fn new(kind: &str) -> Option<Self> {
+        Self::of(kind, [None, None])
+    }
+
+    /// The same, mounted, with a metadata sync whose master east is.
+    pub fn synced(kind: &str) -> Option<Self> {
+        let mut sides = Self::of(kind, [Some("master"), Some("slave")])?;
+        sides.mount();
+        Some(sides)
+    }
+
+    fn of(kind: &str, sync: [Option<&str>; 2]) -> Option<Self> {
         if !can_mount() {
             return None;
         }
         let sides = Self { east: Side::new("east", kind), west: Side::new("west", kind) };
-        sides.east.configure(&sides.west);
-        sides.west.configure(&sides.east);
+        sides.east.configure(&sides.west, sync[0]);
+        sides.west.configure(&sides.east, sync[1]);
         Some(sides)
     }
 
@@ -337,8 +367,10 @@ impl Sides {
         let stub = if self.decided(name) { &self.east } else { &self.west };
         let looks = || fs::read(stub.mnt(name)).is_ok_and(|found| found == content);
         wait_for_said(&format!("the content of {name}"), looks, || stub.log());
-        let settled = || content.is_empty() || stub.owns(name);
-        wait_for_said(&format!("who read {name} to own it"), settled, || stub.log());
+        // Who had it open there a moment ago may have kept it there: the next read asks again.
+        let settled = || content.is_empty() || stub.owns_or_reads(name);
+        let logs = || format!("--- east\n{}\n--- west\n{}", self.east.log(), self.west.log());
+        wait_for_said(&format!("who read {name} to own it"), settled, logs);
         self.decided(name);
         assert_eq!(self.east.shown(name), self.west.shown(name), "{name}: what stat shows");
         assert_eq!(self.east.shown(name).0, content.len() as u64);
@@ -349,7 +381,7 @@ impl Sides {
             if content.is_empty() {
                 continue;
             }
-            wait_for_said(&format!("who read {name} to own it"), || side.owns(name), || side.log());
+            wait_for_said(&format!("who read {name} to own it"), || side.owns_or_reads(name), || side.log());
             self.decided(name);
         }
     }

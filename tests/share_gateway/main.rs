@@ -17,6 +17,7 @@ mod crash;
 mod identities;
 mod keys;
 mod listing;
+mod metrics;
 mod mounted;
 mod objects;
 mod permissions;

@@ -125,6 +125,56 @@ fn a_loss_of_power_at_the_master_leaves_both_equal() {
     }
 }
 
+/// Before a batch is told, what it says is on the master's disk: else a master that loses its power would not have what its slave has.
+#[test]
+fn what_is_told_survives_at_the_master() {
+    // This one writes nothing by itself for five minutes.
+    let Some(mut two) = Two::of("ext4", "slave") else { return };
+    begin(&two);
+    for round in 0..2 {
+        // The share is synced while there are marks.
+        wait_for("no marks", || two.east.left().1 == 0);
+        let names = ["made", "renamed", "linked"].map(|name| format!("d0/{name}{round}"));
+        fs::write(two.east.mnt(&names[0]), "x").unwrap();
+        fs::write(two.east.mnt("d0/old"), "x").unwrap();
+        fs::rename(two.east.mnt("d0/old"), two.east.mnt(&names[1])).unwrap();
+        fs::hard_link(two.east.mnt(&names[0]), two.east.mnt(&names[2])).unwrap();
+        wait_for("the slave to have it", || names.iter().all(|name| two.west.low(name).exists()));
+        two.east.lose_power();
+        for name in &names {
+            assert!(
+                two.east.low(name).exists(),
+                "{name}: the slave has been told of it, and the master does not have it"
+            );
+        }
+        two.east.mount();
+        two.equal();
+    }
+}
+
+/// Before a batch is answered, what it said is on the slave's disk: the master forgets what was answered.
+#[test]
+fn what_is_answered_survives_at_the_slave() {
+    let Some(mut two) = Two::of("ext4", "slave") else { return };
+    begin(&two);
+    for round in 0..3 {
+        let names = ["made", "renamed", "linked"].map(|name| format!("d0/{name}{round}"));
+        fs::write(two.east.mnt(&names[0]), "x").unwrap();
+        fs::write(two.east.mnt("d0/old"), "x").unwrap();
+        fs::rename(two.east.mnt("d0/old"), two.east.mnt(&names[1])).unwrap();
+        fs::hard_link(two.east.mnt(&names[0]), two.east.mnt(&names[2])).unwrap();
+        wait_for("the slave to have it", || names.iter().all(|name| two.west.low(name).exists()));
+        two.told();
+        two.west.lose_power();
+        for name in &names {
+            assert!(two.west.low(name).exists(), "{name}: it was answered, and is lost");
+        }
+        assert!(!two.west.low("d0/old").exists(), "its old name was given up");
+        two.west.mount();
+        two.equal();
+    }
+}
+
 #[test]
 fn a_loss_of_power_at_the_slave_leaves_both_equal() {
     for kind in ["ext4", "xfs"] {

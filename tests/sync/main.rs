@@ -10,6 +10,7 @@ mod tools;
 mod compare;
 mod conflicts;
 mod crash;
+mod delay;
 mod each;
 mod held;
 mod hostile;

@@ -4,6 +4,7 @@
 //! a file finds that again by its inode and looks at it through the engine. So it may be late, wrong or gone at any time and no file comes to
 //! harm; it can be thrown away and made again at will.
 
+mod during;
 mod recorder;
 mod row;
 mod scan;
@@ -386,7 +387,7 @@ impl Inner {
         for (id, touched) in files {
             self.file(store, id, touched, now)?;
         }
-        if !store.is_watching() {
+        if !store.during.is_watching() {
             store.sweep()?;
         }
         Ok(())
@@ -400,7 +401,7 @@ impl Inner {
         gone: &mut Vec<(FileId, OsString)>,
         replaced: &mut Vec<u64>,
     ) -> IndexResult<()> {
-        if !store.saw_name(dir.id.ino, name.as_bytes()) {
+        if !store.during.saw_name(dir.id.ino, name.as_bytes()) {
             self.recorder.lose();
         }
         match self.share.lookup(dir, &name) {
@@ -437,7 +438,7 @@ impl Inner {
     }
 
     fn saw(&self, store: &mut Store, id: FileId) {
-        if !store.saw_inode(id.ino) {
+        if !store.during.saw_inode(id.ino) {
             self.recorder.lose();
         }
     }

@@ -316,7 +316,7 @@ impl Writer<'_> {
         }
         // Names that are gone first: one of them may be an inode's that has another name here.
         for name in &found.gone {
-            if store.overtaken(parent, name, None) {
+            if store.during.overtaken(parent, name, None) {
                 self.inner.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
             } else {
                 store.lose(parent as i64, name)?;
@@ -325,7 +325,7 @@ impl Writer<'_> {
         }
         for (name, facts) in &found.rows {
             let name = &found.text[name.clone()];
-            if store.overtaken(parent, name, Some(facts.id.ino)) {
+            if store.during.overtaken(parent, name, Some(facts.id.ino)) {
                 self.inner.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
             } else {
                 store.put(parent as i64, name, facts)?;
@@ -369,7 +369,7 @@ fn begin(inner: &Inner) -> IndexResult<(Vec<Inode>, bool)> {
         store.begin_filling()?;
     }
     store.set("state", "scanning")?;
-    store.watch(!filling);
+    store.during.watch(!filling);
     if !left.is_empty() {
         return Ok((left, filling));
     }
@@ -435,7 +435,7 @@ pub(super) fn run(
     let stopped = queue.stop.load(Ordering::SeqCst);
     let mut gone = 0;
     let mut store = inner.store.lock();
-    store.watch(false);
+    store.during.watch(false);
     read?;
     if !stopped {
         if filling {

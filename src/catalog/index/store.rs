@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
+use super::during::During;
 use super::row::{FACTS, Facts, Name, heated, name_of, state_number, state_of};
 use super::{IndexError, IndexResult, sql};
 use crate::types::{FileId, FileState, StateTotal};
@@ -19,8 +20,6 @@ use crate::types::{FileId, FileState, StateTotal};
 const VERSION: &str = "2";
 /// Bytes of pages kept in memory by the writer.
 const CACHE_KIB: i64 = 64 << 10;
-/// What changed during a scan, and must not be overwritten by what the scan has read before: entries at most.
-const DURING_MAX: usize = 1 << 20;
 /// `parent` of the share's root.
 pub(super) const NO_PARENT: i64 = -1;
 
@@ -50,17 +49,10 @@ CREATE INDEX IF NOT EXISTS f_name ON f (parent, name);
 CREATE INDEX IF NOT EXISTS f_dirs ON f (parent) WHERE kind = 'd';
 ";
 
-/// What was looked at again while a scan runs.
-#[derive(Default)]
-struct During {
-    inodes: HashSet<u64>,
-    names: HashSet<(u64, Vec<u8>)>,
-}
-
 pub(super) struct Store {
     path: PathBuf,
     pub db: Connection,
-    during: Option<During>,
+    pub during: During,
     /// A name was taken from an inode: there may be rows to sweep.
     swept: bool,
 }
@@ -112,7 +104,7 @@ impl Store {
         db.busy_timeout(sql::BUSY_WAIT)?;
         db.set_prepared_statement_cache_capacity(64);
         sql::add_functions(&db, path)?;
-        Ok(Self { path: path.to_owned(), db, during: None, swept: false })
+        Ok(Self { path: path.to_owned(), db, during: During::default(), swept: false })
     }
 
     fn fits(&self, identity: &str) -> bool {
@@ -361,43 +353,6 @@ impl Store {
         Ok(())
     }
 
-    // A scan beside events.
-
-    pub fn watch(&mut self, on: bool) {
-        self.during = on.then(During::default);
-    }
-
-    pub fn is_watching(&self) -> bool {
-        self.during.is_some()
-    }
-
-    /// The inode was just looked at. `false`: that cannot be remembered.
-    pub fn saw_inode(&mut self, ino: u64) -> bool {
-        let Some(during) = &mut self.during else { return true };
-        let room = during.inodes.len() < DURING_MAX;
-        if room {
-            during.inodes.insert(ino);
-        }
-        room
-    }
-
-    pub fn saw_name(&mut self, parent: u64, name: &[u8]) -> bool {
-        let Some(during) = &mut self.during else { return true };
-        let room = during.names.len() < DURING_MAX;
-        if room {
-            during.names.insert((parent, name.to_owned()));
-        }
-        room
-    }
-
-    /// Whether what a scan has read of a name may be older than what is known.
-    pub fn overtaken(&self, parent: u64, name: &[u8], ino: Option<u64>) -> bool {
-        self.during.as_ref().is_some_and(|during| {
-            ino.is_some_and(|ino| during.inodes.contains(&ino))
-                || (!during.names.is_empty() && during.names.contains(&(parent, name.to_owned())))
-        })
-    }
-
     /// Regular files by state; of inodes, each once.
     pub fn totals(db: &Connection) -> IndexResult<BTreeMap<String, StateTotal>> {
         let mut totals = db.prepare(
@@ -485,19 +440,6 @@ mod tests {
         let mut names = store.db.prepare("SELECT parent, name, ino FROM f WHERE parent <> 0 ORDER BY 1, 2").unwrap();
         let names = names.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
         names.map(Result::unwrap).collect()
-    }
-
-    #[test]
-    fn what_was_looked_at_meanwhile_overtakes_a_scan() {
-        let (_dir, mut store) = store();
-        assert!(store.saw_name(1, b"a") && !store.overtaken(1, b"a", Some(5)), "no scan runs");
-        store.watch(true);
-        assert!(store.saw_name(1, b"a") && store.saw_inode(5));
-        assert!(store.overtaken(1, b"a", None) && store.overtaken(1, b"a", Some(7)));
-        assert!(store.overtaken(2, b"b", Some(5)));
-        assert!(!store.overtaken(1, b"b", Some(7)) && !store.overtaken(2, b"a", None));
-        store.watch(false);
-        assert!(!store.overtaken(1, b"a", Some(5)));
     }
 
     #[test]

@@ -82,9 +82,12 @@ impl Edit {
             || new.region != old.region
             || new.credentials_file != old.credentials_file
             || new.credentials_profile != old.credentials_profile;
-        let probed = match (reached_anew, self.no_probe) {
-            (false, _) => capabilities::load(&global.state_dir, &self.name),
-            (true, true) => None,
+        let known = capabilities::load(&global.state_dir, &self.name);
+        // What a share's gateway is asked first, a store was not.
+        let asked_anew = new.role == RemoteRole::Gpeer && known.is_none_or(|known| known.peer.is_none());
+        let probed = match (reached_anew || asked_anew, self.no_probe) {
+            (false, _) => known,
+            (true, true) => known.filter(|_| !reached_anew),
             (true, false) => Some(super::probe(global, &new)?),
         };
         // Applied to what is stored now, not to what was stored when we looked.

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::cell::Cell;
+use super::super::cell::{Cell, Inner};
 use super::super::error::{EngineError, EngineResult, PeerTrouble};
 use super::super::{Engine, blocking};
 use super::state::learn_node;
 use super::wire::{LOCAL_TO_REMOTE, Named, REMOTE_TO_LOCAL, Told};
 use crate::kill;
 use crate::peer::{Call, Event, Local, Verdict};
-use crate::ports::{AttributeCall, Intent, IntentId, IntentKind};
+use crate::ports::{AttributeCall, Intent, IntentId, IntentKind, LowerError};
 use crate::record::{Phase, is_peer_key};
 use crate::types::ContentHash;
 
@@ -25,6 +25,7 @@ impl Engine {
         let (this, on) = (self.clone(), cell.clone());
         let asked = blocking(move || {
             let mut inner = on.lock();
+            this.check_named(&on, &inner)?;
             this.known(&on, &mut inner)?;
             let peer = this.peer_of(&on, &inner.record)?;
             let local = Local { intended: true, ..Local::default() };
@@ -49,7 +50,18 @@ impl Engine {
         .await?
     }
 
-    /// Sends a call. `None`: there was no answer, or none of this protocol.
+    /// A file without a name, which nobody has open, is gone: nothing of it is left that could be owned, whatever the other side says. Nor would that find it, and
+    /// the question would be repeated for ever.
+    fn check_named(&self, cell: &Cell, inner: &Inner) -> EngineResult<()> {
+        let failed = EngineError::lower(cell.node.id);
+        let left = self.lower.stat(&cell.node).map_err(&failed)?.nlink;
+        if left == 0 && inner.machine.handles() == 0 {
+            return Err(failed(LowerError::from_errno("stat", libc::ESTALE)));
+        }
+        Ok(())
+    }
+
+    /// Sends a call that is repeated. `None`: there was no answer, or none of this protocol.
     async fn call(
         &self,
         cell: &Cell,
@@ -57,8 +69,29 @@ impl Engine {
         named: &Named,
         root: Option<ContentHash>,
     ) -> EngineResult<Option<Told>> {
+        match self.send(cell, call, named, root).await {
+            Ok(None) => {
+                tracing::warn!(file = %cell.node.id, "the other side takes attributes and does nothing: it is a plain store, or an older tierfs");
+                Ok(None)
+            }
+            Err(EngineError::Remote { source, .. }) => {
+                tracing::info!(file = %cell.node.id, "no answer, it is asked again: {source}");
+                Ok(None)
+            }
+            told => told,
+        }
+    }
+
+    /// Sends a call, once. `None`: it was taken, and not answered by this protocol.
+    pub(super) async fn send(
+        &self,
+        cell: &Cell,
+        call: Call,
+        named: &Named,
+        root: Option<ContentHash>,
+    ) -> EngineResult<Option<Told>> {
         let target = self.peer_target()?;
-        let tag = if matches!(call, Call::Rtl { .. }) { REMOTE_TO_LOCAL } else { LOCAL_TO_REMOTE };
+        let tag = if matches!(call, Call::Rtl { .. } | Call::Want { .. }) { REMOTE_TO_LOCAL } else { LOCAL_TO_REMOTE };
         let text = |error: serde_json::Error| {
             tracing::error!("a call cannot be written down: {error}");
             EngineError::Defect
@@ -71,17 +104,8 @@ impl Engine {
             answer: super::wire::ANSWER_HEADER,
         };
         kill::point("peer.asking");
-        match target.remote.set_attribute(&request).await {
-            Ok(Some(answer)) => Ok(serde_json::from_str(&answer).ok()),
-            Ok(None) => {
-                tracing::warn!(file = %cell.node.id, "the other side takes attributes and does nothing: it is a plain store, or an older tierfs");
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::info!(file = %cell.node.id, "no answer, it is asked again: {error}");
-                Ok(None)
-            }
-        }
+        let answer = target.remote.set_attribute(&request).await.map_err(EngineError::remote(cell.node.id))?;
+        Ok(answer.and_then(|answer| serde_json::from_str(&answer).ok()))
     }
 
     /// Asks until it is decided, and then ends the note. Whether this side has what it asked for: tells nobody.

@@ -153,10 +153,8 @@ impl Engine {
             if let Some(recall) = cell.lock().recall.clone() {
                 recall.pause();
             }
-            cell.wait_until(|inner| {
-                !matches!(inner.machine.activity(), Activity::Recalling { .. } | Activity::Releasing)
-            })
-            .await;
+            // A change of owner, too: a stub is kept as it is while something else takes its name.
+            cell.wait_until(|inner| inner.machine.activity() == Activity::None).await;
         }
     }
 

@@ -4,6 +4,7 @@
 //! facts    what the metadata sync makes and tells      seal    a generation that fixes the bytes
 //! offer    this side asks the other to own the file    take    this side asks to own it
 //! serve    what the other side asks of this one        ask     asking until there is an answer
+//! empty    this side asks to own it, to throw the content away
 //! source   the other side's content for a recall       wire    keys and headers of what is asked
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 mod ask;
 mod check;
+mod empty;
 mod facts;
 mod hold;
 mod manifest;
@@ -24,7 +26,7 @@ mod take;
 pub mod wire;
 
 pub use facts::PeerFacts;
-pub use hold::OwnerHold;
+pub use hold::{NewHold, OwnerHold};
 pub(super) use manifest::Manifests;
 pub use serve::StagedCopy;
 

@@ -17,8 +17,8 @@ use super::state::{learn_node, peer_id};
 use super::wire::{Named, Told};
 use crate::kill;
 use crate::peer::{Call, Content, Epoch, Event, Staged, Verdict};
-use crate::ports::{Attr, Keep, LowerFile, OpenFlags};
-use crate::record::{Claim, Phase, Record};
+use crate::ports::{Attr, IntentId, Keep, LowerFile, OpenFlags};
+use crate::record::{Claim, PeerState, Phase, Record};
 use crate::tier::{Activity, Event as Step, Verdict as Next};
 use crate::types::{FileId, Generation, Inode, PairFileId};
 
@@ -36,6 +36,11 @@ pub struct StagedCopy {
     pub epoch: u64,
     pub content: Content,
     pub file: Arc<dyn LowerFile>,
+}
+
+/// Whether a call leads to this side's giving a file up.
+fn takes(call: &Call) -> bool {
+    matches!(call, Call::Rtl { .. } | Call::Want { .. })
 }
 
 /// Lets the next call for a file begin.
@@ -119,15 +124,42 @@ impl Engine {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
         let _calling = Calling(self, cell.node.id);
+        let mut note = None;
+        let told = self.answer_call(cell, call, from, staged, &mut note).await;
+        if let Some(note) = note {
+            let asks = {
+                let inner = cell.lock();
+                inner.machine.is_unknown() || inner.record.peer.as_ref().is_some_and(PeerState::is_handing_over)
+            };
+            // An offer is stored, or may be: it is asked for until it is decided.
+            match asks {
+                true => self.spawn_ask(cell.clone(), note),
+                false => self.journal.remove(note).await?,
+            }
+        }
+        told
+    }
+
+    /// `note`: of the handover that this side asks for from then on, where the call leads to one.
+    async fn answer_call(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        call: Call,
+        from: FileId,
+        staged: Option<StagedCopy>,
+        note: &mut Option<IntentId>,
+    ) -> EngineResult<Told> {
         self.peer_rests(cell).await?;
-        if matches!(call, Call::Rtl { .. }) {
+        if takes(&call) {
             self.is_closed_soon(cell).await?;
         }
         let (mut whole, mut copy) = (None, staged);
         loop {
-            let (this, on, staged) = (self.clone(), cell.clone(), copy.clone());
-            let decided = blocking(move || this.judge_call(&on, call, from, staged.as_ref(), whole)).await??;
+            let (this, on, staged, intended) = (self.clone(), cell.clone(), copy.clone(), note.is_some());
+            let decided =
+                blocking(move || this.judge_call(&on, call, from, staged.as_ref(), whole, intended)).await??;
             match (decided, &copy) {
+                (Verdict::Intend, _) => *note = Some(self.note_handover(cell).await?),
                 (Verdict::Answer(answer), _) => {
                     kill::point("peer.granted");
                     cell.changed.notify_waiters();
@@ -195,6 +227,7 @@ impl Engine {
         from: FileId,
         staged: Option<&StagedCopy>,
         whole: Option<Generation>,
+        intended: bool,
     ) -> EngineResult<Verdict> {
         let mut inner = cell.lock();
         self.known(cell, &mut inner)?;
@@ -204,19 +237,24 @@ impl Engine {
         // Released since it was put in place: then it is put there once more.
         local.whole = whole.filter(|_| !matches!(inner.record.claim, Claim::Stub | Claim::Releasing));
         local.staged = staged.map(|copy| Staged { epoch: Epoch(copy.epoch), content: copy.content });
+        local.intended = intended;
         let owner = inner.record.peer.as_ref().is_some_and(|peer| !peer.is_foreign());
         match call {
             // Who reads by the kernel would go on with what is freed after: so it counts like writing.
-            Call::Rtl { .. } if owner => local.writers = self.is_used(cell, &inner)?,
+            _ if owner && takes(&call) => local.writers = self.is_used(cell, &inner)?,
             Call::Head { .. } if owner => local.writers = self.is_written(cell, &inner)?,
-            Call::Ltr { .. } => local.held = matches!(inner.machine.mode(), crate::tier::IoMode::Pass(_)),
+            Call::Ltr { .. } => {
+                local.held = matches!(inner.machine.mode(), crate::tier::IoMode::Pass(_));
+                // Under the lock under which who gives up says so.
+                local.emptied = (inner.emptying > 0).then(|| inner.record.generation.after(self.now()));
+            }
             _ => {}
         }
         let moves = matches!(inner.machine.activity(), Activity::Releasing | Activity::Recalling { .. });
         if moves || self.is_kept(&inner) {
             return self.trouble(cell, PeerTrouble::Undecided);
         }
-        if matches!(call, Call::Rtl { .. }) && matches!(inner.machine.activity(), Activity::Archiving { .. }) {
+        if takes(&call) && matches!(inner.machine.activity(), Activity::Archiving { .. }) {
             // A copy is under way to the very side that asks.
             local.writers = true;
         }

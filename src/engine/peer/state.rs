@@ -93,6 +93,10 @@ impl Engine {
                     local.synced = true;
                     continue;
                 }
+                Verdict::Cut => {
+                    local = self.cut_stub(cell, inner, local)?;
+                    continue;
+                }
                 verdict => return Ok(verdict),
             };
             let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
@@ -101,13 +105,37 @@ impl Engine {
             let owns = own.phase == Phase::Taking && new.phase != Phase::Taking;
             let resize = record.peer.as_ref().is_some_and(|peer| peer.was_len.is_some())
                 || (owns && attr.mtime != new.content.mtime && attr.size == new.content.len);
-            self.save_owner(cell, inner, record, done)?;
+            if let Err(error) = self.save_owner(cell, inner, record, done) {
+                if local.cut && !inner.machine.is_unknown() {
+                    // It stays a stub, of the size that it had.
+                    self.set_size(&cell.node, peer.content)?;
+                }
+                return Err(error);
+            }
             if resize {
                 self.set_size(&cell.node, Seal { len: new.content.len, mtime: new.content.mtime })?;
                 self.lower.sync_node(&cell.node).map_err(EngineError::lower(cell.node.id))?;
                 kill::point("peer.resized");
             }
         }
+    }
+
+    /// Cuts a stub's local file to nothing, durably. Before, its record says, durably, that the file may be so: after a crash it is a stub of the size that it
+    /// had ([`super::judge`]), and the content is where it was.
+    fn cut_stub(&self, cell: &Cell, inner: &mut Inner, local: Local) -> EngineResult<Local> {
+        let failed = EngineError::lower(cell.node.id);
+        let mut record = inner.record.clone();
+        if let Some(peer) = &mut record.peer {
+            peer.was_len = Some(0);
+        }
+        self.save_owner(cell, inner, record, "peer.emptying")?;
+        let size = SetAttr { size: Some(0), ..SetAttr::default() };
+        self.lower.set_attr(&cell.node, &size).map_err(&failed)?;
+        kill::point("peer.cut");
+        self.lower.sync_node(&cell.node).map_err(&failed)?;
+        kill::point("peer.cut.synced");
+        let attr = self.lower.stat(&cell.node).map_err(&failed)?;
+        Ok(Local { len: attr.size, mtime: attr.mtime, cut: true, ..local })
     }
 
     /// Gives a stub the size and mtime of its content.

@@ -267,7 +267,7 @@ impl Acting {
         let call: Call = serde_json::from_str(&headers.call).map_err(|_| missing(crate::engine::wire::CALL_HEADER))?;
         let right = match call {
             Call::Ltr { .. } => tag == LOCAL_TO_REMOTE,
-            Call::Rtl { .. } => tag == REMOTE_TO_LOCAL,
+            Call::Rtl { .. } | Call::Want { .. } => tag == REMOTE_TO_LOCAL,
             _ => false,
         };
         if !right {

@@ -22,10 +22,11 @@ use super::key::Key;
 use super::meta::{self, Meta};
 use super::staging::Staged;
 use super::to_the_end;
-use crate::engine::OwnerHold;
+use crate::engine::{NewHold, OwnerHold};
 use crate::fs::{Fs, FsError, FsResult, Noted};
 use crate::gateway::blocking;
 use crate::gateway::store::{Condition, ObjectInfo, Seal, StoreError, StoreResult, Upload, UploadId};
+use crate::kill;
 use crate::lower::{Dir, Seen};
 use crate::ports::{Attr, Lower, LowerError, LowerFile, RenameMode, SetAttr};
 use crate::record::{Claim, PeerState, Phase, Record};
@@ -82,12 +83,13 @@ impl Acting {
         let (acting, file) = (self.clone(), new.file.clone());
         let mut staged = blocking(move || acting.stage_file(&*file)).await?;
         let held = Arc::new(self.hold_replaced(&key).await?);
+        kill::point("peer.put.held");
         for _ in 0..ATTEMPTS {
             let (acting, for_key, file, sealed) = (self.clone(), key.clone(), new.clone(), seal.clone());
-            let (sizes, id, held) = (part_sizes.clone(), upload.clone(), held.clone());
+            let (sizes, id, old) = (part_sizes.clone(), upload.clone(), held.clone());
             let place = blocking(move || {
                 let place = acting.place(&for_key, &sealed.condition)?;
-                acting.dress(&for_key, &file, place.replaced.as_ref(), held.as_ref().as_ref())?;
+                acting.dress(&for_key, &file, place.replaced.as_ref(), old.as_ref().as_ref())?;
                 let attr = file.file.stat().about(for_key.as_str())?;
                 let meta = Meta::new(&sealed, &sizes, id, &attr);
                 meta.save(acting.share(), &file.node)?;
@@ -96,10 +98,18 @@ impl Acting {
                 Ok((place, meta.info(for_key.as_str().to_owned(), &file.node, &attr, true)))
             });
             let (place, info) = place.await?;
+            let fresh = self.hold_new(&key, new.node, held.is_some()).await?;
             if self.put_in_place(&key, (&staged, new.node), &place).await? {
                 staged.moved();
+                kill::point("peer.put.placed");
                 self.known_by_peer(new.node).await;
-                self.finished(&key, place.way).await?;
+                let finished = self.finished(&key, place.way).await;
+                match fresh {
+                    Some(fresh) if finished.is_err() => fresh.keep_for_good(),
+                    durable => drop(durable),
+                }
+                finished?;
+                kill::point("peer.put.durable");
                 return Ok(Arc::new(info));
             }
         }
@@ -116,6 +126,15 @@ impl Acting {
             Err(_) => Ok(None),
             Ok(cell) => engine.hold_owner(&cell).await.map_err(FsError::from).about(key.as_str()),
         }
+    }
+
+    /// Keeps what is to take the place of a file that the pair's other side has, too, until its name is durable.
+    async fn hold_new(&self, key: &Key, node: Inode, paired: bool) -> StoreResult<Option<NewHold>> {
+        if !paired {
+            return Ok(None);
+        }
+        let (engine, about) = (self.shared.fs.engine.clone(), key.as_str().to_owned());
+        blocking(move || engine.hold_new(&node).map_err(FsError::from).about(&about)).await
     }
 
     /// Where an object goes, if `condition` holds of what is there.
