@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::told::{Figures, SpaceInfo, TaskInfo};
+pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
 pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
@@ -289,26 +289,6 @@ pub enum Reply {
     Error {
         message: String,
     },
-}
-
-/// What a file or a directory itself says of its next copy and its recalls.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChoiceInfo {
-    pub path: WirePath,
-    pub pair: Option<String>,
-    /// Bytes.
-    pub chunk_size: Option<u32>,
-    pub recall: Option<String>,
-}
-
-/// What a mount took over of an edited pair.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PairReloaded {
-    pub name: String,
-    /// Settings that are others from now on.
-    pub changed: Vec<String>,
-    /// Settings that are others from the next mount on.
-    pub later: Vec<String>,
 }
 
 /// How far a request is. Sent a few times a second at most.

@@ -76,7 +76,9 @@ impl Scene {
     pub fn new(kind: &'static str, power: Power, state_below: bool, seed: u64) -> Option<Self> {
         // With a retention, and the journal elsewhere, nothing else syncs what a change of content must have synced.
         let keeps = power != Power::Stays && !state_below;
-        Self::with_retentions(kind, power, state_below, seed, [if keeps { "1h" } else { "0s" }, "1s"])
+        // Where points are to be reached, what was recalled is given up in rounds that want it: else nothing would stay dual.
+        let recalled = if power == Power::Stays { "24h" } else { "1s" };
+        Self::with_retentions(kind, power, state_below, seed, [if keeps { "1h" } else { "0s" }, recalled])
     }
 
     /// As [`Scene::new`], with the retentions that are wished: of what is superseded or removed, and of what was recalled.

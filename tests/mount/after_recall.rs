@@ -12,6 +12,7 @@ fn rig(recall_retention: &'static str) -> Option<Rig> {
 /// The time for which objects of recalled files are kept is over, by a clock that the daemon cannot tell from a long wait. Returns of how many
 /// files there was anything noted.
 fn expire(rig: &mut Rig) -> usize {
+    noted(rig);
     rig.umount();
     let mut noted = 0;
     for entry in fs::read_dir(rig.state_dir().join("shares")).unwrap().flatten() {
@@ -20,6 +21,11 @@ fn expire(rig: &mut Rig) -> usize {
     }
     rig.mount();
     noted
+}
+
+/// The ends of all recalls are noted: that comes after their answer.
+fn noted(rig: &Rig) {
+    wait_for("the recalls' notes", || rig.info()["intents"][0] == 0);
 }
 
 fn stored(rig: &Rig, name: &str) -> String {
@@ -96,6 +102,7 @@ fn what_became_of_the_file_meanwhile_counts() {
     let contents = names.map(|name| rig.write(name, 3 * CHUNK));
     rig.on(&["migrate", "-r"], &[""]);
     rig.on(&["recall", "-r"], &[""]);
+    noted(&rig);
     rig.on(&["release"], &["released"]);
     fs::write(rig.mnt("changed"), b"new").unwrap();
     fs::write(rig.mnt("archived"), b"newer").unwrap();
@@ -130,6 +137,7 @@ fn a_removed_file_that_is_open_can_be_brought_back() {
     rig.write("later", 3 * CHUNK);
     rig.on(&["migrate", "-r"], &[""]);
     rig.on(&["recall"], &["a"]);
+    noted(&rig);
     let object = stored(&rig, "a");
     let open = File::open(rig.mnt("a")).unwrap();
     fs::remove_file(rig.mnt("a")).unwrap();
