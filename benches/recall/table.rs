@@ -28,6 +28,11 @@ impl Row {
         Self { name: name.to_owned(), unit, better, latency_ms, samples: Default::default() }
     }
 
+    /// Whether anybody did it in a round that counts.
+    pub fn is_measured(&self) -> bool {
+        self.samples.iter().any(|samples| !samples.is_empty())
+    }
+
     fn of(&self, side: Side) -> &[f64] {
         &self.samples[side as usize]
     }

@@ -112,6 +112,21 @@ impl Scans {
         process.into_iter().chain((of != 0).then_some(Runner::Children { uid, of }))
     }
 
+    /// Whether somebody reads everything who asks once more for the file that he asked for last. `None`: it is another one, of which
+    /// [`Scans::note`] must be told more.
+    pub fn goes_on(&mut self, requester: &Requester, ino: u64, now_ns: u64) -> Option<bool> {
+        let mut scans = false;
+        for runner in Self::runners(requester) {
+            let run = self.runs.get_mut(&runner)?;
+            if now_ns.saturating_sub(run.at_ns) > IDLE_NS || run.files.back()?.ino != ino {
+                return None;
+            }
+            run.at_ns = now_ns;
+            scans |= run.scans;
+        }
+        Some(scans)
+    }
+
     /// `requester` wants a file that is not local.
     pub fn note(&mut self, requester: &Requester, seen: &Seen, now_ns: u64) -> Noticed {
         if self.runs.len() >= RUNS_MAX {

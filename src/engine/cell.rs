@@ -58,7 +58,7 @@ pub struct Inner {
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
     pub shown_mtime: Option<Timestamp>,
-    /// So many wait to throw all of the content away, which the other side of a pair owns.
+    /// So many throw all of the content away, and wait for the other side of a pair, or go on just now ([`super::Emptying`]).
     pub emptying: u32,
     /// Somebody sees to it that what was written to a stub becomes durable.
     pub patch_is_kept: bool,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{EngineError, EngineResult};
 use super::{Engine, Target};
-use crate::ports::{LowerResult, if_set};
+use crate::ports::{Lower, LowerResult, if_set};
 use crate::record::ObjectRef;
 use crate::types::{Inode, PairName, RecallPolicy};
 
@@ -24,6 +24,9 @@ const CHUNK_SIZE: &str = "archive_chunk_size";
 /// On the root alone: that there is any of the first; of the others.
 const SOME_RECALL: &str = "recall_policies";
 const SOME_COPY: &str = "archive_choices";
+
+/// What trees call it, on whatever share: one that is made again may keep it by another name.
+const RECALL_IN_TREES: &[u8] = b"trusted.tierfs.recall_policy";
 
 /// Whether anything is said at all: only then is anybody asked.
 #[derive(Default)]
@@ -51,33 +54,60 @@ impl Choice {
     }
 }
 
-impl Engine {
-    fn attribute(&self, name: &str) -> String {
-        let space = if self.lower.features().trusted_xattrs { "trusted" } else { "user" };
-        format!("{space}.tierfs.{name}")
-    }
+fn attribute(lower: &dyn Lower, name: &str) -> String {
+    let space = if lower.features().trusted_xattrs { "trusted" } else { "user" };
+    format!("{space}.tierfs.{name}")
+}
 
-    /// What an inode itself says.
+/// What an inode itself says.
+fn said<T: FromStr>(lower: &dyn Lower, node: &Inode, name: &str) -> LowerResult<Option<T>> {
+    let stored = if_set(lower.xattr(node, OsStr::new(&attribute(lower, name))))?;
+    // Of a newer tierfs, or damaged: as if it were not there.
+    Ok(stored.and_then(|word| std::str::from_utf8(&word).ok()?.parse().ok()))
+}
+
+/// `some`: what tells that there is any.
+fn say(lower: &dyn Lower, node: &Inode, some: &str, name: &str, word: &str) -> LowerResult<()> {
+    // First, or a start would not look.
+    lower.set_xattr(&lower.root(), OsStr::new(&attribute(lower, some)), b"1", 0)?;
+    lower.set_xattr(node, OsStr::new(&attribute(lower, name)), word.as_bytes(), 0)
+}
+
+/// What a directory's tree tells of it: an attribute among the others, which a tierfs that does not know it sets as it is.
+pub(super) fn policy_for_tree(lower: &dyn Lower, directory: &Inode) -> LowerResult<Option<(Vec<u8>, Vec<u8>)>> {
+    let policy = said::<RecallPolicy>(lower, directory, RECALL)?;
+    Ok(policy.map(|policy| (RECALL_IN_TREES.to_vec(), policy.as_str().as_bytes().to_vec())))
+}
+
+/// Gives a directory that is made again what its tree tells of it. `false`: the attribute is something else.
+pub fn set_policy_of_tree(lower: &dyn Lower, directory: &Inode, name: &[u8], value: &[u8]) -> LowerResult<bool> {
+    if name != RECALL_IN_TREES {
+        return Ok(false);
+    }
+    match std::str::from_utf8(value).ok().and_then(|word| word.parse::<RecallPolicy>().ok()) {
+        Some(policy) => say(lower, directory, SOME_RECALL, RECALL, policy.as_str()).map(|()| true),
+        // Of a newer tierfs: the pair's counts.
+        None => Ok(true),
+    }
+}
+
+impl Engine {
     fn said<T: FromStr>(&self, node: &Inode, name: &str) -> LowerResult<Option<T>> {
-        let stored = if_set(self.lower.xattr(node, OsStr::new(&self.attribute(name))))?;
-        // Of a newer tierfs, or damaged: as if it were not there.
-        Ok(stored.and_then(|word| std::str::from_utf8(&word).ok()?.parse().ok()))
+        said(&*self.lower, node, name)
     }
 
     fn say(&self, node: &Inode, some: &str, name: &str, word: Option<&str>) -> EngineResult<()> {
         let failed = EngineError::lower(node.id);
-        let name = self.attribute(name);
         let Some(word) = word else {
-            return match self.lower.remove_xattr(node, OsStr::new(&name)) {
+            return match self.lower.remove_xattr(node, OsStr::new(&attribute(&*self.lower, name))) {
                 Err(error) if error.errno() == libc::ENODATA => Ok(()),
                 removed => removed.map_err(failed),
             };
         };
-        // First, or a start would not look.
-        self.lower.set_xattr(&self.lower.root(), OsStr::new(&self.attribute(some)), b"1", 0).map_err(&failed)?;
+        say(&*self.lower, node, some, name, word).map_err(failed)?;
         let flag = if some == SOME_RECALL { &self.choices.recall } else { &self.choices.copy };
         flag.store(true, Ordering::SeqCst);
-        self.lower.set_xattr(node, OsStr::new(&name), word.as_bytes(), 0).map_err(failed)
+        Ok(())
     }
 
     /// What a directory itself says of recalls; `None`: nothing.
@@ -140,7 +170,7 @@ impl Engine {
 
     /// Looks whether anybody says anything.
     pub(super) fn find_choices(&self) {
-        let any = |name| self.lower.xattr(&self.lower.root(), OsStr::new(&self.attribute(name))).is_ok();
+        let any = |name| self.lower.xattr(&self.lower.root(), OsStr::new(&attribute(&*self.lower, name))).is_ok();
         self.choices.recall.store(any(SOME_RECALL), Ordering::SeqCst);
         self.choices.copy.store(any(SOME_COPY), Ordering::SeqCst);
     }

@@ -6,10 +6,12 @@ use bytes::Bytes;
 
 use crate::kill;
 use crate::ports::{LowerFile, LowerResult};
-use crate::types::ContentHash;
 
 /// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
 const BLOCK: usize = 4096;
+/// Bytes of pieces that are written together. ext4 takes a folio as large as the write, and large ones are dear where memory is short or a virtual machine's:
+/// 0.21 to 0.35 s of CPU a GB in writes of 256 KiB, up to 0.76 in those of 1 MiB.
+const WRITE_MAX: u64 = 256 << 10;
 
 /// Bytes in order; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -44,43 +46,49 @@ impl Content {
         slice
     }
 
-    pub fn hash(&self) -> ContentHash {
-        if let [only] = &self.pieces[..] {
-            return ContentHash::of(only);
+    /// All of it; nothing is copied where it came in one piece.
+    pub fn into_bytes(mut self) -> Bytes {
+        if self.pieces.len() == 1 {
+            return self.pieces.remove(0);
         }
-        let mut hasher = blake3::Hasher::new();
-        for piece in &self.pieces {
-            hasher.update(piece);
-        }
-        ContentHash(*hasher.finalize().as_bytes())
+        let mut joined = Vec::with_capacity(self.len);
+        self.pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+        joined.into()
     }
 
-    /// Fills `into` with what is at `offset`; all of it must be within the content.
-    pub fn copy_to(&self, offset: usize, into: &mut [u8]) {
-        let (mut at, mut done) = (0, 0);
-        for piece in &self.pieces {
-            let skip = (offset + done).saturating_sub(at).min(piece.len());
-            let some = (piece.len() - skip).min(into.len() - done);
-            into[done..done + some].copy_from_slice(&piece[skip..skip + some]);
-            done += some;
-            at += piece.len();
-        }
-        assert_eq!(done, into.len(), "the content ends before");
+    /// Puts `more` behind it.
+    pub fn append(&mut self, more: Self) {
+        self.len += more.len;
+        self.pieces.extend(more.pieces);
     }
 
     /// Writes it to `file`. `hole`: its place there reads as zeros already, and what is zeros stays a hole.
     pub fn write(&self, file: &dyn LowerFile, offset: u64, hole: bool) -> LowerResult<()> {
-        let mut at = offset;
+        self.to_write(offset, hole).into_iter().try_for_each(|(at, pieces)| {
+            file.write_pieces(&pieces, at)?;
+            kill::point("recall.written");
+            Ok(())
+        })
+    }
+
+    /// What is written, and where; what lies together is written together, so far as that is no more than [`WRITE_MAX`] or one piece.
+    fn to_write(&self, offset: u64, hole: bool) -> Vec<(u64, Vec<&[u8]>)> {
+        let mut writes: Vec<(u64, Vec<&[u8]>)> = Vec::new();
+        let (mut at, mut end) = (offset, None);
         for piece in &self.pieces {
-            let parts: Vec<_> =
-                if hole { runs(piece, at).collect() } else { std::iter::once(0..piece.len()).collect() };
+            let parts: Vec<_> = if hole { runs(piece, at).collect() } else { vec![0..piece.len()] };
             for part in parts {
-                file.write_at(&piece[part.clone()], at + part.start as u64)?;
-                kill::point("recall.written");
+                let place = at + part.start as u64;
+                let fits = |begun: u64| end == Some(place) && place + part.len() as u64 - begun <= WRITE_MAX;
+                match writes.last_mut().filter(|(begun, _)| fits(*begun)) {
+                    Some((_, together)) => together.push(&piece[part.clone()]),
+                    None => writes.push((place, vec![&piece[part.clone()]])),
+                }
+                end = Some(at + part.end as u64);
             }
             at += piece.len() as u64;
         }
-        Ok(())
+        writes
     }
 }
 
@@ -133,12 +141,39 @@ mod tests {
         for (from, to) in [(0, 1), (1, 5_000), (5_000, 5_000), (5_000, 9_999), (9_999, 10_000)] {
             content.push(Bytes::copy_from_slice(&whole[from..to]));
         }
-        assert_eq!((content.len(), content.hash()), (whole.len(), ContentHash::of(&whole)));
+        assert_eq!((content.len(), &*content.clone().into_bytes()), (whole.len(), &whole[..]));
         for (at, len) in [(0, 10_000), (0, 1), (4_999, 2), (1, 9_998), (9_999, 1), (10_000, 0)] {
-            let mut found = vec![0; len];
-            content.copy_to(at, &mut found);
-            assert_eq!(found, whole[at..at + len], "{len} at {at}");
-            assert_eq!(content.slice(at, len).hash(), ContentHash::of(&whole[at..at + len]), "{len} at {at}");
+            let mut found = content.slice(at, len);
+            assert_eq!(found.clone().into_bytes(), whole[at..at + len], "{len} at {at}");
+            found.append(content.slice(0, at));
+            let joined = [&whole[at..at + len], &whole[..at]].concat();
+            assert_eq!((found.len(), &*found.into_bytes()), (joined.len(), &joined[..]));
         }
+    }
+
+    /// Each call writes what lies together, in one piece or in many, and leaves holes where there are zeros.
+    #[test]
+    fn what_lies_together_is_written_together() {
+        let mut content = Content::default();
+        let mut body = vec![0; 6 * BLOCK];
+        for block in [0, 1, 4, 5] {
+            body[block * BLOCK + 3] = 1;
+        }
+        for piece in body.chunks(BLOCK) {
+            content.push(Bytes::copy_from_slice(piece));
+        }
+        for (hole, want) in [(true, [(0, 2), (4, 2)].as_slice()), (false, &[(0, 6)])] {
+            let found: Vec<_> =
+                content.to_write(0, hole).iter().map(|(at, pieces)| (*at, pieces.concat().len())).collect();
+            let want: Vec<_> = want.iter().map(|(at, blocks)| ((at * BLOCK) as u64, blocks * BLOCK)).collect();
+            assert_eq!(found, want);
+        }
+        let mut large = Content::default();
+        for _ in 0..5 {
+            large.push(Bytes::from(vec![1; 100 << 10]));
+        }
+        large.push(Bytes::from(vec![1; 300 << 10]));
+        let sizes: Vec<_> = large.to_write(7, true).iter().map(|(_, pieces)| pieces.concat().len() >> 10).collect();
+        assert_eq!(sizes, [200, 200, 100, 300]);
     }
 }

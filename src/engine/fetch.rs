@@ -18,8 +18,6 @@ use crate::types::{ByteRange, ContentHash};
 
 /// Chunks that are asked for before it is known whether they are zeros.
 const FEW: usize = 2;
-/// Bytes hashed without a change of threads, which takes longer.
-const HASHED_AT_ONCE: usize = 128 << 10;
 
 /// Why a request brought no more.
 pub(super) enum Bad {
@@ -103,7 +101,7 @@ impl Fill {
         for chunk in chunks.clone() {
             let place = self.object.chunk_range(chunk as u64);
             let left = chunk..chunks.end;
-            let mut content = Content::default();
+            let (mut content, mut hasher) = (Content::default(), blake3::Hasher::new());
             while (content.len() as u64) < place.len {
                 if piece.is_empty() {
                     let next = self.while_wanted(&left, body.next()).await?.map_err(|error| self.bad(error))?;
@@ -111,10 +109,19 @@ impl Fill {
                     first.get_or_insert_with(|| begun.elapsed());
                 }
                 let missing = (place.len - content.len() as u64) as usize;
-                content.push(piece.split_to(missing.min(piece.len())));
+                let part = piece.split_to(missing.min(piece.len()));
+                // While it is in the processor's cache. What one read of a connection brings takes some 100 µs, which another thread would cost as well.
+                hasher.update(&part);
+                content.push(part);
             }
+            let found = ContentHash(*hasher.finalize().as_bytes());
             let hashes = self.hashes_for(&left).await?;
-            self.put(file, chunk, place, content, hashes[chunk]).await?;
+            if found != hashes[chunk] {
+                let object = &self.object.key;
+                tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
+                return Err(Bad::Body(self.corrupt(place)));
+            }
+            self.put(file, chunk, place, content).await?;
             *at = chunk + 1;
         }
         let first = first.unwrap_or_default();
@@ -146,27 +153,14 @@ impl Fill {
         }
     }
 
-    /// Verifies a chunk, serves it from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
+    /// Serves a chunk that is verified from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
     async fn put(
         self: &Arc<Self>,
         file: &Arc<dyn LowerFile>,
         chunk: usize,
         place: ByteRange,
         content: Content,
-        hash: ContentHash,
     ) -> Result<(), Bad> {
-        // Hashing megabytes takes milliseconds: not on an async worker.
-        let right = if content.len() <= HASHED_AT_ONCE {
-            content.hash() == hash
-        } else {
-            let content = content.clone();
-            blocking(move || content.hash() == hash).await?
-        };
-        if !right {
-            let object = &self.object.key;
-            tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
-            return Err(Bad::Body(self.corrupt(place)));
-        }
         let keeps = self.recall.keeps();
         self.engine.totals.fetched_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
         self.recall.hold(chunk, content.clone(), keeps);
@@ -175,6 +169,7 @@ impl Fill {
         }
         self.noted().await?;
         kill::point("recall.fetched");
+        let _writing = self.writing.lock().await;
         if self.recall.is_cut() {
             return Err(Bad::Unwanted);
         }

@@ -61,6 +61,8 @@ pub(super) struct Fill {
     pub moved: AtomicBool,
     /// Chunks whose place in the file has other bytes: to be written with their zeros.
     pub(super) spoilt: Mutex<HashSet<usize>>,
+    /// Held by who writes: the filesystem below lets one at a time, and threads that wait there burn what others could use.
+    pub(super) writing: tokio::sync::Mutex<()>,
 }
 
 impl Fill {
@@ -75,8 +77,22 @@ impl Fill {
     ) -> Arc<Self> {
         let (notes, noted, hashes, spoilt) =
             (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
-        let moved = AtomicBool::new(false);
-        Arc::new(Self { engine, cell, object, claim, mtime, dated_below, recall, notes, noted, hashes, moved, spoilt })
+        let (moved, writing) = (AtomicBool::new(false), tokio::sync::Mutex::default());
+        Arc::new(Self {
+            engine,
+            cell,
+            object,
+            claim,
+            mtime,
+            dated_below,
+            recall,
+            notes,
+            noted,
+            hashes,
+            moved,
+            spoilt,
+            writing,
+        })
     }
 
     pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
@@ -178,8 +194,10 @@ impl Fill {
                 self.recall.look_no_further();
             }
             if !self.recall.is_ending() {
-                while runs.len() < self.engine.limits.fetches_per_file {
-                    let Some(run) = self.recall.next_run() else { break };
+                // Who waits does not wait for all of the others.
+                let (most, ahead_max) = (self.engine.limits.fetches_per_file, self.engine.limits.ahead_per_file());
+                while runs.len() < most {
+                    let Some(run) = self.recall.next_run(runs.len() < ahead_max) else { break };
                     let (this, file) = (self.clone(), file.clone());
                     runs.spawn_on(async move { this.work(file, run).await }, &self.engine.runtime);
                 }

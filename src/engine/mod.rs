@@ -61,7 +61,7 @@ use tokio::task::JoinHandle;
 
 pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use choices::{CHOSEN_CHUNK_MAX, Choice, is_choosable};
+pub use choices::{CHOSEN_CHUNK_MAX, Choice, is_choosable, set_policy_of_tree};
 pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
 pub use history::{Standing, Version};
@@ -71,7 +71,7 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
-pub use peer::{NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
+pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
@@ -103,6 +103,13 @@ pub struct Limits {
     pub fetches_per_file: usize,
     /// Chunks fetched at once for all recalls together, and their memory, which is theirs alone: archiving takes none of it.
     pub recalls: SlotLimits,
+}
+
+impl Limits {
+    /// Of the requests for one file, how many may be for what nobody waits for yet.
+    fn ahead_per_file(&self) -> usize {
+        self.fetches_per_file - self.fetches_per_file / 4
+    }
 }
 
 impl Default for Limits {

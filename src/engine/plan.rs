@@ -144,6 +144,11 @@ impl Plan {
         self.chunks[chunks].iter().all(|chunk| matches!(chunk, Chunk::Local | Chunk::Held))
     }
 
+    /// Whether all of these chunks are here or on their way.
+    pub fn is_coming(&self, chunks: Range<usize>) -> bool {
+        !self.chunks[chunks].iter().any(|chunk| matches!(chunk, Chunk::Absent | Chunk::Perhaps))
+    }
+
     /// Whether all content is in the file.
     pub fn is_complete(&self) -> bool {
         self.local == self.chunks.len()
@@ -184,13 +189,20 @@ impl Plan {
         self.everything = true;
     }
 
-    /// What is fetched after what is waited for, before what was said earlier; that goes where it overlaps, or there is too much of it. Whether
-    /// any of it is missing.
+    /// What is fetched after what is waited for, before what was said earlier; of that, the oldest goes where there is too much. What overlaps
+    /// becomes one: two readers near each other must not have each other's chunks given up halfway. Whether any of it is missing.
     pub fn look_ahead(&mut self, ahead: Vec<Range<usize>>) -> bool {
-        let touches = |one: &Range<usize>, other: &Range<usize>| one.start <= other.end && other.start <= one.end;
-        self.ahead.retain(|old| !ahead.iter().any(|new| touches(new, old)));
         let missing = ahead.iter().any(|range| !self.is_local(range.clone()));
-        for range in ahead.into_iter().rev().filter(|range| !range.is_empty()) {
+        for mut range in ahead.into_iter().rev().filter(|range| !range.is_empty()) {
+            self.ahead.retain(|old| {
+                let touches = old.start <= range.end && range.start <= old.end;
+                if touches {
+                    range = range.start.min(old.start)..range.end.max(old.end);
+                }
+                !touches
+            });
+            let open = range.clone().find(|at| self.chunks[*at] != Chunk::Local);
+            range.start = open.unwrap_or(range.end);
             self.ahead.push_front(range);
         }
         self.ahead.truncate(AHEAD_MAX);
@@ -254,12 +266,14 @@ impl Plan {
         self.set(chunk, Chunk::Held);
     }
 
-    /// A chunk is in memory no longer.
-    pub fn dropped(&mut self, chunk: usize) {
-        if self.chunks[chunk] == Chunk::Held {
+    /// A chunk is in memory no longer. Whether it was nowhere else.
+    pub fn dropped(&mut self, chunk: usize) -> bool {
+        let was_held = self.chunks[chunk] == Chunk::Held;
+        if was_held {
             self.set(chunk, Chunk::Absent);
             self.cursor = self.cursor.min(chunk);
         }
+        was_held
     }
 
     /// Whether somebody wants one of these chunks, or will.
@@ -271,10 +285,10 @@ impl Plan {
             || self.demands.iter().any(|demand| touches(&demand.chunks))
     }
 
-    /// The next run, of at most `most` chunks; they count as under way.
-    pub fn next_run(&mut self, most: usize) -> Option<Run> {
+    /// The next run, of at most `most` chunks; they count as under way. `ahead`: also one that nobody waits for yet.
+    pub fn next_run(&mut self, most: usize, ahead: bool) -> Option<Run> {
         let most = most.max(1);
-        let (start, limit, wanted) = self.next_start()?;
+        let (start, limit, wanted) = self.next_start().filter(|(.., wanted)| *wanted || ahead)?;
         let work = if self.chunks[start] == Chunk::Perhaps { Work::Compare } else { Work::Fetch };
         let kind = self.chunks[start];
         let end = (start + 1..limit.min(start + most)).find(|at| self.chunks[*at] != kind);
@@ -337,16 +351,16 @@ mod tests {
     #[test]
     fn what_is_waited_for_comes_first_and_nothing_else() {
         let mut plan = Plan::new(100, 10);
-        assert_eq!(plan.next_run(4), None);
+        assert_eq!(plan.next_run(4, true), None);
         let range = ByteRange { offset: 35, len: 10 };
         assert_eq!(plan.chunks_of(range), 3..5);
         let id = plan.want(Some(plan.chunks_of(range)));
-        assert_eq!(plan.next_run(4), run(Work::Fetch, 3..5, true));
-        assert_eq!(plan.next_run(4), None);
+        assert_eq!(plan.next_run(4, true), run(Work::Fetch, 3..5, true));
+        assert_eq!(plan.next_run(4, true), None);
         plan.arrived(3);
         assert!(!plan.is_local(3..5));
         assert_eq!(plan.run_ended(&Run { work: Work::Fetch, chunks: 3..5, wanted: true }), [4]);
-        assert_eq!(plan.next_run(4), run(Work::Fetch, 4..5, true));
+        assert_eq!(plan.next_run(4, true), run(Work::Fetch, 4..5, true));
         plan.arrived(4);
         assert!(plan.is_local(3..5) && !plan.is_at_rest());
         plan.withdraw(id);
@@ -359,13 +373,13 @@ mod tests {
         plan.want(None);
         plan.want(Some(7..8));
         plan.want(Some(5..6));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 7..8, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 5..6, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 0..3, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 3..5, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 6..7, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 8..10, true));
-        assert_eq!(plan.next_run(3), None);
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 7..8, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 5..6, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 0..3, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 3..5, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 6..7, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 8..10, true));
+        assert_eq!(plan.next_run(3, true), None);
     }
 
     #[test]
@@ -373,14 +387,30 @@ mod tests {
         let mut plan = Plan::new(100, 10);
         plan.want(Some(1..2));
         assert!(plan.look_ahead(vec![2..6, 8..9]));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 1..4, true));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 4..6, false));
-        assert_eq!(plan.next_run(3), run(Work::Fetch, 8..9, false));
-        assert_eq!(plan.next_run(3), None);
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 1..4, true));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 4..6, false));
+        assert_eq!(plan.next_run(3, true), run(Work::Fetch, 8..9, false));
+        assert_eq!(plan.next_run(3, true), None);
         assert!(plan.is_still_wanted(&(8..9)) && !plan.is_still_wanted(&(9..10)));
         assert!(plan.look_ahead(std::iter::once(0..1).collect()));
         plan.rest();
-        assert_eq!(plan.next_run(3), None);
+        assert_eq!(plan.next_run(3, true), None);
+    }
+
+    #[test]
+    fn what_is_on_its_way_for_one_reader_is_not_given_up_for_another() {
+        let mut plan = Plan::new(200, 10);
+        plan.look_ahead(vec![2..6]);
+        assert_eq!(plan.next_run(4, true), run(Work::Fetch, 2..6, false));
+        plan.arrived(2);
+        // Another reads from within it on, and is ahead.
+        plan.look_ahead(vec![5..9]);
+        assert!(plan.is_still_wanted(&(3..4)));
+        assert_eq!(plan.next_run(4, true), run(Work::Fetch, 6..9, false));
+        (3..9).for_each(|chunk| plan.arrived(chunk));
+        plan.look_ahead(vec![8..11]);
+        assert!(!plan.is_still_wanted(&(3..8)), "it is here");
+        assert_eq!(plan.next_run(4, true), run(Work::Fetch, 9..11, false));
     }
 
     #[test]
@@ -388,13 +418,13 @@ mod tests {
         let mut plan = Plan::new(95, 10);
         plan.perhaps(2..4);
         plan.want(Some(1..5));
-        assert_eq!(plan.next_run(9), run(Work::Fetch, 1..2, true));
-        assert_eq!(plan.next_run(9), run(Work::Compare, 2..4, true));
+        assert_eq!(plan.next_run(9, true), run(Work::Fetch, 1..2, true));
+        assert_eq!(plan.next_run(9, true), run(Work::Compare, 2..4, true));
         plan.arrived(2);
         assert_eq!(plan.run_ended(&Run { work: Work::Compare, chunks: 2..4, wanted: true }), [3]);
-        assert_eq!(plan.next_run(9), run(Work::Compare, 3..4, true), "nobody has looked");
+        assert_eq!(plan.next_run(9, true), run(Work::Compare, 3..4, true), "nobody has looked");
         plan.is_spoilt(3);
-        assert_eq!(plan.next_run(9), run(Work::Fetch, 3..5, true));
+        assert_eq!(plan.next_run(9, true), run(Work::Fetch, 3..5, true));
         assert_eq!(plan.bytes_of(&(9..10)), ByteRange { offset: 90, len: 5 });
     }
 
@@ -402,27 +432,40 @@ mod tests {
     fn a_file_whose_missing_chunks_are_there_is_compared_to_its_end() {
         let mut plan = Plan::new(40, 10);
         plan.perhaps(0..3);
-        assert_eq!(plan.next_run(9), None, "the last one is not there");
+        assert_eq!(plan.next_run(9, true), None, "the last one is not there");
         let id = plan.want(Some(3..4));
-        assert_eq!(plan.next_run(9), run(Work::Fetch, 3..4, true));
+        assert_eq!(plan.next_run(9, true), run(Work::Fetch, 3..4, true));
         plan.arrived(3);
         plan.withdraw(id);
-        assert_eq!(plan.next_run(2), run(Work::Compare, 0..2, false));
+        assert_eq!(plan.next_run(2, true), run(Work::Compare, 0..2, false));
         assert!(plan.is_still_wanted(&(0..2)), "or it would be given up, and begun again");
-        assert_eq!(plan.next_run(2), run(Work::Compare, 2..3, false));
+        assert_eq!(plan.next_run(2, true), run(Work::Compare, 2..3, false));
         (0..3).for_each(|chunk| plan.arrived(chunk));
         assert!(plan.is_complete() && plan.is_at_rest());
+    }
+
+    #[test]
+    fn who_waits_finds_a_place_beside_what_nobody_waits_for() {
+        let mut plan = Plan::new(100, 10);
+        plan.want_everything();
+        assert_eq!(plan.next_run(2, false), None);
+        assert_eq!(plan.next_run(2, true), run(Work::Fetch, 0..2, false));
+        assert!(plan.is_coming(0..2) && !plan.is_coming(1..3));
+        plan.want(Some(1..2));
+        assert_eq!(plan.next_run(2, false), None, "it is on its way");
+        plan.want(Some(7..8));
+        assert_eq!(plan.next_run(2, false), run(Work::Fetch, 7..9, true));
     }
 
     #[test]
     fn everything_comes_once_also_after_failures() {
         let mut plan = Plan::new(50, 10);
         plan.want_everything();
-        assert_eq!(plan.next_run(2), run(Work::Fetch, 0..2, false));
-        assert_eq!(plan.next_run(9), run(Work::Fetch, 2..5, false));
+        assert_eq!(plan.next_run(2, true), run(Work::Fetch, 0..2, false));
+        assert_eq!(plan.next_run(9, true), run(Work::Fetch, 2..5, false));
         plan.arrived(0);
         plan.run_ended(&Run { work: Work::Fetch, chunks: 0..2, wanted: false });
-        assert_eq!(plan.next_run(9), run(Work::Fetch, 1..2, false));
+        assert_eq!(plan.next_run(9, true), run(Work::Fetch, 1..2, false));
         assert!(plan.is_still_wanted(&(4..5)));
         plan.rest();
         assert!(!plan.is_still_wanted(&(4..5)) && !plan.is_at_rest());

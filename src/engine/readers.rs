@@ -7,12 +7,14 @@ use crate::types::ByteRange;
 /// Readers followed at once; the one that has not read for the longest makes room.
 const READERS_MAX: usize = 8;
 /// How far from where it is expected a read of a sequential reader may be, in bytes: the kernel reads ahead in several requests at once,
-/// which come in any order.
-const SLACK: u64 = 2 << 20;
+/// 4 MiB, which come in any order.
+const SLACK: u64 = 4 << 20;
 /// Who has read so many bytes in sequence will probably go on: one large `read` may come in many requests.
 const SEQUENCE_MIN: u64 = (1 << 20) + (64 << 10);
 /// The first window, in bytes.
 const WINDOW_FIRST: u64 = 2 << 20;
+/// A window is filled again when a fourth of it was read: so a request brings several chunks, and several requests are on their way.
+const REFILL: u64 = 4;
 /// Strides followed into the future.
 const STRIDES_AHEAD: u64 = 4;
 
@@ -25,6 +27,8 @@ struct Reader {
     /// Whether a second read has followed the first.
     confirmed: bool,
     window: u64,
+    /// Where what was forecast so far ends. It never moves back: what is being fetched would be given up halfway.
+    until: u64,
     used: u64,
 }
 
@@ -62,6 +66,7 @@ impl Readers {
             next: read.end(),
             confirmed: false,
             window: 0,
+            until: 0,
             used: self.clock,
         });
         self.jump(read, window_max)
@@ -106,8 +111,12 @@ impl Reader {
             window => window,
         }
         .min(window_max);
-        let ahead = (self.window > 0).then_some(ByteRange { offset: self.next, len: self.window });
-        ahead.into_iter().collect()
+        let left = self.until.saturating_sub(self.next);
+        if left > self.window - self.window / REFILL || self.window == 0 {
+            return Vec::new();
+        }
+        self.until = self.until.max(self.next + self.window);
+        vec![ByteRange { offset: self.next, len: self.until - self.next }]
     }
 }
 
@@ -138,9 +147,22 @@ mod tests {
         assert_eq!(readers.note(at(2 * MIB, MIB), false, 8 * MIB), [at(3 * MIB, 2 * MIB)]);
         assert_eq!(readers.note(at(3 * MIB, MIB), true, 8 * MIB), [at(4 * MIB, 4 * MIB)]);
         assert_eq!(readers.note(at(4 * MIB, MIB), true, 8 * MIB), [at(5 * MIB, 8 * MIB)]);
-        assert_eq!(readers.note(at(5 * MIB, MIB), true, 8 * MIB), [at(6 * MIB, 8 * MIB)]);
-        // Memory is short.
-        assert_eq!(readers.note(at(6 * MIB, MIB), false, MIB), [at(7 * MIB, MIB)]);
+        // Nothing more until a fourth of it was read.
+        assert_eq!(readers.note(at(5 * MIB, MIB), true, 8 * MIB), []);
+        assert_eq!(readers.note(at(6 * MIB, MIB), true, 8 * MIB), [at(7 * MIB, 8 * MIB)]);
+    }
+
+    #[test]
+    fn what_was_forecast_stays_so_when_memory_is_short() {
+        let mut readers = Readers::default();
+        readers.note(at(0, MIB), true, 8 * MIB);
+        readers.note(at(MIB, MIB), true, 8 * MIB);
+        readers.note(at(2 * MIB, MIB), true, 8 * MIB);
+        assert_eq!(readers.note(at(3 * MIB, MIB), true, 8 * MIB), [at(4 * MIB, 8 * MIB)]);
+        for n in 4..11 {
+            assert_eq!(readers.note(at(n * MIB, MIB), false, MIB), [], "{n}");
+        }
+        assert_eq!(readers.note(at(11 * MIB, MIB), false, MIB), [at(12 * MIB, MIB)]);
     }
 
     #[test]
@@ -158,7 +180,7 @@ mod tests {
         readers.note(at(0, MIB), true, 64 * MIB);
         readers.note(at(MIB, MIB), true, 64 * MIB);
         assert_eq!(readers.note(at(3 * MIB, MIB), false, 64 * MIB), [at(4 * MIB, 2 * MIB)]);
-        assert_eq!(readers.note(at(2 * MIB, MIB), false, 64 * MIB), [at(4 * MIB, 2 * MIB)]);
+        assert_eq!(readers.note(at(2 * MIB, MIB), false, 64 * MIB), [], "nothing was read beyond");
     }
 
     #[test]

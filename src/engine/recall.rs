@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -17,6 +18,7 @@ use super::error::{EngineError, EngineResult};
 use super::line::Line;
 use super::plan::{Plan, Run};
 use super::readers::Readers;
+use super::slots::{HeldRoom, Slots};
 use crate::ports::{LowerFile, LowerResult};
 use crate::record::ObjectRef;
 use crate::types::{ByteRange, RecallPolicy};
@@ -24,7 +26,8 @@ use crate::types::{ByteRange, RecallPolicy};
 /// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
 pub const CUT_WITHIN: Duration = Duration::from_millis(20);
 
-/// Content of one file that is only served and not kept stays in memory for its readers: so many bytes, but at least so many chunks.
+/// Content of one file stays in memory for its readers, so many bytes at most, as long as there is room for all recalls ([`Slots::hold`]). Where it is
+/// only served and not kept it is nowhere else: then so many chunks stay in any case.
 const HELD_BYTES: u64 = 16 << 20;
 const HELD_CHUNKS_MIN: usize = 4;
 /// How far is read ahead for readers that are only served, in bytes: no further than is held.
@@ -57,6 +60,8 @@ pub struct Recall {
     state: Mutex<State>,
     /// For who waits for chunks, or for the recall to end.
     moved: Notify,
+    /// For who fetches: perhaps nobody wants it any more.
+    lessened: Notify,
     /// For the recall itself: there is something to do, or it is to end.
     stirred: Notify,
     cut: AtomicBool,
@@ -71,6 +76,7 @@ pub struct Recall {
     bytes_done: AtomicU64,
     policy: RecallPolicy,
     line: Arc<Line>,
+    slots: Arc<Slots>,
 }
 
 struct State {
@@ -86,12 +92,13 @@ struct State {
 }
 
 /// A chunk in memory.
-#[derive(Clone)]
 struct Held {
     chunk: usize,
     content: Content,
-    /// It is being written, and then goes.
+    /// It is being written: until then it is nowhere else.
     stays: bool,
+    /// Its share of the memory for what is held. Without one it is among the few that stay in any case, or goes when it is written.
+    room: Option<HeldRoom>,
 }
 
 /// What somebody waits for; dropping it takes the wish back.
@@ -123,8 +130,16 @@ impl Drop for Demand {
         let mut state = self.recall.state.lock();
         state.plan.withdraw(self.id);
         state.failed.remove(&self.id);
+        // What came is fetched no more; only who gave up leaves something behind that nobody wants.
+        let gave_up = !self.range.is_some_and(|range| state.serves(range));
+        let at_rest = state.plan.is_at_rest();
         drop(state);
-        self.recall.stir();
+        if gave_up {
+            self.recall.lessened.notify_waiters();
+        }
+        if gave_up || at_rest {
+            self.recall.stirred.notify_one();
+        }
     }
 }
 
@@ -135,7 +150,13 @@ impl State {
 }
 
 impl Recall {
-    pub(super) fn new(object: &ObjectRef, may_keep: bool, policy: RecallPolicy, line: Arc<Line>) -> Arc<Self> {
+    pub(super) fn new(
+        object: &ObjectRef,
+        may_keep: bool,
+        policy: RecallPolicy,
+        line: Arc<Line>,
+        slots: Arc<Slots>,
+    ) -> Arc<Self> {
         let chunk_size = u64::from(object.chunk_size);
         Arc::new(Self {
             chunk_size,
@@ -148,6 +169,7 @@ impl Recall {
                 outcome: None,
             }),
             moved: Notify::new(),
+            lessened: Notify::new(),
             stirred: Notify::new(),
             cut: AtomicBool::new(false),
             paused: AtomicBool::new(false),
@@ -158,6 +180,7 @@ impl Recall {
             bytes_done: AtomicU64::new(0),
             policy,
             line,
+            slots,
         })
     }
 
@@ -176,7 +199,7 @@ impl Recall {
     /// Has the recall look again whether anybody wants anything.
     pub fn stir(&self) {
         self.stirred.notify_one();
-        self.moved.notify_waiters();
+        self.lessened.notify_waiters();
     }
 
     pub(super) async fn stirred(&self) {
@@ -195,44 +218,76 @@ impl Recall {
         !self.gone.load(Ordering::SeqCst) && state.plan.is_local(state.plan.chunks_of(range))
     }
 
-    /// Reads `range`, which lies within the object, from the lower file and from what is held in memory; `None`: some of it is not there.
+    /// Reads `range`, which lies within the object, from what is held in memory and from the lower file; `None`: some of it is not there.
     /// The bytes are the content.
-    pub fn read(&self, file: &dyn LowerFile, range: ByteRange) -> LowerResult<Option<Vec<u8>>> {
-        let mut held = Vec::new();
-        {
-            let state = self.state.lock();
-            if self.gone.load(Ordering::SeqCst) || !state.serves(range) {
-                return Ok(None);
-            }
-            for chunk in state.plan.chunks_of(range) {
-                if !state.plan.is_local(chunk..chunk + 1) {
-                    held.extend(state.held.iter().find(|held| held.chunk == chunk).cloned());
-                }
-            }
-        }
-        let mut buffer = vec![0; range.len as usize];
+    pub fn read(&self, file: &dyn LowerFile, range: ByteRange) -> LowerResult<Option<Bytes>> {
+        let Some(held) = self.held(range) else { return Ok(None) };
         if held.is_empty() {
+            let mut buffer = vec![0; range.len as usize];
             let got = file.read_at(&mut buffer, range.offset)?;
-            return Ok((got == buffer.len() && self.is_available(range)).then_some(buffer));
+            return Ok((got == buffer.len() && self.is_available(range)).then(|| buffer.into()));
         }
-        let mut at = range.offset;
+        let (mut content, mut at) = (Content::default(), range.offset);
         while at < range.end() {
             let chunk = (at / self.chunk_size) as usize;
-            let (start, end) =
-                (chunk as u64 * self.chunk_size, ((chunk as u64 + 1) * self.chunk_size).min(range.end()));
-            let into = &mut buffer[(at - range.offset) as usize..(end - range.offset) as usize];
-            match held.iter().find(|held| held.chunk == chunk) {
-                Some(held) => held.content.copy_to((at - start) as usize, into),
+            let place = self.place(chunk, range.end());
+            let part = ByteRange { offset: at, len: place.end() - at };
+            match held.iter().find(|(held, _)| *held == chunk) {
+                Some((_, held)) => content.append(held.slice((at - place.offset) as usize, part.len as usize)),
                 None => {
-                    let got = file.read_at(into, at)?;
-                    if got != into.len() || !self.is_available(ByteRange { offset: at, len: end - at }) {
+                    let mut buffer = vec![0; part.len as usize];
+                    let got = file.read_at(&mut buffer, at)?;
+                    if got != buffer.len() || !self.is_available(part) {
                         return Ok(None);
                     }
+                    content.push(buffer.into());
                 }
             }
-            at = end;
+            at = part.end();
         }
-        Ok(Some(buffer))
+        Ok(Some(content.into_bytes()))
+    }
+
+    /// Reads `range` if all of it is in memory.
+    pub fn read_held(&self, range: ByteRange) -> Option<Bytes> {
+        {
+            let state = self.state.lock();
+            let is_held = |chunk| state.held.iter().any(|held| held.chunk == chunk);
+            if !state.plan.chunks_of(range).all(is_held) {
+                return None;
+            }
+        }
+        let mut content = Content::default();
+        for (chunk, held) in self.held(range)? {
+            let (place, start) =
+                (self.place(chunk, range.end()), range.offset.max(self.place(chunk, range.end()).offset));
+            content.append(held.slice((start - place.offset) as usize, (place.end() - start) as usize));
+        }
+        (content.len() as u64 == range.len).then(|| content.into_bytes())
+    }
+
+    /// What of `range` is in memory, in order. `None`: some of it is not here at all.
+    fn held(&self, range: ByteRange) -> Option<Vec<(usize, Content)>> {
+        let mut state = self.state.lock();
+        if self.gone.load(Ordering::SeqCst) || !state.serves(range) {
+            return None;
+        }
+        let mut found = Vec::new();
+        for chunk in state.plan.chunks_of(range) {
+            let Some(at) = state.held.iter().position(|held| held.chunk == chunk) else { continue };
+            found.push((chunk, state.held[at].content.clone()));
+            // Read to its end, it will hardly be read again; who does finds it in the file.
+            if range.end() >= self.place(chunk, u64::MAX).end() && state.plan.is_local(chunk..chunk + 1) {
+                state.held.remove(at);
+            }
+        }
+        Some(found)
+    }
+
+    /// Where a chunk is, up to `end`.
+    fn place(&self, chunk: usize, end: u64) -> ByteRange {
+        let offset = chunk as u64 * self.chunk_size;
+        ByteRange { offset, len: self.chunk_size.min(end - offset) }
     }
 
     /// A reader reads `range`, and did not have to wait for it: what it will probably read next is fetched.
@@ -268,15 +323,19 @@ impl Recall {
             }
         }
         let chunks = range.map(|range| state.plan.chunks_of(range));
+        let mut comes = chunks.as_ref().is_some_and(|chunks| state.plan.is_coming(chunks.clone()));
         let id = state.plan.want(chunks);
         if let Some(range) = range {
             if self.policy == RecallPolicy::Progressive && !passes {
                 state.plan.want_everything();
+                comes = false;
             }
             self.look_ahead(&mut state, range, true);
         }
         drop(state);
-        self.stirred.notify_one();
+        if !comes {
+            self.stirred.notify_one();
+        }
         Some(Demand { recall: self.clone(), id, range })
     }
 
@@ -302,6 +361,7 @@ impl Recall {
         state.failed.extend(gone.into_iter().map(|id| (id, why.clone())));
         drop(state);
         self.moved.notify_waiters();
+        self.lessened.notify_waiters();
     }
 
     /// Whether it brings nothing more: it is to end, or ends.
@@ -312,7 +372,7 @@ impl Recall {
     /// Nobody has the file open: nothing is fetched ahead any more.
     pub(super) fn look_no_further(&self) {
         if self.with_plan(|plan| plan.look_no_further()) {
-            self.moved.notify_waiters();
+            self.lessened.notify_waiters();
         }
     }
 
@@ -335,9 +395,13 @@ impl Recall {
         self.wait(|state| state.outcome.is_some().then_some(())).await;
     }
 
-    async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
+    async fn wait<T>(&self, look: impl FnMut(&mut State) -> Option<T>) -> T {
+        self.wait_for(&self.moved, look).await
+    }
+
+    async fn wait_for<T>(&self, moves: &Notify, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
-            let moved = self.moved.notified();
+            let moved = moves.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
             if let Some(result) = look(&mut self.state.lock()) {
@@ -349,43 +413,60 @@ impl Recall {
 
     /// Waits until nobody wants any of `chunks` any more, or the recall is to end.
     pub(super) async fn unwanted(&self, chunks: &std::ops::Range<usize>) {
-        self.wait(|state| (self.is_cut() || self.is_paused() || !state.plan.is_still_wanted(chunks)).then_some(()))
-            .await;
+        let ends = |state: &State| self.is_cut() || self.is_paused() || !state.plan.is_still_wanted(chunks);
+        self.wait_for(&self.lessened, |state| ends(state).then_some(())).await;
     }
 
     pub(super) fn with_plan<T>(&self, act: impl FnOnce(&mut Plan) -> T) -> T {
         act(&mut self.state.lock().plan)
     }
 
-    /// The next run, of few enough chunks that several requests share what is wanted soon.
-    pub(super) fn next_run(&self) -> Option<Run> {
-        self.with_plan(|plan| plan.next_run((REQUEST_BYTES / self.chunk_size) as usize))
+    /// The next run, of few enough chunks that several requests share what is wanted soon; `ahead`: also one that nobody waits for yet.
+    pub(super) fn next_run(&self, ahead: bool) -> Option<Run> {
+        self.with_plan(|plan| plan.next_run((REQUEST_BYTES / self.chunk_size) as usize, ahead))
     }
 
-    /// A chunk is verified, and in the lower file.
+    /// A chunk is verified, and in the lower file. It stays in memory for its reader as well, where there is room.
     pub(super) fn arrived(&self, chunk: usize) {
         let mut state = self.state.lock();
         state.plan.arrived(chunk);
-        state.held.retain(|held| held.chunk != chunk);
+        let held = state.held.iter().position(|held| held.chunk == chunk);
+        if let Some(at) = held {
+            state.held[at].stays = false;
+            if state.held[at].room.is_none() {
+                state.held.remove(at);
+            }
+        }
         drop(state);
-        self.moved.notify_waiters();
+        // Who waits for what was held has been told.
+        if held.is_none() {
+            self.moved.notify_waiters();
+        }
     }
 
     /// A chunk is verified, and in memory; `stays`: until it is written, too.
     pub(super) fn hold(&self, chunk: usize, content: Content, stays: bool) {
-        self.bytes_done.fetch_add(content.len() as u64, Ordering::Relaxed);
+        let len = content.len() as u64;
+        self.bytes_done.fetch_add(len, Ordering::Relaxed);
         let most = ((HELD_BYTES / self.chunk_size) as usize).max(HELD_CHUNKS_MIN);
+        let mut gone = Vec::new();
         let mut state = self.state.lock();
         state.plan.is_held(chunk);
         state.held.retain(|held| held.chunk != chunk);
-        state.held.push_back(Held { chunk, content, stays });
+        let mut room = if state.held.len() < most { self.slots.hold(len) } else { None };
         // Nobody waits for the oldest any more, or he asks again.
-        if state.held.len() > most
-            && let Some(oldest) = state.held.iter().position(|held| !held.stays)
-            && let Some(oldest) = state.held.remove(oldest)
+        while room.is_none()
+            && let Some(at) = state.held.iter().position(|held| !held.stays)
+            && (state.held.len() >= HELD_CHUNKS_MIN || state.held[at].room.is_some())
+            && let Some(oldest) = state.held.remove(at)
         {
             state.plan.dropped(oldest.chunk);
+            drop(oldest.room);
+            room = self.slots.hold(len);
+            // Freed when the lock is given back.
+            gone.push(oldest.content);
         }
+        state.held.push_back(Held { chunk, content, stays, room });
         drop(state);
         self.moved.notify_waiters();
     }
@@ -401,18 +482,17 @@ impl Recall {
         let mut left = state.plan.run_ended(run);
         if self.keeps() {
             // What could not be written after all has not come either.
-            let unwritten = |held: &Held| run.chunks.contains(&held.chunk);
-            let gone: Vec<_> = state.held.iter().filter(|held| unwritten(held)).map(|held| held.chunk).collect();
-            state.held.retain(|held| !unwritten(held));
-            gone.iter().for_each(|chunk| state.plan.dropped(*chunk));
+            let gone: Vec<_> = run.chunks.clone().filter(|chunk| state.plan.dropped(*chunk)).collect();
+            state.held.retain(|held| !gone.contains(&held.chunk));
             left.extend(gone);
         }
         if let (Some(error), Some(first), Some(last)) = (error, left.iter().min(), left.iter().max()) {
             let demands = state.plan.give_up(*first..last + 1);
             state.failed.extend(demands.into_iter().map(|id| (id, error.clone())));
+            drop(state);
+            self.moved.notify_waiters();
+            self.lessened.notify_waiters();
         }
-        drop(state);
-        self.moved.notify_waiters();
     }
 
     /// Closes it, if nobody waits for anything and nothing is on its way: nobody can join then.

@@ -39,6 +39,8 @@ impl Default for SlotLimits {
 
 /// A quarter is for interactive fetches alone.
 const RESERVED: u64 = 4;
+/// A quarter of the memory is for what was fetched, and stays for its readers.
+const HELD: u64 = 4;
 
 /// A fetch that waits.
 struct Waiting {
@@ -91,12 +93,28 @@ struct State {
     lines: [Line; Class::ALL.len()],
     /// Fetches of a higher class let in since one of a lower class that waited.
     turns: u32,
+    /// Bytes that stay for readers.
+    held: u64,
 }
 
 /// All slots of an engine.
 pub struct Slots {
+    /// Of fetches: without what stays for readers.
     limits: SlotLimits,
+    held_max: u64,
     state: Mutex<State>,
+}
+
+/// Room for content that stays in memory; given back when it is dropped.
+pub struct HeldRoom {
+    slots: Arc<Slots>,
+    bytes: u64,
+}
+
+impl Drop for HeldRoom {
+    fn drop(&mut self) {
+        self.slots.state.lock().held -= self.bytes;
+    }
 }
 
 /// A slot and room for bytes; both are given back when it is dropped.
@@ -124,8 +142,19 @@ impl Drop for Permit {
 
 impl Slots {
     pub fn new(limits: SlotLimits) -> Arc<Self> {
-        let limits = SlotLimits { fetches: limits.fetches.max(1), ..limits };
-        Arc::new(Self { limits, state: Mutex::default() })
+        let held_max = limits.bytes / HELD;
+        let limits = SlotLimits { fetches: limits.fetches.max(1), bytes: limits.bytes - held_max };
+        Arc::new(Self { limits, held_max, state: Mutex::default() })
+    }
+
+    /// Room for content that stays for its readers. Nobody waits for it: `None` where there is none.
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Option<HeldRoom> {
+        let mut state = self.state.lock();
+        if state.held + bytes > self.held_max {
+            return None;
+        }
+        state.held += bytes;
+        Some(HeldRoom { slots: self.clone(), bytes })
     }
 
     /// Waits for a slot and room for `bytes`, for the user `uid`. Who gives up waiting (drops the future) gives everything back.
@@ -210,8 +239,11 @@ mod tests {
 
     type Asking = Pin<Box<dyn Future<Output = EngineResult<Permit>>>>;
 
+    /// With room for `bytes` of fetches.
     fn slots(fetches: usize, bytes: u64) -> Arc<Slots> {
-        Slots::new(SlotLimits { fetches, bytes })
+        let slots = Slots::new(SlotLimits { fetches, bytes: bytes * HELD / (HELD - 1) });
+        assert_eq!(slots.limits.bytes, bytes);
+        slots
     }
 
     fn poll(asking: &mut Asking) -> Option<Permit> {
@@ -350,6 +382,21 @@ mod tests {
         let waits = ask(&slots, Bulk, 1, 100);
         let _mine = now(&slots, Interactive, 2, 250);
         drop(waits);
+    }
+
+    #[test]
+    fn what_stays_has_its_own_room() {
+        let slots = Slots::new(SlotLimits { fetches: 8, bytes: 400 });
+        let all = now(&slots, Interactive, 1, 300);
+        let mut next = ask(&slots, Interactive, 1, 1);
+        let (first, second) = (slots.hold(60).unwrap(), slots.hold(40).unwrap());
+        assert!(slots.hold(1).is_none());
+        drop(first);
+        assert!(poll(&mut next).is_none(), "it is not for fetches");
+        let third = slots.hold(60).unwrap();
+        assert!(slots.hold(1).is_none());
+        drop((second, third, all));
+        assert!(slots.hold(100).is_some() && poll(&mut next).is_some());
     }
 
     #[test]

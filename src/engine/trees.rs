@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::choices::policy_for_tree;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
 use super::source::MemorySource;
@@ -102,7 +103,8 @@ fn read_parts(
     generation: Generation,
     take: &mut dyn FnMut(Part) -> bool,
 ) -> LowerResult<ContentHash> {
-    let own = attributes(lower, dir, &lower.stat(dir)?)?;
+    let mut own = attributes(lower, dir, &lower.stat(dir)?)?;
+    own.xattrs.extend(policy_for_tree(lower, dir)?);
     let listing = lower.open_dir(dir)?;
     let (mut hashes, mut number, mut offset) = (Vec::new(), 0, 0);
     let mut entries = Vec::new();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::Fs;
 use super::error::{FsError, FsResult};
 use super::open::OpenFile;
@@ -33,7 +35,7 @@ fn is_resident(cell: &Cell) -> bool {
 }
 
 /// Reads a file that was written to while its content is away: its own bytes from the file below, the others once they are there.
-fn read_patched(cell: &Arc<Cell>, file: &dyn LowerFile, range: ByteRange) -> FsResult<Try<Vec<u8>>> {
+fn read_patched(cell: &Arc<Cell>, file: &dyn LowerFile, range: ByteRange) -> FsResult<Try<Bytes>> {
     for _ in 0..LOOKS_MAX {
         let (recall, away) = {
             let inner = cell.lock();
@@ -65,7 +67,7 @@ fn read_patched(cell: &Arc<Cell>, file: &dyn LowerFile, range: ByteRange) -> FsR
             if let (Some(recall), Some(first), Some(last)) = (recall, away.first(), away.last()) {
                 recall.note_read(ByteRange { offset: first.offset, len: last.end() - first.offset });
             }
-            return Ok(Try::Done(Ok(buffer)));
+            return Ok(Try::Done(Ok(buffer.into())));
         }
     }
     Ok(Try::Blocked(Blocker::admission(cell, Admission::Sync)))
@@ -73,14 +75,30 @@ fn read_patched(cell: &Arc<Cell>, file: &dyn LowerFile, range: ByteRange) -> FsR
 
 impl Fs {
     /// Reads up to `len` bytes at `offset`; short only at the end of the file.
-    pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Try<Vec<u8>> {
+    pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Try<Bytes> {
         match self.file(fh).and_then(|open| self.read_inner(&open, offset, len)) {
             Ok(attempt) => attempt,
             Err(error) => Try::Done(Err(error)),
         }
     }
 
-    fn read_inner(&self, open: &OpenFile, offset: u64, len: u32) -> FsResult<Try<Vec<u8>>> {
+    /// What a read of a stub gets that has waited for it: without touching the disk. `None`: not all of it is in memory.
+    pub fn read_held(&self, fh: u64, offset: u64, len: u32) -> Option<Bytes> {
+        let open = self.file(fh).ok()?;
+        let (recall, size) = {
+            let inner = open.cell.lock();
+            let object =
+                inner.record.object.as_ref().filter(|_| inner.record.patch.is_none() && !inner.machine.is_local())?;
+            (inner.recall.clone()?, object.len)
+        };
+        let end = (offset + u64::from(len)).min(size);
+        let range = ByteRange { offset, len: end.checked_sub(offset).filter(|len| *len > 0)? };
+        let bytes = recall.read_held(range)?;
+        recall.note_read(range);
+        Some(bytes)
+    }
+
+    fn read_inner(&self, open: &OpenFile, offset: u64, len: u32) -> FsResult<Try<Bytes>> {
         let file = self.reading_file(open)?;
         // While this handle is open nothing is released: content that is local now stays so.
         let (local, recall, size, patched) = {
@@ -92,7 +110,7 @@ impl Fs {
             let mut buffer = vec![0; len as usize];
             let got = file.read_at(&mut buffer, offset)?;
             buffer.truncate(got);
-            return Ok(Try::Done(Ok(buffer)));
+            return Ok(Try::Done(Ok(buffer.into())));
         }
         if patched {
             return read_patched(&open.cell, &*file, ByteRange { offset, len: u64::from(len) });
@@ -101,7 +119,7 @@ impl Fs {
         let Some(size) = size else { return Ok(Try::Blocked(Blocker::content(&open.cell, None))) };
         let end = (offset + u64::from(len)).min(size);
         if offset >= end {
-            return Ok(Try::Done(Ok(Vec::new())));
+            return Ok(Try::Done(Ok(Bytes::new())));
         }
         let range = ByteRange { offset, len: end - offset };
         if let Some(recall) = recall

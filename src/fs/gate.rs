@@ -141,6 +141,9 @@ impl Gate {
     /// Whether `who` reads everything, as far as what he asks for tells. `lower` is asked for the order of a directory, rarely.
     async fn is_scan(self: &Arc<Self>, lower: &Arc<dyn Lower>, cell: &Cell, who: &Arc<Requester>) -> bool {
         let Some(scans) = &self.scans else { return false };
+        if let Some(scan) = scans.lock().goes_on(who, cell.node.id.ino, self.now_ns()) {
+            return scan;
+        }
         let Ok(Some(path)) = lower.path_of(&cell.node) else { return false };
         let Some((parent, name)) = path.parent().zip(path.file_name()) else { return false };
         let dir = hash_of(parent);

@@ -4,6 +4,7 @@
 //! it: the process is the server's.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,12 +52,19 @@ impl Requesters {
 pub fn look_up(thread: u32, uid: u32) -> Requester {
     let nobody = Requester { uid, ..Requester::default() };
     let Some(Process { pid, parent }) = process_of(thread) else { return nobody };
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let read = |name: &str| read(&format!("/proc/{pid}/{name}")).unwrap_or_default();
     // Lines are HIERARCHY:CONTROLLERS:PATH; the unified hierarchy is number 0.
     let groups = read("cgroup");
     let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
     let program = read("comm").trim_end_matches('\n').to_owned();
     Requester { uid, pid, parent, program, cgroup: cgroup.to_owned() }
+}
+
+/// A file of `/proc` in one go: they tell no size, and would be read in small pieces.
+fn read(path: &str) -> std::io::Result<String> {
+    let mut text = String::with_capacity(4096);
+    std::fs::File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 struct Process {
@@ -70,7 +78,7 @@ fn process_of(thread: u32) -> Option<Process> {
     if thread == 0 {
         return None;
     }
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let status = read(&format!("/proc/{thread}/status")).ok()?;
     let number = |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse::<u32>().ok();
     let parent = number("PPid:").filter(|parent| *parent > 1).unwrap_or(0);
     Some(Process { pid: number("Tgid:")?, parent })

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Inner, Stall, shown};
+use crate::engine::{Admission, Cell, Emptying, Inner, Stall, shown};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -105,7 +105,9 @@ impl Blocker {
 impl Fs {
     /// Waits until an attempt is worth making again. Ends early when the requester is being killed, and with
     /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
-    pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
+    ///
+    /// What this gives is to be kept until that attempt is over: it was taken for it, and may be taken away after.
+    pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Emptying>> {
         let (begun, stall, file) = (Instant::now(), blocker.on.stall(), blocker.cell.node.id);
         let ended = self.wait(blocker, waiter).await;
         if let Some(stall) = stall {
@@ -118,20 +120,22 @@ impl Fs {
         ended
     }
 
-    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<()> {
-        let file = blocker.cell.node.id;
+    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Emptying>> {
+        let (file, cell) = (blocker.cell.node.id, blocker.cell.clone());
         let on = match blocker.on {
             // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's
             // first read will.
-            On::Open(_) | On::Leave if self.delays.passes_on(&self.gate.requesters.of(waiter).program) => return Ok(()),
+            On::Open(_) | On::Leave if self.delays.passes_on(&self.gate.requesters.of(waiter).program) => {
+                return Ok(None);
+            }
             On::Leave if self.gate.refuses(&self.gate.requesters.of(waiter)) => return Err(FsError::Withheld),
             on => on,
         };
         let owned = matches!(on, On::Owner);
         let waiting = async {
             match on {
-                On::Disk | On::Leave => Ok(()),
-                On::Owner => Ok(self.engine.take_empty(&blocker.cell).await?),
+                On::Disk | On::Leave => Ok(None),
+                On::Owner => Ok(Some(self.engine.take_empty(&blocker.cell).await?)),
                 On::Step => {
                     // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
                     let mut cancelled = false;
@@ -152,18 +156,18 @@ impl Fs {
                         Activity::None | Activity::Archiving { .. } => true,
                     };
                     let rest = blocker.cell.wait_until(rests);
-                    let Err(_) = tokio::time::timeout(HANDED_OVER_WITHIN, rest).await else { return Ok(()) };
+                    let Err(_) = tokio::time::timeout(HANDED_OVER_WITHIN, rest).await else { return Ok(None) };
                     // Who owns the content may stay undecided for as long as the other side of a pair is away.
                     match blocker.cell.lock().machine.activity() {
                         Activity::HandingOver => Err(FsError::Undecided),
-                        _ => Ok(()),
+                        _ => Ok(None),
                     }
                 }
-                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await,
-                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await,
+                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await.map(|()| None),
+                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await.map(|()| None),
             }
         };
-        tokio::pin!(waiting);
+        let mut waiting = Box::pin(waiting);
         // The other side's offer is taken only while somebody waits: sent away each time, he would never get it over a slow link.
         let mut patience = (!owned).then(|| self.delays.patience(file));
         loop {
@@ -171,7 +175,12 @@ impl Fs {
             let period = left.map_or(SIGNAL_PERIOD, |left| left.min(SIGNAL_PERIOD));
             match tokio::time::timeout(period, &mut waiting).await {
                 Ok(result) => return result,
-                Err(_) if is_signalled(waiter.pid) => return Err(FsError::Interrupted),
+                Err(_) if is_signalled(waiter.pid) => {
+                    // From here on nothing comes of it; what has is not taken back.
+                    drop(waiting);
+                    let emptied = if owned { self.engine.emptied(&cell) } else { None };
+                    return emptied.map_or(Err(FsError::Interrupted), |emptied| Ok(Some(emptied)));
+                }
                 Err(_) => {}
             }
             if patience.is_some_and(|patience| waiter.since.elapsed() >= patience) {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -323,15 +324,18 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.note(Call::Read);
-        self.drive(
-            request,
-            reply,
-            move |fs, _, _| fs.try_read(fh.0, offset, size),
-            |reply, result| match result {
-                Ok(data) => reply.data(&data),
-                Err(error) => reply.error(errno(&error)),
-            },
-        );
+        let finish = |reply: ReplyData, result: FsResult<Bytes>| match result {
+            Ok(data) => reply.data(&data),
+            Err(error) => reply.error(errno(&error)),
+        };
+        match self.fs.next(self.fs.try_read(fh.0, offset, size)) {
+            Next::Finish(result) => finish(reply, result),
+            Next::Wait(wait) => {
+                let at_hand = move |fs: &Fs| fs.read_held(fh.0, offset, size);
+                let again = move |fs: &Fs, _: &ReplyData, _| fs.try_read(fh.0, offset, size);
+                self.drive_on(request, wait, 0, reply, at_hand, again, finish);
+            }
+        }
     }
 
     fn write(
@@ -358,7 +362,7 @@ impl Filesystem for Adapter {
             Next::Wait(wait) => {
                 let data = data.to_vec();
                 let again = move |fs: &Fs, _: &ReplyWrite, patience| fs.try_write(fh.0, offset, &data, patience);
-                self.drive_on(request, wait, u64::from(written), reply, again, finish);
+                self.drive_on(request, wait, u64::from(written), reply, |_| None, again, finish);
             }
         }
     }

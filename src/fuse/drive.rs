@@ -93,45 +93,55 @@ impl Adapter {
     ) {
         match self.fs.next(attempt(&self.fs, &reply, Patience::None)) {
             Next::Finish(result) => finish(reply, result),
-            Next::Wait(wait) => self.drive_on(request, wait, bytes, reply, attempt, finish),
+            Next::Wait(wait) => self.drive_on(request, wait, bytes, reply, |_| None, attempt, finish),
         }
     }
 
-    /// Goes on after a first attempt that has to wait before the next one.
+    /// Goes on after a first attempt that has to wait before the next one. `at_hand`: what can be answered without a thread that may wait
+    /// for the disk.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one request, used once")]
     pub(super) fn drive_on<R: Send + Sync + 'static, T: Send + 'static>(
         &self,
         request: &Request,
         mut wait: Wait,
         bytes: u64,
         reply: R,
+        at_hand: impl Fn(&Fs) -> Option<T> + Send + 'static,
         attempt: impl FnMut(&Fs, &R, Patience) -> Try<T> + Send + 'static,
         finish: impl FnOnce(R, FsResult<T>) + Send + 'static,
     ) {
         let fs = self.fs.clone();
         let waiter = Waiter { pid: request.pid(), uid: request.uid(), since: Instant::now() };
-        let (mut at_hand, mut patiently) = ((reply, attempt), Patiently::default());
+        let (mut asked, mut patiently) = ((reply, attempt), Patiently::default());
         self.fs.engine.runtime.spawn(async move {
             loop {
-                let full = match wait {
-                    Wait::Over(blocker) => fs.unblock(blocker, waiter).await.err(),
-                    Wait::Room(error) => Some(error),
+                // What was taken for the attempt stays until it is over.
+                let (full, _taken) = match wait {
+                    Wait::Over(blocker) => match fs.unblock(blocker, waiter).await {
+                        Ok(taken) => (None, taken),
+                        Err(error) => (Some(error), None),
+                    },
+                    Wait::Room(error) => (Some(error), None),
                 };
                 if let Some(error) = full
                     && !fs.wait_for_room(&error, bytes, waiter, &mut patiently).await
                 {
-                    return finish(at_hand.0, Err(error));
+                    return finish(asked.0, Err(error));
+                }
+                if let Some(ready) = at_hand(&fs) {
+                    return finish(asked.0, Ok(ready));
                 }
                 let fs = fs.clone();
                 let attempted = tokio::task::spawn_blocking(move || {
-                    let (reply, mut attempt) = at_hand;
+                    let (reply, mut attempt) = asked;
                     let result = fs.next(attempt(&fs, &reply, Patience::Disk));
                     (result, (reply, attempt))
                 });
                 // A panic or the end of the runtime drops the reply, and that answers EIO.
                 let Ok((result, back)) = attempted.await else { return };
-                at_hand = back;
+                asked = back;
                 wait = match result {
-                    Next::Finish(result) => return finish(at_hand.0, result),
+                    Next::Finish(result) => return finish(asked.0, result),
                     Next::Wait(wait) => wait,
                 };
             }

@@ -3,11 +3,12 @@
 //! Invariant: the descriptor closes when the last of the file and its lease guards is dropped.
 
 use std::ffi::OsStr;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, ftruncate, seek};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::io::{Errno, pread, pwritev, retry_on_intr};
 
 use super::attr::stat_fd;
 use super::creds::with_fsuid;
@@ -17,6 +18,9 @@ use crate::ports::{Attr, Keep, LowerError, LowerFile, LowerResult, SeekTo};
 
 /// Punching goes beyond the end, to a multiple of this: a block that the end cuts would only be zeroed, not freed.
 const PUNCH_ALIGN_BYTES: u64 = 1 << 20;
+
+/// Pieces that one call writes at most: `IOV_MAX`.
+const PIECES_MAX: usize = 1024;
 
 pub(super) struct OpenFile {
     fd: Arc<OwnedFd>,
@@ -61,13 +65,25 @@ impl LowerFile for OpenFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()> {
+        self.write_pieces(&[data], offset)
+    }
+
+    fn write_pieces(&self, pieces: &[&[u8]], offset: u64) -> LowerResult<()> {
         self.change(|| {
-            let mut done = 0;
-            while done < data.len() {
-                let at = offset + done as u64;
-                match retry_on_intr(|| pwrite(&self.fd, &data[done..], at)).step("pwrite")? {
-                    0 => return Err(LowerError::from_errno("pwrite", libc::EIO)),
-                    put => done += put,
+            let mut at = offset;
+            for some in pieces.chunks(PIECES_MAX) {
+                let mut slices: Vec<_> = some.iter().map(|piece| IoSlice::new(piece)).collect();
+                let mut left = &mut slices[..];
+                // What is empty goes, for nothing written would look like a failure.
+                IoSlice::advance_slices(&mut left, 0);
+                while !left.is_empty() {
+                    match retry_on_intr(|| pwritev(&self.fd, left, at)).step("pwritev")? {
+                        0 => return Err(LowerError::from_errno("pwritev", libc::EIO)),
+                        put => {
+                            at += put as u64;
+                            IoSlice::advance_slices(&mut left, put);
+                        }
+                    }
                 }
             }
             Ok(())

@@ -237,6 +237,15 @@ pub trait LowerFile: Send + Sync {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> LowerResult<usize>;
     /// Writes all of `data`. With [`OpenFlags::append`], at the end whatever `offset` says.
     fn write_at(&self, data: &[u8], offset: u64) -> LowerResult<()>;
+    /// Writes pieces one after the other from `offset` on. After an error, some of it may be there.
+    fn write_pieces(&self, pieces: &[&[u8]], offset: u64) -> LowerResult<()> {
+        let mut at = offset;
+        pieces.iter().try_for_each(|piece| {
+            self.write_at(piece, at)?;
+            at += piece.len() as u64;
+            Ok(())
+        })
+    }
     fn set_len(&self, len: u64) -> LowerResult<()>;
     /// `fallocate(2)` with the kernel's mode bits.
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> LowerResult<()>;

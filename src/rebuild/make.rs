@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::engine::set_policy_of_tree;
 use crate::ports::{
     Attr, Caller, FileKind, Lower, LowerError, LowerResult, NewNode, OpenFlags, RenameMode, SetAttr, SetTime, if_set,
 };
@@ -111,7 +112,9 @@ impl Maker {
         let set = SetAttr { size, uid: Some(uid), gid: Some(gid), mode: Some(mode), ..SetAttr::default() };
         self.lower.set_attr(node, &set)?;
         for (name, value) in &attributes.xattrs {
-            self.lower.set_xattr(node, OsStr::from_bytes(name), value, 0)?;
+            if !set_policy_of_tree(&*self.lower, node, name, value)? {
+                self.lower.set_xattr(node, OsStr::from_bytes(name), value, 0)?;
+            }
         }
         Ok(())
     }

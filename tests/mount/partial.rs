@@ -165,6 +165,21 @@ fn a_reader_in_sequence_is_fetched_for_ahead() {
     rests(&rig, "a", "dual");
 }
 
+/// The kernel's read-ahead comes in several requests in any order. They were taken for several readers, each of which had the other's
+/// requests given up halfway: twice as much was asked for as was needed, each time on a new connection.
+#[test]
+fn nothing_is_asked_for_twice_for_a_reader_in_sequence() {
+    let Some(rig) = (Setup { size: 1 << 30, ..Setup::default() }).build() else { return };
+    let content = stub(&rig, "a", 64 << 20);
+    let before = rig.requests();
+    rig.same("a", &content);
+    let after = rig.requests();
+    let asked = after.content - before.content;
+    assert!(asked <= content.len() as u64 + MANIFEST, "{asked} bytes for {}", content.len());
+    let connections = after.connections - before.connections;
+    assert!(connections <= 16, "{connections} connections");
+}
+
 #[test]
 fn a_reader_with_a_stride_is_fetched_for_ahead() {
     let Some(rig) = Rig::new() else { return };

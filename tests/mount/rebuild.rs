@@ -14,6 +14,8 @@ use crate::rig::*;
 use populate::populate;
 use snapshot::{Facts, compare, content, holes, snapshot};
 
+/// On a directory: what reads below it bring back.
+const POLICY: &str = "user.tierfs.recall_policy";
 /// Files of the usual run; `make rebuild FILES=100000` takes more.
 const FILES: usize = 2_000;
 
@@ -53,6 +55,8 @@ fn lost_and_made_again(files: usize, kind: &'static str, new_kind: &'static str)
     rig.on(&["migrate"], &["changed", "stale"]);
     fs::write(rig.mnt("never archived"), b"only here").unwrap();
     fs::write(rig.mnt("stale"), b"changed since it was archived").unwrap();
+    fs::create_dir(rig.mnt("read whole")).unwrap();
+    set_xattr(&rig.mnt("read whole"), POLICY, b"full").unwrap();
     let begun = Instant::now();
     let stored = rig.on(&["save-names"], &[""]);
     eprintln!("{}; {:.1?}", stored.trim(), begun.elapsed());
@@ -128,6 +132,8 @@ fn lost_and_made_again(files: usize, kind: &'static str, new_kind: &'static str)
     }
     assert!(root.mode() & 0o7777 == 0o755);
     compare(&before, &after, true);
+    assert_eq!(xattr(&rig.mnt("read whole"), POLICY).unwrap(), b"full");
+    assert!(xattr(&rig.mountpoint(), POLICY).is_err());
     let begun = Instant::now();
     let recalled = rig.on(&["recall", "-r"], &[""]);
     eprintln!("{}; {:.1?}", recalled.trim(), begun.elapsed());

@@ -352,7 +352,8 @@ fn memory_for_all_recalls_is_bounded_by_one_setting() {
     let mut contents = stubs(&rig, &names, CHUNK);
     let (gets, hang) = (rig.gets(), rig.fault(Effect::Hang, "GET"));
     let mut storm = Children(names[1..].iter().map(|name| reader(&rig, "cat", name, NOBODY)).collect());
-    let at_once = ((1 << 20) / CHUNK) as u64;
+    // A quarter is for what has come, and waits for its readers.
+    let at_once = ((1 << 20) / CHUNK) as u64 * 3 / 4;
     wait_for("as many requests as fit", || rig.gets() == gets + at_once);
     wait_for("all recalls", || running(&rig).len() == names.len() - 1);
     assert_eq!(rig.gets(), gets + at_once);
@@ -380,7 +381,7 @@ fn a_read_passes_a_command_that_hangs() {
     let (gets, hang) = (rig.gets(), rig.fault(Effect::Hang, "GET"));
     let mut command = rig.command(&["recall".as_ref(), "-r".as_ref(), rig.mnt("dir").as_os_str()]);
     let job = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let at_once = ((1 << 20) / CHUNK) as u64 * 3 / 4;
+    let at_once = ((1 << 20) / CHUNK) as u64 * 3 / 4 * 3 / 4;
     wait_for("three quarters", || rig.gets() == gets + at_once);
     wait_for("all recalls", || running(&rig).len() == bulk.len());
     assert_eq!(rig.gets(), gets + at_once);

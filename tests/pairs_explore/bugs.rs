@@ -88,6 +88,8 @@ bugs! {
     CutUnsynced in "cut, crash",
     /// an offer of what is thrown away is told before it is durable
     OfferedUnsaved in "cut, crash",
+    /// what was accepted for somebody is given up before he gets on
+    EmptiedUnheld in "cut on both sides",
     /// an emptied file keeps its generation
     EmptiedGenerationKept in "cut, crash",
     /// readers are served by a stub's new facts before these are durable

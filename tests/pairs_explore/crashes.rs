@@ -34,7 +34,7 @@ fn die(s: &mut State, side: usize) {
     if matches!(this.user, Some(User::Ask(_))) {
         this.user = None;
     }
-    (this.mem, this.handling, this.job, this.sent) = (None, None, Job::Idle, false);
+    (this.mem, this.handling, this.job, this.sent, this.emptied) = (None, None, Job::Idle, false, false);
 }
 
 /// What is staged and can never be installed goes; paths are found again.

@@ -16,7 +16,7 @@ pub fn local(state: &State, side: usize, bug: Option<Bug>) -> Local {
     let same = state.image(generation) == Some(this.bytes.now);
     let whole = (same && (this.bytes.is_synced() || has(Bug::TakenUnsynced))) || has(Bug::TakenWithoutBytes);
     Local {
-        writers: this.writers() && !has(Bug::WriterIgnored),
+        writers: (this.writers() && !has(Bug::WriterIgnored)) || (this.emptied && !has(Bug::EmptiedUnheld)),
         synced: this.bytes.is_synced() || has(Bug::PublishedUnsynced),
         held: this.held && !has(Bug::HolderIgnored),
         len: this.bytes.now.len.into(),

@@ -175,6 +175,8 @@ pub struct Side {
     /// What the process believes where it is not what is stored. Only bugs do that.
     pub mem: Option<Ownership>,
     pub user: Option<User>,
+    /// What the user throws away has been accepted: he must get on.
+    pub emptied: bool,
     /// Somebody reads the local file by himself, over all that happens to the process.
     pub held: bool,
     pub job: Job,
@@ -196,6 +198,7 @@ impl Side {
             bytes,
             mem: None,
             user: None,
+            emptied: false,
             held: false,
             job: Job::Idle,
             handling: None,

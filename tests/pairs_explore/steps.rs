@@ -156,6 +156,7 @@ impl State {
         let emptied = was.phase == Phase::Stub && is.is_owner() && is.content.generation > was.content.generation;
         if emptied && self.sides[side].empties() {
             self.truth.set_len(0);
+            self.sides[side].emptied = true;
         }
         if emptied || was.phase == (Phase::Owner { published: false }) && is.phase == (Phase::Owner { published: true })
         {

@@ -60,9 +60,7 @@ pub fn ask(out: &mut Out, side: usize) {
                 s.sides[side].job = Job::Fetch { take: true, waiting: false };
             });
         }
-        Verdict::Take if this.job == Job::Idle => {
-            out.system(side, "the writer gets an error", |s| s.sides[side].user = None)
-        }
+        Verdict::Take if this.job == Job::Idle => out.system(side, "the writer gets an error", |s| fail(s, side)),
         Verdict::Remote(content) if out.from.image(content.generation) == Some(this.bytes.now) => {
             out.system(side, "the user has read the stub", |s| read(s, side));
         }
@@ -74,8 +72,18 @@ pub fn ask(out: &mut Out, side: usize) {
         Verdict::Wait | Verdict::Take | Verdict::Remote(_) => {}
         other => panic!("{event:?} leads to {other:?}"),
     }
-    let waits = |s: &mut State| s.sides[side].user = None;
-    out.user(side, "the user gives up", |spent| &mut spent.giveups, waits);
+    // What was accepted for him is his to finish, also if he would have given up.
+    if !this.emptied {
+        out.user(side, "the user gives up", |spent| &mut spent.giveups, |s| fail(s, side));
+    }
+}
+
+/// The user is told that it failed, or is gone.
+fn fail(s: &mut State, side: usize) {
+    if s.sides[side].emptied {
+        s.violation = Some("who is told that it failed finds it thrown away");
+    }
+    s.sides[side].user = None;
 }
 
 fn allowed(op: Op) -> &'static str {
@@ -94,7 +102,7 @@ fn allow(s: &mut State, side: usize, op: Op) {
         Op::Cut(to) => {
             s.sides[side].bytes.set_len(to.min(len));
             s.truth.set_len(to.min(len));
-            s.sides[side].user = None;
+            (s.sides[side].user, s.sides[side].emptied) = (None, false);
         }
         Op::Read => read(s, side),
     }

@@ -119,17 +119,18 @@ fn questions_about_a_removed_file_end() {
     let _ = sides.west.on("recall", &["taken"]);
     assert!(open(&sides.west, "taken"));
     assert!(sides.east.noted() > 0 && sides.west.noted() > 0);
+    // What was asked has been granted, and what follows from that there is over.
+    wait_for("what was given up to be freed", || sides.east.state("taken") == "stub");
+    wait_for("what was given to be owned", || sides.west.owns("given"));
     // Both files go, as the metadata sync does it; and one of them while nobody serves it.
     fs::remove_file(sides.east.mnt("given")).unwrap();
     fs::remove_file(sides.west.mnt("given")).unwrap();
     sides.west.umount();
-    for name in ["taken"] {
-        fs::remove_file(sides.east.mnt(name)).unwrap();
-        fs::remove_file(sides.west.low(name)).unwrap();
-    }
+    fs::remove_file(sides.east.mnt("taken")).unwrap();
+    fs::remove_file(sides.west.low("taken")).unwrap();
     sides.west.mount();
     for side in [&sides.east, &sides.west] {
-        wait_for("no question to be open", || side.noted() == 0);
+        wait_for(&format!("no question to be open on {}", side.name), || side.noted() == 0);
     }
 }
 

@@ -145,7 +145,7 @@ impl Kernel {
                 Try::Blocked(blocker) => blocker,
             };
             self.with(|state| state.stats.count("waited"))?;
-            self.fs.unblock(blocker, waiter).await?;
+            let _taken = self.fs.unblock(blocker, waiter).await?;
             self.world.pause().await;
             patience = Patience::Disk;
         }

@@ -18,17 +18,18 @@ use crate::types::FileId;
 const ASKS: u32 = 4;
 const ASK_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who waits to throw a file's content away. An offer is accepted as long as there is one.
-struct Waits<'a>(&'a Cell);
+/// Somebody throws all of a file's content away. As long as this is held an offer of it is accepted; and what was accepted is not given up again, or he might be
+/// told that it failed, and find it thrown away.
+pub struct Emptying(Arc<Cell>);
 
-impl<'a> Waits<'a> {
-    fn new(cell: &'a Cell) -> Self {
+impl Emptying {
+    fn new(cell: &Arc<Cell>) -> Self {
         cell.lock().emptying += 1;
-        Self(cell)
+        Self(cell.clone())
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for Emptying {
     fn drop(&mut self) {
         self.0.lock().emptying -= 1;
     }
@@ -47,11 +48,27 @@ pub(super) enum Offer {
 }
 
 impl Engine {
-    /// Has a stub become this side's, empty, for somebody who throws all of its content away; nothing of it is fetched. Whoever asks looks again: it may be the other
-    /// side's again. Dropped, nothing is taken any more.
-    pub async fn take_empty(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+    /// Has a stub become this side's, empty, for somebody who throws all of its content away; nothing of it is fetched. It stays this side's until he who asks has
+    /// looked again and dropped what this gives. Dropped before it ends: see [`Engine::emptied`].
+    pub async fn take_empty(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<Emptying> {
         self.check_running()?;
-        let _waits = Waits::new(cell);
+        let emptying = Emptying::new(cell);
+        let taken = self.try_take_empty(cell).await;
+        // However it came about: what is this side's can be changed.
+        let owns = !cell.lock().machine.is_foreign();
+        if owns { Ok(emptying) } else { taken.map(|()| emptying) }
+    }
+
+    /// Somebody gives up waiting for [`Engine::take_empty`], which was dropped: `None`, and nothing is taken for him any more; or it was, and he has to go on.
+    pub fn emptied(&self, cell: &Arc<Cell>) -> Option<Emptying> {
+        let mut inner = cell.lock();
+        let owns = !inner.machine.is_foreign();
+        inner.emptying += u32::from(owns);
+        drop(inner);
+        owns.then(|| Emptying(cell.clone()))
+    }
+
+    async fn try_take_empty(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
         for ask in 0..ASKS {
             if ask > 0 {
                 tokio::time::sleep(ASK_PAUSE).await;

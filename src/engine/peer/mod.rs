@@ -25,6 +25,7 @@ mod state;
 mod take;
 pub mod wire;
 
+pub use empty::Emptying;
 pub use facts::PeerFacts;
 pub use hold::{NewHold, OwnerHold};
 pub(super) use manifest::Manifests;

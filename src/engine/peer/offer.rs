@@ -166,7 +166,7 @@ impl Engine {
         let failed = EngineError::lower(cell.node.id);
         let refuse = |why| Err(EngineError::Refused { file: cell.node.id, why });
         let mut inner = cell.lock();
-        if inner.machine.handles() > 0 {
+        if inner.machine.handles() > 0 || inner.emptying > 0 {
             return refuse(Refusal::Open);
         }
         // What is kept open for the next opener is no opener.

@@ -258,6 +258,10 @@ impl Engine {
             // A copy is under way to the very side that asks.
             local.writers = true;
         }
+        if takes(&call) && inner.emptying > 0 {
+            // It was taken to be thrown away, and he who does that is about to.
+            local.writers = true;
+        }
         self.decide_and_store(cell, &mut inner, local, Event::Called(call), "peer.called")
     }
 

@@ -30,7 +30,7 @@ async fn drive<T: Send + 'static>(
         let tried = tokio::task::spawn_blocking(move || attempt(&on, patience)).await;
         match tried.map_err(|_| FsError::Engine(crate::engine::EngineError::ShuttingDown))? {
             Try::Done(result) => return result,
-            Try::Blocked(blocker) => fs.unblock(blocker, waiter).await?,
+            Try::Blocked(blocker) => drop(fs.unblock(blocker, waiter).await?),
         }
         patience = Patience::Disk;
     }
@@ -104,6 +104,6 @@ impl Content for ShareContent {
         if read.is_empty() || (now.size, now.mtime) != self.found {
             return Err(StoreError::Gone);
         }
-        Ok(Bytes::from(read))
+        Ok(read)
     }
 }
