@@ -12,8 +12,8 @@ use tokio::task::AbortHandle;
 
 use super::exit::CliError;
 use super::other_end::{has_peer, remote_config, target, watch_pair};
+use crate::control::pairs::{PairProblems, ReloadPair};
 use crate::control::protocol::PairReloaded;
-use crate::control::server::{PairProblems, ReloadPair};
 use crate::engine::{Engine, NotTaken, Target};
 use crate::pair::{Pair, RemoteRole, Store, capabilities};
 use crate::remote::S3Remote;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::daemon::runtime;
-use crate::control::server::PairProblems;
+use crate::control::pairs::PairProblems;
 use crate::engine::{RestorePolicy, Target};
 use crate::gateway;
 use crate::pair::capabilities::{self, Found};

@@ -17,6 +17,7 @@ pub mod locate;
 pub mod metrics;
 pub mod mountinfo;
 pub mod names;
+pub mod pairs;
 pub mod policies;
 pub mod policy;
 pub mod protocol;

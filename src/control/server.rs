@@ -2,11 +2,9 @@
 //!
 //! One task a connection; a client that goes away ends its job. Memory of a job does not grow with the number of its files.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,10 +16,11 @@ use tokio::sync::mpsc;
 use super::gc::Wish;
 use super::metrics::Cached;
 use super::names::Names;
+use super::pairs::{PairProblems, ReloadPair};
 use super::policies::Manager;
 use super::protocol::{
-    Failure, FileDigest, FileState, FileStatus, MountInfo, PairReloaded, Progress, Reply, Request, SpaceInfo,
-    StateTotal, Summary, WirePath,
+    Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, SpaceInfo, StateTotal, Summary,
+    WirePath,
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
@@ -35,7 +34,6 @@ use crate::engine::{Candidate, Engine, JobKind, Outcome, activity_of, state_of};
 use crate::fs::{Fs, requester};
 use crate::ports::{Attr, FileKind, Lower};
 use crate::sync::Ends;
-use crate::types::PairName;
 
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
@@ -68,29 +66,6 @@ pub struct Server {
     /// There where the pair has a metadata sync.
     pub sync: Option<Arc<Ends>>,
     pub watch: Watch,
-}
-
-/// Has a pair's file, and its credentials, count from now on.
-pub type ReloadPair =
-    Box<dyn Fn(PairName) -> Pin<Box<dyn Future<Output = Result<PairReloaded, String>> + Send>> + Send + Sync>;
-
-/// What probes found wrong with the pairs, by name.
-#[derive(Default)]
-pub struct PairProblems(parking_lot::Mutex<BTreeMap<PairName, String>>);
-
-impl PairProblems {
-    /// `None`: nothing is wrong.
-    pub fn set(&self, pair: &PairName, problem: Option<String>) {
-        let mut all = self.0.lock();
-        match problem {
-            Some(problem) => all.insert(pair.clone(), problem),
-            None => all.remove(pair),
-        };
-    }
-
-    fn first(&self) -> Option<String> {
-        self.0.lock().values().next().cloned()
-    }
 }
 
 /// What only reports need.
@@ -306,21 +281,6 @@ impl Server {
             Request::Quiesce => return self.quiesce().await,
         };
         self.job(who, kind, paths, recursive, sample, replies).await
-    }
-
-    async fn reload(&self, name: &str, replies: &Replies) -> Reply {
-        let told = match name.parse::<PairName>() {
-            Ok(name) => (self.reload_pair)(name).await,
-            Err(error) => Err(error.to_string()),
-        };
-        match told {
-            Ok(told) => {
-                // A client that is gone needs no answer.
-                let _ = replies.send(Reply::PairReloaded(told)).await;
-                Reply::Done(Summary::default())
-            }
-            Err(message) => Reply::Error { message },
-        }
     }
 
     pub(super) fn pair_problem(&self) -> Option<String> {
