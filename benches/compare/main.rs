@@ -11,6 +11,7 @@ mod plot;
 mod report;
 mod rig;
 mod sides;
+mod small;
 mod transfers;
 mod trees;
 
@@ -36,7 +37,10 @@ struct Options {
     /// Number of small files, 64 KiB each.
     #[arg(long, default_value_t = 2000)]
     small_files: usize,
-    /// A look in less than a minute: 2 rounds, 5 samples, 128 MiB, 400 files.
+    /// Number of files of 16 KiB.
+    #[arg(long, default_value_t = 20_000)]
+    tiny_files: usize,
+    /// A look in less than a minute: 2 rounds, 5 samples, 128 MiB, 400 files of each size.
     #[arg(long)]
     quick: bool,
     /// Only some sections.
@@ -65,6 +69,8 @@ enum Section {
     Metadata,
     Trees,
     Transfers,
+    /// Many files of 16 KiB, with packs and without.
+    Small,
 }
 
 impl Options {
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
     let mut options = Options::parse();
     if options.quick {
         (options.rounds, options.samples, options.large_mib, options.small_files) = (2, 5, 128, 400);
+        options.tiny_files = 400;
     }
     rig::inside_namespace(|| run(&options))
 }
@@ -109,6 +116,9 @@ fn run(options: &Options) -> rig::Result<()> {
         let sizes =
             transfers::Sizes { rounds: options.rounds, large_mib: options.large_mib, small_files: options.small_files };
         transfers::measure(&options.disk, &sizes, &mut report)?;
+    }
+    if options.wants(Section::Small) {
+        small::measure(&options.disk, options.tiny_files, options.rounds, &mut report)?;
     }
     report.took_s = began.elapsed().as_secs_f64();
     if options.json {

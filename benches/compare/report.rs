@@ -44,6 +44,7 @@ pub struct Report {
     pub rclone: String,
     pub resident: Vec<Row>,
     pub transfers: Vec<Row>,
+    pub small: Vec<Row>,
     pub cpu: Vec<CpuRow>,
     pub took_s: f64,
 }
@@ -150,6 +151,7 @@ impl Report {
             rclone: String::new(),
             resident: Vec::new(),
             transfers: Vec::new(),
+            small: Vec::new(),
             cpu: Vec::new(),
             took_s: 0.0,
         }
@@ -187,6 +189,12 @@ impl Report {
             ["rclone", "tierfs"],
             &self.transfers,
         );
+        table(
+            "Small files: tierfs against rclone and s5cmd",
+            &format!("{} rounds, in turns, one endpoint; rclone {}.", self.rounds, self.rclone),
+            ["theirs", "tierfs"],
+            &self.small,
+        );
         if !self.cpu.is_empty() {
             text.push_str("\nCPU-seconds, medians (client + endpoint):\n\n| | rclone | rclone wide | tierfs |\n|---|---|---|---|\n");
             for CpuRow { name, tools } in &self.cpu {
@@ -210,7 +218,7 @@ impl Report {
         json!({
             "machine": self.machine(), "rounds": self.rounds, "samples": self.samples,
             "resident_on": self.resident_on, "resident": rows(&self.resident),
-            "transfers_on": self.transfers_on, "rclone": self.rclone, "transfers": rows(&self.transfers),
+            "transfers_on": self.transfers_on, "rclone": self.rclone, "transfers": rows(&self.transfers), "small": rows(&self.small),
             "cpu": cpu,
         })
         .to_string()

@@ -308,7 +308,7 @@ impl Endpoint {
 }
 
 /// The keys everybody uses.
-fn credentials(command: &mut Command) {
+pub fn credentials(command: &mut Command) {
     command.env("AWS_ACCESS_KEY_ID", "bench").env("AWS_SECRET_ACCESS_KEY", "bench-secret");
 }
 
@@ -340,8 +340,14 @@ pub fn rclone_version() -> Result<String> {
 
 /// Adds a pair of `share` and a prefix of the bucket `bench` at `url`.
 pub fn add_pair(config: &Path, share: &Path, url: &str) -> Result<()> {
+    add_pair_at(config, share, url, "tierfs", &[])
+}
+
+/// The same with the prefix that is wished, and more that `pair add` takes.
+pub fn add_pair_at(config: &Path, share: &Path, url: &str, prefix: &str, more: &[&str]) -> Result<()> {
     let mut add = command(TIERFS);
     environment(config, &mut add);
     add.args(["pair", "add", "bench", "--local"]).arg(format!("here:{}", share.display()));
-    run(add.args(["--remote", "there:s3://bench/tierfs", "--endpoint", url])).map(drop)
+    add.args(["--remote", &format!("there:s3://bench/{prefix}"), "--endpoint", url]);
+    run(add.args(more)).map(drop)
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::page::median;
 use super::report::{CpuRow, Report, Row};
-use super::rig::{self, Endpoint, LoopFs, Mounted, Result, Target, said};
+use super::rig::{self, Daemon, Endpoint, LoopFs, Mounted, Result, Target, said};
 
 const MIB: u64 = 1 << 20;
 const SMALL_BYTES: u64 = 64 << 10;
@@ -60,7 +60,7 @@ enum Tool {
 
 const TOOLS: [Tool; 3] = [Tool::Tierfs, Tool::Rclone, Tool::RcloneWide];
 /// What [`Tool::RcloneWide`] is given.
-const WIDE: [&str; 10] = [
+pub const WIDE: [&str; 10] = [
     "--transfers",
     "64",
     "--checkers",
@@ -114,22 +114,8 @@ impl Rig {
         command
     }
 
-    /// Everything is on the devices and nobody works any more.
     fn settle(&self) -> Result<()> {
-        self.share.sync()?;
-        self.objects.sync()?;
-        let busy = || self.mount.daemon.cpu_s() + self.endpoint.daemon.cpu_s();
-        let began = Instant::now();
-        let mut last = busy();
-        while began.elapsed() < REST_WITHIN {
-            std::thread::sleep(REST);
-            let now = busy();
-            if now == last {
-                break;
-            }
-            last = now;
-        }
-        rig::check_interrupted()
+        at_rest(&[&self.share, &self.objects], &[&self.mount.daemon, &self.endpoint.daemon])
     }
 
     /// Runs one command from rest to rest. The time is that of the command; the CPU time includes what follows it.
@@ -146,6 +132,23 @@ impl Rig {
         let after = cpu();
         Ok(Cost { seconds, sync_s, client_cpu_s: after.0 - before.0, server_cpu_s: after.1 - before.1 })
     }
+}
+
+/// Everything is on the devices and nobody works any more.
+pub fn at_rest(devices: &[&LoopFs], daemons: &[&Daemon]) -> Result<()> {
+    devices.iter().try_for_each(|device| device.sync())?;
+    let busy = || daemons.iter().map(|daemon| daemon.cpu_s()).sum::<f64>();
+    let began = Instant::now();
+    let mut last = busy();
+    while began.elapsed() < REST_WITHIN {
+        std::thread::sleep(REST);
+        let now = busy();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    rig::check_interrupted()
 }
 
 pub fn measure(disk: &Path, sizes: &Sizes, report: &mut Report) -> Result<()> {
@@ -267,8 +270,8 @@ fn measure_round(rig: &Rig, set: &Set, round: usize) -> Result<(Step, Step)> {
     let theirs = rig.share.path.join(format!("rclone-{tag}"));
     let remote = |tool: Tool| format!("bench:bench/{tool:?}/{tag}");
     let returned = |tool: Tool| rig.share.path.join(format!("{tool:?}-back-{tag}"));
-    make(&ours, set, round)?;
-    make(&theirs, set, round)?;
+    make(&ours, set.files, set.bytes_each, round)?;
+    make(&theirs, set.files, set.bytes_each, round)?;
     let digest = digest_of(&ours)?;
 
     let sent = in_turn(set.tools, round, &|tool| match tool {
@@ -309,14 +312,14 @@ fn file_name(n: usize) -> String {
 }
 
 /// Fresh files that do not compress; the same for the same round.
-fn make(directory: &Path, set: &Set, round: usize) -> Result<()> {
+pub fn make(directory: &Path, files: usize, bytes_each: u64, round: usize) -> Result<()> {
     fs::create_dir(directory).map_err(said("making data"))?;
-    let mut buffer = vec![0; set.bytes_each.min(MIB) as usize];
-    for n in 0..set.files {
+    let mut buffer = vec![0; bytes_each.min(MIB) as usize];
+    for n in 0..files {
         rig::check_interrupted()?;
         let mut file = File::create_new(directory.join(file_name(n))).map_err(said("making data"))?;
         let mut content = blake3::Hasher::new().update(format!("{round}/{n}").as_bytes()).finalize_xof();
-        for _ in 0..set.bytes_each / buffer.len() as u64 {
+        for _ in 0..bytes_each / buffer.len() as u64 {
             content.fill(&mut buffer);
             file.write_all(&buffer).map_err(said("making data"))?;
         }
@@ -325,7 +328,7 @@ fn make(directory: &Path, set: &Set, round: usize) -> Result<()> {
 }
 
 /// Hash of all names and contents.
-fn digest_of(directory: &Path) -> Result<blake3::Hash> {
+pub fn digest_of(directory: &Path) -> Result<blake3::Hash> {
     let failed = said("reading back");
     let mut names: Vec<_> = fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
@@ -348,7 +351,7 @@ fn digest_of(directory: &Path) -> Result<blake3::Hash> {
 }
 
 /// Every file has given its blocks back: otherwise the migration measured was none.
-fn check_stubs(directory: &Path) -> Result<()> {
+pub fn check_stubs(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(said("looking at stubs"))? {
         let entry = entry.map_err(said("looking at stubs"))?;
         let blocks = entry.metadata().map_err(said("looking at stubs"))?.blocks();

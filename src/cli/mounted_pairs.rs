@@ -203,6 +203,8 @@ fn changed(old: &Pair, new: &Pair) -> Vec<String> {
         ("recall_retention", old.recall_retention_s != new.recall_retention_s),
         ("recall", old.recall != new.recall),
         ("archived", old.archived != new.archived),
+        ("pack", old.pack != new.pack),
+        ("pack_below", old.pack_below != new.pack_below),
         ("restore_days", old.restore_days != new.restore_days),
     ];
     settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()

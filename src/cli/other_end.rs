@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::daemon::runtime;
 use crate::control::pairs::PairProblems;
-use crate::engine::{RestorePolicy, Target};
+use crate::engine::{Packing, RestorePolicy, Target};
 use crate::gateway;
 use crate::pair::capabilities::{self, Found};
 use crate::pair::{Pair, RemoteRole, WhenArchived};
@@ -16,6 +16,8 @@ use crate::types::{ObjectKey, PairName};
 
 /// Longest answer of a gateway to who asks who it is, in bytes.
 const HELLO_MAX: u64 = 4 << 10;
+/// Files that share an object at least: one alone gains nothing by an index.
+const PACKED_MIN: usize = 2;
 /// Pauses before a pair that does not answer is tried again, for `mount` status only: transfers try by themselves. The first is short: two sides
 /// of a pair are often started one after the other.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -62,6 +64,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
         recalled_for_s: pair.recalled_for_s(),
         recall: pair.recall,
         restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
+        pack: pair.pack.then(|| Packing { below: u64::from(pair.pack_below), members_min: PACKED_MIN }),
     }
 }
 

@@ -11,7 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::exit::Exit;
 use super::output;
 use crate::control::protocol::{
-    FailedFile, Failure, FileDigest, FileStatus, OrphanObject, Progress, RecallStatus, Reply, StateTotal, Summary,
+    FailedFile, Failure, FileDigest, FileStatus, OrphanObject, PackTotals, Progress, RecallStatus, Reply, StateTotal,
+    Summary,
 };
 use crate::pair::units::{exact_duration, format_rate, format_size};
 
@@ -140,6 +141,13 @@ impl Reporter {
             Some((_, done)) if self.digests_told > 0 => output::note(&summary_line(done, &total)),
             Some((_, done)) => {
                 kept_table(&total.kept);
+                if let Some(packs) = &total.packs {
+                    let [all, live, dead] = [packs.bytes, packs.live_bytes, packs.dead_bytes].map(format_size);
+                    let PackTotals { objects, needless, deleted, .. } = packs;
+                    output::line(&format!(
+                        "packs: {objects}, {all}: {live} of files, {dead} of none or kept for undelete; {needless} are needless, {deleted} were deleted"
+                    ));
+                }
                 output::line(&summary_line(done, &total));
             }
             // One file's row says all there is; a total of one would repeat it.
@@ -241,6 +249,8 @@ impl Reporter {
         let key = output::plain(&orphan.key);
         let text = match orphan.kind.as_str() {
             "upload" => format!("unfinished upload: {key}"),
+            "deleted pack" => format!("deleted: {:>9}  {}  {key}", format_size(orphan.bytes), utc(orphan.begun)),
+            "pack" => format!("needless: {:>9}  {}  {key}", format_size(orphan.bytes), utc(orphan.begun)),
             _ => format!("orphan: {:>9}  {}  {key}", format_size(orphan.bytes), utc(orphan.begun)),
         };
         self.above_bar(|| output::line(&text));

@@ -14,6 +14,7 @@ use super::server::{Replies, Server};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Engine, Kept, MoveWatch, Orphan, OrphanRules, Page};
 use crate::ports::{Clock, FileKind, Lower, SystemClock};
+use crate::record::place_of;
 use crate::types::{Generation, Inode, ObjectKey, Timestamp};
 
 /// Seeming orphans held at a time …
@@ -39,8 +40,8 @@ pub(super) struct Wish {
 
 /// The records of the share could not all be read.
 #[derive(Default)]
-struct Blind {
-    count: u64,
+pub(super) struct Blind {
+    pub count: u64,
     told: Vec<(PathBuf, String)>,
 }
 
@@ -98,6 +99,7 @@ impl Server {
                 break;
             }
         }
+        job.packs(&rules).await?;
         for key in self.engine.abandoned_uploads(&rules).await.map_err(worded)? {
             if !wish.dry_run {
                 self.engine.end_uploads(&key).await.map_err(worded)?;
@@ -108,17 +110,17 @@ impl Server {
     }
 }
 
-struct Job<'a> {
-    server: &'a Arc<Server>,
-    wish: &'a Wish,
+pub(super) struct Job<'a> {
+    pub server: &'a Arc<Server>,
+    pub wish: &'a Wish,
     replies: &'a Replies,
     watch: MoveWatch,
-    summary: Summary,
+    pub summary: Summary,
     listed: u64,
 }
 
 impl Job<'_> {
-    async fn say(&self, reply: Reply) -> Result<(), String> {
+    pub(super) async fn say(&self, reply: Reply) -> Result<(), String> {
         self.replies.send(reply).await.map_err(|_| "whoever asked is gone".to_owned())
     }
 
@@ -145,17 +147,13 @@ impl Job<'_> {
                 Entry::Vacant(place) => drop(place.insert(orphan)),
             }
         }
-        let (named, blind) = self.named_among(orphans.keys().cloned().collect()).await?;
+        let Sight { named, blind, .. } = self.see(orphans.keys().cloned().collect()).await?;
         for key in named {
             if let Some(orphan) = orphans.remove(&key) {
                 add(&mut self.summary.kept, &Kept::Named, 1, orphan.bytes);
             }
         }
-        for (path, reason) in &blind.told {
-            let failure = Failure { path: WirePath::from_path(path), reason: reason.clone(), skipped: false };
-            self.say(Reply::Failure(failure)).await?;
-        }
-        self.summary.failed += blind.count;
+        self.tell_blind(&blind).await?;
         if blind.count > 0 && !self.wish.dry_run {
             return Err(format!(
                 "{} records or directories cannot be read (see above), and may name any of {} seeming orphans: nothing more was noted. \
@@ -183,13 +181,37 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Those of `keys` that some record of the share names, and what could not be read.
-    async fn named_among(&self, keys: HashSet<ObjectKey>) -> Result<(HashSet<ObjectKey>, Blind), String> {
+    /// What cannot be read is told, and counts as failed.
+    pub(super) async fn tell_blind(&mut self, blind: &Blind) -> Result<(), String> {
+        for (path, reason) in &blind.told {
+            let failure = Failure { path: WirePath::from_path(path), reason: reason.clone(), skipped: false };
+            self.say(Reply::Failure(failure)).await?;
+        }
+        self.summary.failed += blind.count;
+        Ok(())
+    }
+
+    /// Reads every record of the share: which of `keys` are named, and which packs, and what could not be read.
+    pub(super) async fn see(&self, keys: HashSet<ObjectKey>) -> Result<Sight, String> {
         // Moves from before the walk are seen by it.
         self.watch.take().await?;
-        let mut seen = Sight { keys, named: HashSet::new(), blind: Blind::default() };
         let root = resolve(&*self.server.lower, Path::new("")).map_err(|error| format!("the share's root: {error}"))?;
-        let mut todo = vec![root];
+        self.see_all(Sight { keys, ..Sight::default() }, vec![root]).await
+    }
+
+    /// The same of what was moved since; the packs that it names.
+    pub(super) async fn see_moved(&self) -> Result<(HashMap<ObjectKey, u64>, Blind), String> {
+        let todo = self.moved().await?;
+        let Sight { packs, blind, .. } = self.see_all(Sight::default(), todo).await?;
+        Ok((packs, blind))
+    }
+
+    async fn moved(&self) -> Result<Vec<Found>, String> {
+        let moved = self.watch.take().await?;
+        Ok(moved.iter().filter_map(|node| found_again(&*self.server.lower, node)).collect())
+    }
+
+    async fn see_all(&self, mut seen: Sight, mut todo: Vec<Found>) -> Result<Sight, String> {
         while !todo.is_empty() {
             let (lower, engine) = (self.server.lower.clone(), self.server.engine.clone());
             let walked = on_own_thread(move || {
@@ -197,10 +219,9 @@ impl Job<'_> {
                 seen
             });
             seen = walked.await.ok_or("the walk over the share failed: see the daemon's log")?;
-            let moved = self.watch.take().await?;
-            todo = moved.iter().filter_map(|node| found_again(&*self.server.lower, node)).collect();
+            todo = self.moved().await?;
         }
-        Ok((seen.named, seen.blind))
+        Ok(seen)
     }
 
     async fn tell_upload(&mut self, key: ObjectKey) -> Result<(), String> {
@@ -211,10 +232,13 @@ impl Job<'_> {
 }
 
 /// What was seen of the share's records.
-struct Sight {
+#[derive(Default)]
+pub(super) struct Sight {
     keys: HashSet<ObjectKey>,
     named: HashSet<ObjectKey>,
-    blind: Blind,
+    /// Packs of which members are named, and those members' bytes.
+    pub packs: HashMap<ObjectKey, u64>,
+    pub blind: Blind,
 }
 
 impl Sight {
@@ -222,7 +246,12 @@ impl Sight {
         walk(lower, start, &mut |step| {
             match step {
                 Step::File(found) => match engine.named_by(&found.node) {
-                    Ok(keys) => self.named.extend(keys.into_iter().filter(|key| self.keys.contains(key))),
+                    Ok(keys) => {
+                        for place in keys.iter().filter_map(place_of) {
+                            *self.packs.entry(place.pack.key()).or_default() += place.range.len;
+                        }
+                        self.named.extend(keys.into_iter().filter(|key| self.keys.contains(key)));
+                    }
                     // Removed since it was found.
                     Err(error) if error.is_gone() => {}
                     Err(error) => self.blind.add(&found.path, error.to_string()),

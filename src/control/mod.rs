@@ -17,6 +17,7 @@ pub mod locate;
 pub mod metrics;
 pub mod mountinfo;
 pub mod names;
+mod packs;
 pub mod pairs;
 pub mod policies;
 pub mod policy;

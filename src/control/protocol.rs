@@ -387,7 +387,7 @@ pub struct FailedFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrphanObject {
     pub key: String,
-    /// `object` or `upload`.
+    /// `object`, `upload`, `pack` (nobody needs it; it goes with a later run), or `deleted pack`.
     pub kind: String,
     /// With its manifest.
     pub bytes: u64,
@@ -518,9 +518,39 @@ pub struct Summary {
     /// For `gc`: what was left alone, by why; `files` are objects.
     #[serde(default)]
     pub kept: BTreeMap<String, StateTotal>,
+    /// For `gc`, where there are packs.
+    #[serde(default)]
+    pub packs: Option<PackTotals>,
     /// For `status`: why the pair cannot be used at present, if so.
     #[serde(default)]
     pub pair_problem: Option<String>,
+}
+
+/// What packs have and hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackTotals {
+    pub objects: u64,
+    /// Of the objects.
+    pub bytes: u64,
+    /// Of members that records name.
+    pub live_bytes: u64,
+    /// All others: of files that changed or were removed, those that are still kept for `undelete` included, and of indexes.
+    pub dead_bytes: u64,
+    /// Packs of which nobody needs anything.
+    pub needless: u64,
+    /// Of these, deleted by this run.
+    pub deleted: u64,
+}
+
+impl AddAssign for PackTotals {
+    fn add_assign(&mut self, more: Self) {
+        self.objects += more.objects;
+        self.bytes += more.bytes;
+        self.live_bytes += more.live_bytes;
+        self.dead_bytes += more.dead_bytes;
+        self.needless += more.needless;
+        self.deleted += more.deleted;
+    }
 }
 
 /// What several mounts did, together.
@@ -542,6 +572,9 @@ impl AddAssign for Summary {
             let sum = self.kept.entry(why).or_default();
             sum.files += more.files;
             sum.bytes += more.bytes;
+        }
+        if let Some(more) = more.packs {
+            *self.packs.get_or_insert_default() += more;
         }
         self.pair_problem = self.pair_problem.take().or(more.pair_problem);
     }

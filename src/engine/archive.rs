@@ -14,8 +14,9 @@ use super::announce::Finished;
 use super::cell::{Cell, Inner};
 use super::error::{EngineError, EngineResult, PeerTrouble, Unfit};
 use super::intents::is_gone;
-use super::keys::{object_key, object_metadata};
+use super::keys::{member_base, object_key, object_metadata};
 use super::orphans::SHARE_METADATA;
+use super::packing::{Coming, Joining};
 use super::source::{HashingSource, MemorySource};
 use super::trees::travelling_xattrs;
 use super::{Engine, Moved, Target, blocking};
@@ -25,7 +26,7 @@ use crate::ports::{
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
-use crate::types::{ByteRange, Generation, ObjectKey, PairName, Timestamp};
+use crate::types::{ByteRange, ContentHash, Generation, ObjectKey, PairName, Timestamp};
 
 /// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
@@ -110,6 +111,7 @@ impl Engine {
     async fn copy_out(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path, target: &Target) -> EngineResult<Archived> {
         self.note_superseded(cell).await?;
         let failed = EngineError::lower(cell.node.id);
+        let coming = target.pack.is_some().then(|| self.coming_to_pack());
         let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
         let file = self.lower.open(&cell.node, flags).map_err(&failed)?;
         let before = self.settled_attr(cell, &*file).await?;
@@ -118,6 +120,11 @@ impl Engine {
             return Err(EngineError::Refused { file: cell.node.id, why: Refusal::OpenForWriting });
         }
         let generation = cell.lock().record.generation.after(self.clock.now());
+        if let Some(coming) = coming.filter(|_| target.packs(before.size))
+            && let Some(archived) = self.copy_into_pack(cell, path, target, &file, &before, generation, coming).await?
+        {
+            return Ok(archived);
+        }
         let key = object_key(&target.prefix, path, cell.node.id, generation);
         let manifest = before.size > u64::from(target.chunk_size(before.size));
         let note = self
@@ -150,9 +157,62 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::copy_out`], into an object that others' contents share. `None`: there are no others, and nothing was done.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one copy, used once")]
+    async fn copy_into_pack(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        path: &Path,
+        target: &Target,
+        file: &Arc<dyn LowerFile>,
+        before: &Attr,
+        generation: Generation,
+        coming: Coming<'_>,
+    ) -> EngineResult<Option<Archived>> {
+        let _memory = self.memory_for_packing(before.size).await?;
+        let source = HashingSource::new(file.clone(), before.size, target.chunk_size(before.size));
+        let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
+        let content = source.read(ByteRange { offset: 0, len: before.size }).await.map_err(|_| changed())?;
+        self.check_unchanged(cell, file, before)?;
+        let root = source.manifest().map(|manifest| manifest.root());
+        let metadata = self.metadata_of(cell, path, target, before, generation, root)?;
+        let key = member_base(&target.prefix, path, cell.node.id, generation);
+        let joining = Joining { node: cell.node, key, content, metadata, _memory };
+        let (copy, durable) = tokio::join!(
+            self.into_pack(target, cell, joining, coming),
+            // As with an object of its own, see `upload`.
+            self.barrier.wait(cell.node),
+        );
+        let Some(mut copy) = copy? else { return Ok(None) };
+        durable?;
+        let (key, stored) = (copy.key.clone(), copy.stored.clone());
+        let committed = {
+            let mut inner = cell.lock();
+            self.commit_archive(cell, &mut inner, target, &**file, before, generation, key, stored, &source)
+        };
+        // Given up, the copy rolls its note back.
+        committed?;
+        Ok(Some(Archived { bytes: before.size, note: copy.take_note().map(OpenNote::Upload) }))
+    }
+
+    /// What travels with a content.
+    fn metadata_of(
+        &self,
+        cell: &Cell,
+        path: &Path,
+        target: &Target,
+        attr: &Attr,
+        generation: Generation,
+        root: Option<ContentHash>,
+    ) -> EngineResult<Vec<(String, String)>> {
+        let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
+        let chunk_size = target.chunk_size(attr.size);
+        Ok(object_metadata(path, cell.node.id, generation, attr, &xattrs, root, chunk_size))
+    }
+
     /// Turns an upload's note into its object's deletion. Where the journal cannot take that now, it is tried until it does; the next start
     /// finds the note as well.
-    async fn roll_back(self: &Arc<Self>, note: IntentId) {
+    pub(super) async fn roll_back(self: &Arc<Self>, note: IntentId) {
         let Err(error) = self.journal.set_delete(note, GIVEN_UP).await else {
             return self.deletions.notify_one();
         };
@@ -207,9 +267,7 @@ impl Engine {
         } else {
             (source.clone(), None)
         };
-        let xattrs = travelling_xattrs(&*self.lower, &cell.node).map_err(EngineError::lower(cell.node.id))?;
-        let mut metadata =
-            object_metadata(path, cell.node.id, generation, attr, &xattrs, root, target.chunk_size(attr.size));
+        let mut metadata = self.metadata_of(cell, path, target, attr, generation, root)?;
         let share = (SHARE_METADATA.to_owned(), self.share_id().await?.to_owned());
         metadata.push(share.clone());
         let put = async {

@@ -11,7 +11,9 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 use crate::ports::{ObjectInfo, Remote, RemoteError};
 use crate::record::{ObjectRef, PairRef, manifest_key};
 use crate::remote::manifest::Manifest;
-use crate::types::{ByteRange, CHUNKS_MAX, ContentHash, FileId, Generation, ObjectKey, Timestamp, is_chunk_size};
+use crate::types::{
+    ByteRange, CHUNKS_MAX, ContentHash, FileId, Generation, ObjectKey, Timestamp, is_chunk_size, parse_hex,
+};
 
 use super::keys::{XATTRS, unescape};
 
@@ -138,12 +140,6 @@ pub(super) fn parse_file(text: &str) -> Option<FileId> {
 /// The form of [`Generation`]'s `Display`.
 pub(super) fn parse_generation(text: &str) -> Option<Generation> {
     parse_hex(text).map(Generation)
-}
-
-/// Only as `Display` writes it: another spelling would be another object.
-fn parse_hex(text: &str) -> Option<u64> {
-    let number = u64::from_str_radix(text, 16).ok()?;
-    (format!("{number:x}") == text).then_some(number)
 }
 
 fn parse_time(text: &str) -> Option<Timestamp> {

@@ -1,6 +1,6 @@
 //! Jobs: the same action on many files, several at a time.
 //!
-//! Invariant: a job holds at most `Limits::transfers` files in hand, whatever the number of its files.
+//! Invariant: a job holds at most `Limits::transfers` files in hand, and besides [`PACKED_IN_HAND`] that go into packs, whatever the number of its files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +29,9 @@ pub const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::f
 /// The same where the asker holds the inode's lock: setxattr(2) does, and every write and truncation of the file waits for it. Who asks
 /// so tries again himself (`control::by_xattr`).
 const IN_USE_PAUSES_LOCKED: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
+
+/// Files in hand that go into packs: enough to fill one while another is stored.
+const PACKED_IN_HAND: usize = 1024;
 
 /// How long a job waits for another transfer of a file.
 const REST_WITHIN: Duration = Duration::from_secs(30);
@@ -131,15 +134,21 @@ impl Engine {
         kind: JobKind,
         mut candidates: mpsc::Receiver<Candidate>,
         events: mpsc::Sender<JobEvent>,
-        running: &mut JoinSet<JobEvent>,
+        running: &mut JoinSet<(bool, JobEvent)>,
     ) -> EngineResult<()> {
         let mut failed_in_a_row = 0;
         let mut open = true;
+        // Of those that run, who goes into packs.
+        let mut packed = 0;
         while open || !running.is_empty() {
+            let room = running.len() - packed < self.limits.transfers && packed < PACKED_IN_HAND;
             tokio::select! {
-                candidate = candidates.recv(), if open && running.len() < self.limits.transfers => match candidate {
+                candidate = candidates.recv(), if open && room => match candidate {
                     None => open = false,
                     Some(file) => {
+                        // Decided once: a pair can change while the file is in hand.
+                        let packs = self.is_packed_by(kind, &file);
+                        packed += usize::from(packs);
                         let (this, asker) = (self.clone(), asker.clone());
                         running.spawn_on(async move {
                             let who = match &asker {
@@ -152,12 +161,13 @@ impl Engine {
                             if !(later && asker == Asker::Policy) {
                                 this.note_end(kind, &file, &outcome).await;
                             }
-                            JobEvent { file, outcome }
+                            (packs, JobEvent { file, outcome })
                         }, &self.runtime);
                     }
                 },
                 Some(ended) = running.join_next() => {
-                    let event = ended.map_err(|_| EngineError::ShuttingDown)?;
+                    let (packs, event) = ended.map_err(|_| EngineError::ShuttingDown)?;
+                    packed -= usize::from(packs);
                     let stop = match &event.outcome {
                         Outcome::Failed(error) if error.is_configuration() => Some(error.clone()),
                         Outcome::Failed(error) if error.is_transient() && asker == Asker::Policy => {
@@ -184,6 +194,12 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Whether a job of this kind puts the file into a pack, as far as its attributes tell.
+    fn is_packed_by(&self, kind: JobKind, file: &Candidate) -> bool {
+        let copies = matches!(kind, JobKind::Migrate | JobKind::ArchiveOnly);
+        copies && self.target_for(&file.node).is_ok_and(|target| target.packs(file.attr.size))
     }
 
     /// One file, with patience for what passes.

@@ -1,7 +1,8 @@
 //! Object keys and the metadata that travels with an object.
 //!
 //! Key: `<prefix>/<path>@<fileid>.<generation>`. The path is for people and for a rebuild from the bucket alone; file id and generation
-//! make the key fresh. What is not printable UTF-8 is percent-encoded, `%` itself included, so the path can be read back.
+//! make the key fresh. What is not printable UTF-8 is percent-encoded, `%` itself included, so the path can be read back. What is told of a key
+//! is told of a pack's member, too: its key has the same parts, and behind them its place (`record::member_parts`).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,6 +14,7 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str,
 
 use super::facts::{parse_file, parse_generation};
 use crate::ports::Attr;
+use crate::record::{MEMBER_SUFFIX_MAX, member_parts};
 use crate::types::{ContentHash, FileId, Generation, ObjectKey};
 
 /// S3's limit for a key, in bytes; a manifest's suffix must fit as well.
@@ -30,9 +32,18 @@ const HEADER_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').re
 
 /// The key for one generation of a file. `path` is relative to the share.
 pub fn object_key(prefix: &str, path: &Path, file: FileId, generation: Generation) -> ObjectKey {
+    key_within(KEY_LEN_MAX, prefix, path, file, generation)
+}
+
+/// The same with room for the place of a pack's member.
+pub(super) fn member_base(prefix: &str, path: &Path, file: FileId, generation: Generation) -> ObjectKey {
+    key_within(KEY_LEN_MAX - MEMBER_SUFFIX_MAX, prefix, path, file, generation)
+}
+
+fn key_within(len_max: usize, prefix: &str, path: &Path, file: FileId, generation: Generation) -> ObjectKey {
     let tail = format!("@{file}.{generation}");
     let slash = if prefix.is_empty() { "" } else { "/" };
-    let room = KEY_LEN_MAX.saturating_sub(prefix.len() + slash.len() + tail.len());
+    let room = len_max.saturating_sub(prefix.len() + slash.len() + tail.len());
     let mut name = escape_for_key(path.as_os_str().as_bytes());
     if name.len() > room {
         let hash = path_hash(path);
@@ -79,18 +90,27 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
+/// A key without a member's place.
+fn own_part(key: &ObjectKey) -> &str {
+    member_parts(key).map_or(key.0.as_str(), |(own, _)| own)
+}
+
 /// Takes a key apart; `None` for what is no key of a file's content (a manifest, a tree, somebody else's object).
 pub fn parse_key(prefix: &str, key: &ObjectKey) -> Option<KeyParts> {
     let name = match prefix {
-        "" => key.0.as_str(),
-        prefix => key.0.strip_prefix(prefix)?.strip_prefix('/')?,
+        "" => own_part(key),
+        prefix => own_part(key).strip_prefix(prefix)?.strip_prefix('/')?,
     };
-    let (name, file, generation) = parse_end(name)?;
+    let (name, file, generation) = parse_own_end(name)?;
     (!name.is_empty()).then(|| KeyParts { name: name.to_owned(), file, generation })
 }
 
 /// What a key has before its last `@`, and whose content of when it names behind. One spelling only: what we never wrote is not ours.
-pub(super) fn parse_end(key: &str) -> Option<(&str, FileId, Generation)> {
+pub(super) fn parse_end(key: &ObjectKey) -> Option<(&str, FileId, Generation)> {
+    parse_own_end(own_part(key))
+}
+
+fn parse_own_end(key: &str) -> Option<(&str, FileId, Generation)> {
     let (name, end) = key.rsplit_once('@')?;
     let (file, generation) = end.split_once('.')?;
     Some((name, parse_file(file)?, parse_generation(generation)?))
@@ -104,8 +124,9 @@ pub(super) fn key_beginning(prefix: &str, path: &Path, below: bool) -> String {
     if below && !name.is_empty() {
         name.push('/');
     }
-    // What is behind `@` has at most 52 bytes, and the hash of a path 33.
-    let mut cut = KEY_LEN_MAX.saturating_sub(prefix.len() + slash.len() + 96).min(name.len());
+    // What is behind `@` has at most 52 bytes, and the hash of a path 33; a member's place comes on top.
+    let behind = 96 + MEMBER_SUFFIX_MAX;
+    let mut cut = KEY_LEN_MAX.saturating_sub(prefix.len() + slash.len() + behind).min(name.len());
     while !name.is_char_boundary(cut) {
         cut -= 1;
     }
@@ -183,6 +204,8 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
+    use crate::record::PackName;
+    use crate::types::ByteRange;
 
     fn key(prefix: &str, path: &[u8]) -> String {
         object_key(prefix, Path::new(OsStr::from_bytes(path)), FileId { ino: 0x1f, birth: 0xa }, Generation(0x64)).0
@@ -219,14 +242,20 @@ mod tests {
         for prefix in ["", "p/q"] {
             for path in [&b"a/b.txt"[..], b"\xff@1-2.3/%", "new\nline~".as_bytes(), &[b'x'; 3000]] {
                 let path = Path::new(OsStr::from_bytes(path));
-                let key = object_key(prefix, path, file, Generation(0x64));
-                let parts = parse_key(prefix, &key).unwrap();
-                assert_eq!((parts.file, parts.generation), (file, Generation(0x64)));
-                assert!(parts.is_of(path) && !parts.is_of(Path::new("other")));
-                let long = path.as_os_str().len() > 1000;
-                assert_eq!(parts.path(), (!long).then(|| path.to_owned()));
-                assert!(key.0.starts_with(&key_beginning(prefix, path, false)), "{key}");
-                assert_ne!(long, key_beginning(prefix, path, false).ends_with('@'));
+                let (share, tag) = ("0123456789abcdef".to_owned(), "0123456789abcdef".to_owned());
+                let pack = PackName { prefix: prefix.into(), share, generation: Generation(u64::MAX), tag };
+                let range = ByteRange { offset: u64::MAX >> 1, len: u64::MAX >> 1 };
+                let member = pack.member(&member_base(prefix, path, file, Generation(0x64)), range);
+                assert!(member.0.len() <= 1024 && crate::record::is_member(&member));
+                for key in [object_key(prefix, path, file, Generation(0x64)), member] {
+                    let parts = parse_key(prefix, &key).unwrap();
+                    assert_eq!((parts.file, parts.generation), (file, Generation(0x64)));
+                    assert!(parts.is_of(path) && !parts.is_of(Path::new("other")));
+                    let long = path.as_os_str().len() > 1000;
+                    assert_eq!(parts.path(), (!long).then(|| path.to_owned()));
+                    assert!(key.0.starts_with(&key_beginning(prefix, path, false)), "{key}");
+                    assert_ne!(long, key_beginning(prefix, path, false).ends_with('@'));
+                }
             }
         }
         let inside = object_key("p", Path::new("d/e/f"), file, Generation(1));

@@ -27,6 +27,7 @@ mod moves;
 mod orphans;
 mod owner;
 mod pace;
+mod packing;
 mod patch;
 mod peer;
 mod plan;
@@ -38,6 +39,7 @@ mod running;
 mod session;
 mod slots;
 mod source;
+mod sweep;
 mod sync;
 mod target;
 mod totals;
@@ -71,11 +73,13 @@ pub use moves::MoveWatch;
 pub use orphans::{Kept, Orphan, OrphanRules, Page};
 pub use owner::made_for;
 pub use pace::Pace;
+pub use packing::Packing;
 pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
+pub use sweep::StoredPack;
 pub use target::{NotTaken, Target};
 pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
 pub use trace::{Tracer, shown};
@@ -179,6 +183,7 @@ pub struct Engine {
     looking: Mutex<HashSet<FileId>>,
     peer_manifests: peer::Manifests,
     announcing: announce::Announcing,
+    packer: packing::Packer,
 }
 
 impl Engine {
@@ -228,6 +233,7 @@ impl Engine {
             looking: Mutex::default(),
             peer_manifests: peer::Manifests::default(),
             announcing: announce::Announcing::default(),
+            packer: packing::Packer::default(),
         };
         engine.find_choices();
         Arc::new(engine)

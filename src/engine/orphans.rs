@@ -28,7 +28,7 @@ use super::intents::is_gone;
 use super::keys::parse_key;
 use super::owner::is_shared;
 use super::{Engine, Target, blocking};
-use crate::ports::{IDENTITY, Intent, IntentKind, RemoteErrorKind};
+use crate::ports::{IDENTITY, Intent, IntentKind, LowerError, RemoteErrorKind};
 use crate::record::{MANIFEST_SUFFIX, Record, manifest_key};
 use crate::types::{ContentHash, FileId, Generation, Inode, ObjectKey, Timestamp};
 
@@ -233,8 +233,13 @@ impl Engine {
         Ok(None)
     }
 
-    /// The objects that a file's record names. An error: it cannot be read, so it may name any.
+    /// The objects that a file's record names. An error: it cannot be read, or nobody knows which one is on the disk, so it may name any.
     pub fn named_by(&self, node: &Inode) -> EngineResult<Vec<ObjectKey>> {
+        if self.cells.live(node.id).is_some_and(|cell| cell.lock().machine.is_unknown()) {
+            let error =
+                LowerError::from_errno("a sync of its record failed, so either of two may be durable", libc::EIO);
+            return Err(EngineError::lower(node.id)(error));
+        }
         record_of(&*self.lower, &self.cells, node).map(|record| {
             let object = record.object.map(|object| object.key);
             object.into_iter().chain(record.superseded.map(|old| old.key)).collect()

@@ -18,7 +18,7 @@ use super::keys::parse_end;
 use super::orphans::record_of;
 use super::{Engine, blocking};
 use crate::ports::{Attr, Lower, LowerError, LowerResult, if_set};
-use crate::record::{ObjectRef, Record};
+use crate::record::{ObjectRef, Record, place_of};
 use crate::tier::Refusal;
 use crate::types::{FileId, Generation, Inode, ObjectKey};
 
@@ -27,12 +27,12 @@ const SHARED: &str = "trusted.tierfs.shared";
 
 /// The file that an object was made for. `None`: the key is not one that tierfs makes.
 pub fn made_for(key: &ObjectKey) -> Option<FileId> {
-    Some(parse_end(&key.0)?.1)
+    Some(parse_end(key)?.1)
 }
 
 /// The generation of its file's content that an object holds.
 pub(super) fn generation_of(key: &ObjectKey) -> Option<Generation> {
-    Some(parse_end(&key.0)?.2)
+    Some(parse_end(key)?.2)
 }
 
 /// Whether the object was made for `file`.
@@ -65,16 +65,16 @@ pub(super) struct Keeping {
 struct State {
     /// Kept since the due deletions were asked for, and perhaps among them.
     kept: HashSet<ObjectKey>,
-    /// Whose deletion is under way.
-    deleting: Option<ObjectKey>,
+    /// Whose deletions are under way.
+    deleting: HashSet<ObjectKey>,
 }
 
 /// The deletion of an object, under way.
-pub(super) struct Deleting<'a>(&'a Keeping);
+pub(super) struct Deleting<'a>(&'a Keeping, ObjectKey);
 
 impl Drop for Deleting<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().deleting = None;
+        self.0.state.lock().deleting.remove(&self.1);
     }
 }
 
@@ -86,22 +86,21 @@ impl Keeping {
         alone
     }
 
-    /// Begins the only deletion there is at a time; `None`: somebody needs the object now.
+    /// Begins a deletion; `None`: somebody needs the object now, or deletes it already.
     pub(super) fn begin(&self, key: &ObjectKey) -> Option<Deleting<'_>> {
         let mut state = self.state.lock();
-        if state.kept.contains(key) {
-            return None;
-        }
-        state.deleting = Some(key.clone());
-        Some(Deleting(self))
+        let free = !state.kept.contains(key) && state.deleting.insert(key.clone());
+        free.then(|| Deleting(self, key.clone()))
     }
 
-    /// Whether the object is kept from now on; no: it is being deleted.
+    /// Whether the object, and with a member its pack, is kept from now on; no: it is being deleted.
     fn keep(&self, key: &ObjectKey) -> bool {
         let mut state = self.state.lock();
-        let free = state.deleting.as_ref() != Some(key);
+        let pack = place_of(key).map(|place| place.pack.key());
+        let free = [Some(key), pack.as_ref()].into_iter().flatten().all(|key| !state.deleting.contains(key));
         if free {
             state.kept.insert(key.clone());
+            state.kept.extend(pack);
         }
         free
     }

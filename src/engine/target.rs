@@ -11,9 +11,10 @@ use parking_lot::RwLock;
 use super::error::{EngineError, EngineResult, PeerTrouble};
 use super::health::{Health, Watched};
 use super::totals::Totals;
-use super::{Engine, RestorePolicy, owner};
+use super::{Engine, Packing, RestorePolicy, owner};
 use crate::ports::Remote;
 use crate::record::{ObjectRef, PairRef, Record};
+use crate::remote::packs::Packed;
 use crate::types::{FileId, Inode, ObjectKey, PairName, RecallPolicy, usual_chunk_size};
 
 /// The remote half of a mounted pair.
@@ -35,6 +36,8 @@ pub struct Target {
     pub recall: RecallPolicy,
     /// What happens to who wants content that lies in an archive class.
     pub restore: RestorePolicy,
+    /// Which files share objects; `None`: none.
+    pub pack: Option<Packing>,
 }
 
 impl Target {
@@ -59,7 +62,9 @@ impl Bound {
     /// A pair of which nothing is known yet.
     fn new(target: Target, totals: Arc<Totals>) -> Self {
         let health = Arc::<Health>::default();
-        let remote = Arc::new(Watched { remote: target.remote.clone(), health: health.clone(), totals });
+        // Also where nothing is packed any more: what was is there.
+        let remote = Packed::over(target.remote.clone());
+        let remote = Arc::new(Watched { remote, health: health.clone(), totals });
         Self { target: Arc::new(Target { remote, ..target }), health }
     }
 }

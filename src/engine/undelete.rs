@@ -118,7 +118,9 @@ impl Engine {
         }
         let (this, dir, aside, name) = (self.clone(), *dir, aside.to_owned(), name.to_owned());
         let (facts, object, key) = (facts.clone(), object.clone(), key.clone());
-        blocking(move || {
+        // Who walks over the share is told of the file before its notes are gone: one of the two is seen.
+        let moving = self.moving();
+        let named = blocking(move || {
             let cell = this.cells.get_new(&node)?;
             this.make_stub(&cell, &facts, object)?;
             kill::point("undelete.stored");
@@ -131,14 +133,19 @@ impl Engine {
             }
             kill::point("undelete.named");
             this.lower.sync_node(&dir).map_err(&failed)
-        })
-        .await??;
-        kill::point("undelete.synced");
-        for id in notes {
-            self.journal.remove(id).await?;
-        }
-        kill::point("undelete.done");
-        Ok(())
+        });
+        let done = async {
+            named.await??;
+            kill::point("undelete.synced");
+            for id in notes {
+                self.journal.remove(id).await?;
+            }
+            kill::point("undelete.done");
+            Ok(())
+        };
+        let done = done.await;
+        moving.done(|| Some(node));
+        done
     }
 
     /// Steps 1 and 2: the object is the new inode's from here on. Returns the notes.

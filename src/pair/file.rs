@@ -12,15 +12,15 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    AfterRecall, MetaSyncRole, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S,
-    RemoteRole, syntax, units,
+    AfterRecall, MetaSyncRole, PACK_BELOW_DEFAULT, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT,
+    RETENTION_DEFAULT_S, RemoteRole, syntax, units,
 };
 use crate::types::{PairName, RecallPolicy};
 
 /// Largest pair file read, bytes. A real one has a few hundred.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "local_cluster",
     "local_share",
     "remote_cluster",
@@ -38,6 +38,8 @@ const KEYS: [&str; 17] = [
     "recall",
     "archived",
     "restore_days",
+    "pack",
+    "pack_below",
 ];
 
 /// Parts of key names that mean somebody wrote a secret, or is about to.
@@ -78,9 +80,10 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
         check_key(&key, &span)?;
         entries.insert(key, value);
     }
+    let pack = entries.get("pack").map_or(whole.clone(), |value| value.span());
     let mut table = Entries { entries, whole };
     let (bucket, prefix) = table.required("remote_share", syntax::remote_share)?;
-    Ok(Pair {
+    let pair = Pair {
         name: name.clone(),
         local_cluster: table.required("local_cluster", syntax::cluster_id)?,
         local_share: table.required("local_share", syntax::share_path)?,
@@ -100,7 +103,14 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
         recall: table.text("recall", |word| word.parse::<RecallPolicy>())?.unwrap_or_default(),
         archived: table.text("archived", |word| word.parse())?.unwrap_or_default(),
         restore_days: table.quantity("restore_days", syntax::restore_days)?.unwrap_or(RESTORE_DAYS_DEFAULT),
-    })
+        pack: table.truth("pack")?.unwrap_or_default(),
+        pack_below: table
+            .quantity("pack_below", |text| syntax::pack_below(units::parse_size(text)?))?
+            .unwrap_or(PACK_BELOW_DEFAULT),
+    };
+    // Only what is packed contradicts anything.
+    pair.check().map_err(|reason| Bad { span: pack, key: Some("pack".into()), reason })?;
+    Ok(pair)
 }
 
 /// Refuses keys that are no part of a pair, and says what may have been meant.
@@ -145,6 +155,17 @@ impl Entries<'_> {
             other => Err(format!("this is a TOML {}, text in quotes is wanted", other.type_str())),
         };
         checked.map(Some).map_err(|reason| Bad { span: value.span(), key: Some(key.to_owned()), reason })
+    }
+
+    fn truth(&mut self, key: &str) -> Result<Option<bool>, Bad> {
+        let Some(value) = self.entries.remove(key) else { return Ok(None) };
+        match value.get_ref() {
+            DeValue::Boolean(truth) => Ok(Some(*truth)),
+            other => {
+                let reason = format!("this is a TOML {}, true or false is wanted", other.type_str());
+                Err(Bad { span: value.span(), key: Some(key.to_owned()), reason })
+            }
+        }
     }
 
     /// Text with a unit, or a bare integer.
@@ -237,6 +258,13 @@ pub fn format(pair: &Pair) -> PairResult<String> {
     }
     lines.push(format!("archived = {}", quoted(pair.archived.as_str())));
     lines.push(format!("restore_days = {}", pair.restore_days));
+    // The same.
+    if pair.pack {
+        lines.push("pack = true".into());
+    }
+    if pair.pack_below != PACK_BELOW_DEFAULT {
+        lines.push(format!("pack_below = {}", quoted(&units::exact_size(pair.pack_below.into()))));
+    }
     Ok(lines.join("\n") + "\n")
 }
 
@@ -275,6 +303,8 @@ remote_role = "gfs"
         assert_eq!((pair.bucket.as_str(), pair.prefix.as_str()), ("cold", "east"));
         assert_eq!(pair.meta_sync, None);
         assert_eq!((pair.archived, pair.restore_days), (WhenArchived::Fail, 7));
+        assert_eq!((pair.pack, pair.pack_below), (false, 128 << 10));
+        assert!(!format(&pair).unwrap().contains("pack"), "an older tierfs knows no such keys");
         assert_eq!(pair.identifiers(), "east,/srv/share,west,s3://cold/east");
     }
 
@@ -295,6 +325,9 @@ remote_role = "gfs"
         pair.recall_retention_s = Some(0);
         pair.archived = WhenArchived::Wait;
         pair.restore_days = 30;
+        pair.pack_below = 16 << 10;
+        assert_eq!(read(&format(&pair).unwrap()).unwrap(), pair);
+        (pair.role, pair.pack) = (RemoteRole::Gfs, true);
         assert_eq!(read(&format(&pair).unwrap()).unwrap(), pair);
     }
 
@@ -311,6 +344,9 @@ remote_role = "gfs"
             (format!("{GOOD}archived = \"never\"\n"), 8, vec!["archived", "wait"]),
             (format!("{GOOD}restore_days = 0\n"), 8, vec!["restore_days", "1 to 365"]),
             (format!("{GOOD}restore_days = \"7d\"\n"), 8, vec!["restore_days", "1 to 365"]),
+            (format!("{GOOD}pack = \"yes\"\n"), 8, vec!["pack", "true or false"]),
+            (format!("{GOOD}pack_below = \"2MiB\"\n"), 8, vec!["pack_below", "1MiB"]),
+            (format!("{}pack = true\n", GOOD.replace("gfs", "gpeer")), 8, vec!["pack", "gpeer"]),
             (format!("{GOOD}colour = \"red\"\n"), 8, vec!["colour", "known are"]),
             (format!("{GOOD}[credentials]\nkey = \"x\"\n"), 8, vec!["credentials"]),
             (GOOD.replace("\"gfs\"", "\"nfs\""), 7, vec!["remote_role", "gpeer"]),

@@ -23,6 +23,8 @@ pub use store::{ClaimCheck, Store};
 pub const RETENTION_DEFAULT_S: u64 = 24 * 3600;
 /// Days a restored object can be read unless the pair says otherwise: longer than a weekend.
 pub const RESTORE_DAYS_DEFAULT: u32 = 7;
+/// Files shorter than this are packed unless the pair says otherwise, in bytes.
+pub const PACK_BELOW_DEFAULT: u32 = 128 << 10;
 /// Region unless the pair says otherwise: what stores that know no regions expect in a signature.
 pub const REGION_DEFAULT: &str = "us-east-1";
 
@@ -98,9 +100,24 @@ pub struct Pair {
     pub archived: WhenArchived,
     /// Days a restored object can be read.
     pub restore_days: u32,
+    /// Whether small files that are archived together share an object.
+    pub pack: bool,
+    /// Which files are small: those shorter than this, in bytes; 4 KiB to 1 MiB.
+    pub pack_below: u32,
 }
 
 impl Pair {
+    /// Whether what the pair says goes together; the reason if not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.pack && self.role == RemoteRole::Gpeer {
+            return Err(
+                "a pair of two shares (gpeer) has no objects that files could share: leave pack out, or use role gfs"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
     /// The remote share as text: `s3://bucket/prefix`.
     pub fn remote_share(&self) -> String {
         if self.prefix.is_empty() {

@@ -2,7 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::super::{AfterRecall, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived};
+use super::super::{
+    AfterRecall, PACK_BELOW_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
+    WhenArchived,
+};
 use super::*;
 
 fn pair(name: &str) -> Pair {
@@ -26,6 +29,8 @@ fn pair(name: &str) -> Pair {
         recall: Default::default(),
         archived: WhenArchived::Fail,
         restore_days: RESTORE_DAYS_DEFAULT,
+        pack: false,
+        pack_below: PACK_BELOW_DEFAULT,
     }
 }
 

@@ -187,6 +187,17 @@ pub fn chunk_size(bytes: u64) -> Result<u32, String> {
     }
 }
 
+/// Which files are packed: those shorter than 4 KiB to 1 MiB.
+pub fn pack_below(bytes: u64) -> Result<u32, String> {
+    let size = u32::try_from(bytes).ok().filter(|size| (4 << 10..=1 << 20).contains(size));
+    size.ok_or_else(|| format!("{bytes} bytes are no bound for packed files: use 4KiB to 1MiB, like 128KiB"))
+}
+
+/// `true` or `false`.
+pub fn yes_or_no(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
 /// A region: 1 to 64 of letters, digits and `-`.
 pub fn region(text: &str) -> Result<String, String> {
     let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');

@@ -1,15 +1,21 @@
-//! What is in the bucket: the newest complete tree of each directory, and the newest objects of each file.
+//! What is in the bucket: the newest complete tree of each directory, and the newest objects of each file, members of packs included.
 //!
 //! Memory goes by directories and files, some 60 bytes each; keys are not kept, but listed again where they are needed.
 
 use std::collections::HashMap;
 
+use futures::{StreamExt, stream};
+
 use super::{RebuildError, Result};
 use crate::engine::parse_key;
 use crate::ports::Remote;
-use crate::record::MANIFEST_SUFFIX;
+use crate::record::{MANIFEST_SUFFIX, PACKS, PackName};
+use crate::remote::packs::read_index;
 use crate::tree::{PLACE, PartKey};
 use crate::types::{FileId, Generation, ObjectKey};
+
+/// Packs' indexes read at once.
+const INDEXES: usize = 16;
 
 /// A tree that is all there: its generation and the lengths of its parts.
 #[derive(Clone, Debug)]
@@ -79,6 +85,35 @@ pub(super) struct Candidate {
     pub manifest: bool,
 }
 
+/// Lists the members of all packs as if each were an object: key and length. A pack whose index cannot be read is passed over: its members are missing then.
+async fn each_member(remote: &dyn Remote, prefix: &str, mut take: impl FnMut(ObjectKey, u64)) -> Result<()> {
+    let mut packs = Vec::new();
+    each(remote, PACKS, |key, _| packs.extend(PackName::of_key(prefix, &key))).await?;
+    let read = stream::iter(packs).map(|pack| async move {
+        let key = pack.key();
+        let index = match remote.head(&key).await {
+            Ok(info) => read_index(remote, &key, &info).await,
+            Err(error) => Err(error),
+        };
+        (pack, index)
+    });
+    let mut read = std::pin::pin!(read.buffered(INDEXES));
+    while let Some((pack, index)) = read.next().await {
+        match index {
+            Ok(index) => {
+                for member in index.members() {
+                    take(pack.member(&member.key, member.range), member.range.len);
+                }
+            }
+            Err(error) if error.kind.is_transient() || error.kind.is_configuration() => {
+                return Err(RebuildError::Remote(error));
+            }
+            Err(error) => tracing::warn!(pack = %pack.key(), "passed over: {error}"),
+        }
+    }
+    Ok(())
+}
+
 /// The objects of all files.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
@@ -100,6 +135,12 @@ impl Objects {
             {
                 // A manifest's key follows its object's in a listing.
                 all.of_mut(file, parts.generation).into_iter().for_each(|found| found.manifest = true);
+            }
+        })
+        .await?;
+        each_member(remote, prefix, |key, len| {
+            if let Some(parts) = parse_key(prefix, &key) {
+                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false });
             }
         })
         .await?;
@@ -157,15 +198,16 @@ impl Objects {
         wanted: &HashMap<FileId, Vec<Generation>>,
     ) -> Result<(HashMap<(FileId, Generation), ObjectKey>, Vec<ObjectKey>)> {
         let (mut found, mut unknown) = (HashMap::new(), Vec::new());
-        each(remote, "", |key, _| {
+        let mut take = |key: ObjectKey, _| {
             let Some(parts) = parse_key(prefix, &key) else { return };
             if wanted.get(&parts.file).is_some_and(|generations| generations.contains(&parts.generation)) {
                 found.insert((parts.file, parts.generation), key);
             } else if self.is_unknown(parts.file, parts.generation) {
                 unknown.push(key);
             }
-        })
-        .await?;
+        };
+        each(remote, "", &mut take).await?;
+        each_member(remote, prefix, &mut take).await?;
         Ok((found, unknown))
     }
 }

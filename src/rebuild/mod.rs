@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use crate::ports::{Lower, LowerError, Remote, RemoteError, if_set};
 use crate::record::PairRef;
+use crate::remote::packs::Packed;
 use crate::tree::TreeError;
 use crate::types::{FileId, ObjectKey};
 use listing::Objects;
@@ -126,6 +127,7 @@ pub struct Rebuild {
 
 impl Rebuild {
     pub fn new(options: Options) -> Arc<Self> {
+        let options = Options { remote: Packed::over(options.remote), ..options };
         let maker = Maker::new(options.lower.clone());
         Arc::new(Self { options, totals: Totals::default(), maker, objects: Mutex::default() })
     }

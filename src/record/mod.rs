@@ -4,6 +4,7 @@
 //! A record that cannot be decoded is an error, never "no record": a file whose record is damaged must not be taken for
 //! a resident one, since its local bytes may be holes.
 
+mod member;
 mod patch;
 mod peer;
 
@@ -15,13 +16,17 @@ use crate::types::{
     ByteRange, CHUNKS_MAX, ClusterId, ContentHash, Generation, ObjectKey, PairName, Timestamp, is_chunk_size,
 };
 pub use crate::types::{Claim, Phase};
+pub use member::{MEMBER_SUFFIX_MAX, PACKS, PackName, Place, is_member, member_parts, place_of};
 pub use patch::{PATCH_RANGES_MAX, Patch, Ranges};
 
 const MAGIC: &[u8; 4] = b"TFS1";
-/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 3 has [`Extension`], 4 a peer's file instead.
-const VERSION: u8 = 4;
+/// The newest version known. Stored is the oldest that has what the record says: 2 has claims of parts, 3 has [`Extension`], 4 a peer's file instead,
+/// 5 as 3 members of packs.
+const VERSION: u8 = 5;
 /// What a version that has a peer's file is.
 const WITH_PEER: u8 = 4;
+/// What a version that has members of packs is.
+const WITH_MEMBERS: u8 = 5;
 /// Longest record accepted, in bytes: what an ext4 xattr block can hold.
 const ENCODED_LEN_MAX: usize = 4096;
 /// What numbers in a record may grow by, in bytes: each is stored in as few as it needs.
@@ -144,6 +149,10 @@ struct Extension {
     patch: Option<Patch>,
 }
 
+fn has_extension(version: u8) -> bool {
+    matches!(version, 3 | WITH_MEMBERS)
+}
+
 /// Why stored bytes are no record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -244,10 +253,20 @@ impl Record {
         if !is_chunk_size(object.chunk_size) || object.chunks() > CHUNKS_MAX {
             return Err(RecordError::Contradiction("the length cannot be cut into chunks of that size"));
         }
+        if let Some(place) = place_of(&object.key)
+            && (object.has_manifest() || place.range.len != object.len)
+        {
+            return Err(RecordError::Contradiction("a member of a pack of another length, or of several chunks"));
+        }
         if object.mtime.nanos >= 1_000_000_000 {
             return Err(RecordError::Contradiction("mtime has over 999,999,999 ns"));
         }
         Ok(())
+    }
+
+    fn has_member(&self) -> bool {
+        let keys = self.object.iter().map(|object| &object.key).chain(self.superseded.iter().map(|old| &old.key));
+        keys.into_iter().any(is_member)
     }
 
     /// Whether the record, and what it becomes when times and claims change, can be stored. Paths, ETags and versions are of any length.
@@ -270,6 +289,7 @@ impl Record {
         let mut out = MAGIC.to_vec();
         let version = match self.claim {
             _ if self.peer.is_some() => WITH_PEER,
+            _ if self.has_member() => WITH_MEMBERS,
             _ if self.patch.is_some() => 3,
             Claim::Partial => 2,
             _ => 1,
@@ -279,7 +299,7 @@ impl Record {
         let mut out = postcard::to_extend(self, out).expect(encodes);
         if let Some(peer) = &self.peer {
             out = postcard::to_extend(peer, out).expect(encodes);
-        } else if version >= 3 {
+        } else if has_extension(version) {
             out = postcard::to_extend(&Extension { patch: self.patch.clone() }, out).expect(encodes);
         }
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
@@ -307,7 +327,7 @@ impl Record {
         if version == WITH_PEER {
             let (peer, after) = postcard::take_from_bytes::<PeerState>(rest).map_err(broken)?;
             (record.peer, rest) = (Some(peer), after);
-        } else if version == 3 {
+        } else if has_extension(version) {
             let (extension, after) = postcard::take_from_bytes::<Extension>(rest).map_err(broken)?;
             (record.patch, rest) = (extension.patch, after);
         }
@@ -316,6 +336,9 @@ impl Record {
         }
         if version == 1 && record.claim == Claim::Partial {
             return Err(RecordError::Contradiction("a claim that its version does not have"));
+        }
+        if version < WITH_PEER && record.has_member() {
+            return Err(RecordError::Contradiction("a member of a pack, which its version does not have"));
         }
         record.check()?;
         Ok(record)

@@ -41,9 +41,28 @@ fn patched() -> Record {
     record
 }
 
+fn packed() -> Record {
+    let mut record = sample();
+    let object = record.object.as_mut().unwrap();
+    (object.len, object.chunk_size) = (16 << 10, 1 << 20);
+    let (prefix, tag) = ("prefix".to_owned(), "00000000000000ff".to_owned());
+    let pack =
+        PackName { prefix, share: "0123456789abcdef".into(), generation: Generation(0x0006_4a3c_0000_0000), tag };
+    object.key = pack.member(&object.key, ByteRange { offset: 0x1_2345, len: object.len });
+    record
+}
+
 #[test]
 fn round_trips() {
-    for record in [sample(), patched(), Record::unclaimed(), sample().into_resident(Generation(u64::MAX))] {
+    for record in [
+        sample(),
+        patched(),
+        packed(),
+        packed().into_resident(Generation(u64::MAX)),
+        packed().into_patched(Generation(u64::MAX)),
+        Record::unclaimed(),
+        sample().into_resident(Generation(u64::MAX)),
+    ] {
         assert_eq!(Record::decode(&record.encode()), Ok(record));
     }
 }
@@ -136,6 +155,40 @@ fn golden_version_3() {
     assert_eq!(patched().encode(), golden);
 }
 
+/// Version 5, which has members of packs.
+#[test]
+fn golden_version_5() {
+    let golden = include_bytes!("golden/v5.bin");
+    assert_eq!(Record::decode(golden), Ok(packed()));
+    assert_eq!(packed().encode(), golden);
+}
+
+#[test]
+fn members_have_the_version_that_knows_them() {
+    for record in [packed(), packed().into_resident(Generation(u64::MAX)), packed().into_patched(Generation(u64::MAX))]
+    {
+        let mut bytes = record.encode();
+        assert_eq!(bytes[4], 5);
+        bytes[4] = 3;
+        let body = bytes.len() - 4;
+        let crc = crc32fast::hash(&bytes[..body]).to_le_bytes();
+        bytes[body..].copy_from_slice(&crc);
+        assert!(
+            matches!(Record::decode(&bytes), Err(RecordError::Contradiction(_))),
+            "an older tierfs would not find it"
+        );
+    }
+    let mut other_len = packed();
+    other_len.object.as_mut().unwrap().len += 1;
+    assert!(other_len.check().is_err());
+    let mut chunks = packed();
+    let object = chunks.object.as_mut().unwrap();
+    object.len = 128 << 10;
+    object.chunk_size = 64 << 10;
+    object.key = ObjectKey(object.key.0.replace(".4000", ".20000"));
+    assert!(place_of(&object.key).is_some() && chunks.check().is_err());
+}
+
 #[test]
 fn the_longest_patch_can_be_stored() {
     let mut record = sample();
@@ -155,7 +208,7 @@ fn the_longest_patch_can_be_stored() {
 
 #[test]
 fn every_flipped_bit_and_every_truncation_is_noticed() {
-    [sample(), patched(), with_peer(Phase::Stub)].iter().for_each(every_damage_is_noticed);
+    [sample(), patched(), packed(), with_peer(Phase::Stub)].iter().for_each(every_damage_is_noticed);
 }
 
 fn every_damage_is_noticed(record: &Record) {

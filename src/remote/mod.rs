@@ -18,6 +18,8 @@ mod http;
 pub mod manifest;
 mod multipart;
 mod objects;
+pub mod pack;
+pub mod packs;
 mod probe;
 mod put;
 mod refusal;

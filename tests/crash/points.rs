@@ -1,5 +1,5 @@
-//! The kill points: all that are in the source (but those of `undelete`, which `tests/mount/undelete.rs` goes through, and of a pair's two sides, which
-//! `tests/peers/crashes.rs` does), how each is reached,
+//! The kill points: all that are in the source (but those of `undelete`, which `tests/mount/undelete.rs` goes through, of packs, which `tests/mount/packs.rs` does, and of
+//! a pair's two sides, which `tests/peers/crashes.rs` does), how each is reached,
 //! and a round that dies at one.
 
 use std::collections::BTreeSet;
@@ -28,7 +28,9 @@ pub fn all() -> Vec<String> {
                 open.push(entry.path());
             } else if let Ok(text) = fs::read_to_string(entry.path()) {
                 let found = text.split("kill::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
-                for point in found.filter(|point| !point.starts_with("undelete.") && !point.starts_with("peer.")) {
+                let elsewhere =
+                    |point: &&str| ["undelete.", "pack.", "sweep.", "peer."].iter().any(|of| point.starts_with(of));
+                for point in found.filter(|point| !elsewhere(point)) {
                     assert!(points.insert(point.to_owned()), "two kill points are called {point}");
                 }
             }

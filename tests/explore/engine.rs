@@ -57,6 +57,7 @@ fn rig() -> Rig {
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
+        pack: None,
     };
     let (handle, limits) = (runtime.handle().clone(), Limits::default());
     let engine = Engine::new(lower.clone(), journal.clone(), Arc::new(SystemClock), Some(target), handle, limits);

@@ -11,8 +11,9 @@ use tierfs::engine::made_for;
 use tierfs::journal::SqliteJournal;
 use tierfs::pair::{file, units};
 use tierfs::ports::{Intent, IntentKind, Journal};
-use tierfs::record::{Claim, Flags, ObjectRef, PairRef, Record, Superseded};
+use tierfs::record::{Claim, Flags, ObjectRef, PackName, PairRef, Record, Superseded, member_parts, place_of};
 use tierfs::remote::manifest::Manifest;
+use tierfs::remote::pack::{Index, Member};
 use tierfs::types::{ByteRange, CHUNKS_MAX, ContentHash, FileId, Generation, Inode, ObjectKey, RawHandle, Timestamp};
 
 use crate::fuzz;
@@ -21,6 +22,12 @@ use crate::mutate::{mutated, mutations, number};
 
 fn key() -> ObjectKey {
     ObjectKey("prefix/a/b.txt@1f-deadbeef.64a3c".into())
+}
+
+fn member_key() -> ObjectKey {
+    let (share, tag) = ("0123456789abcdef".to_owned(), "00ff00ff00ff00ff".to_owned());
+    let pack = PackName { prefix: "prefix".into(), share, generation: Generation(0x64a3c), tag };
+    pack.member(&key(), ByteRange { offset: 0x1234, len: 0x4000 })
 }
 
 fn records() -> Vec<Record> {
@@ -61,12 +68,15 @@ fn records() -> Vec<Record> {
             }
         }
     }
+    let mut packed = with(Claim::Stub, 0x4000);
+    packed.object.iter_mut().for_each(|object| object.key = member_key());
     let superseded = Superseded { pair: "gp1".parse().unwrap(), key: key(), manifest: true };
     vec![
         with(Claim::Stub, 5_000_000_000),
         with(Claim::Dual, 1),
         with(Claim::Releasing, 4 << 20),
         patched,
+        packed,
         Record::unclaimed(),
         Record { superseded: Some(superseded), generation: Generation(9), ..Record::unclaimed() },
     ]
@@ -95,6 +105,10 @@ fn is_usable(record: &Record) -> Result<(), TestCaseError> {
         prop_assert!(object.chunk_range(0).len > 0);
         prop_assert_eq!(object.chunk_range(chunks - 1).end(), object.len);
         let _ = made_for(&object.key);
+        if let Some(place) = place_of(&object.key) {
+            prop_assert_eq!((place.range.len, chunks), (object.len, 1));
+            let _ = (place.range.end(), place.pack.key());
+        }
     }
     let resident = record.clone().into_resident(Generation(u64::MAX));
     prop_assert_eq!(Record::decode(&resident.encode()), Ok(resident));
@@ -192,6 +206,46 @@ fn keys_tell_their_file_or_nothing() {
     fuzz("keys", 10_000, mutations(4), |mutations| {
         let bytes = mutated(good.as_bytes(), &mutations);
         let _ = made_for(&ObjectKey(String::from_utf8_lossy(&bytes).into_owned()));
+        Ok(())
+    });
+    let good = member_key().0;
+    fuzz("members' keys", 10_000, mutations(4), |mutations| {
+        let key = ObjectKey(String::from_utf8_lossy(&mutated(good.as_bytes(), &mutations)).into_owned());
+        let Some((own, place)) = member_parts(&key) else { return Ok(()) };
+        prop_assert_eq!(place.pack.member(&ObjectKey(own.to_owned()), place.range), key.clone(), "one spelling");
+        let pack = PackName::of_key(&place.pack.prefix, &place.pack.key());
+        prop_assert_eq!(pack, Some(place.pack), "its pack is one");
+        Ok(())
+    });
+}
+
+#[test]
+fn packs_are_what_they_say_or_refused() {
+    let member = |n: u64| Member {
+        key: key(),
+        range: ByteRange { offset: n * 5, len: 5 },
+        metadata: vec![("tierfs-mode".into(), "644".into())],
+    };
+    let good: Vec<_> = [0, 1, 100].map(|count| Index::new((0..count).map(member).collect()).unwrap().encode()).into();
+    fuzz("packs", 10_000, (0..good.len(), mutations(5), any::<bool>()), |(which, mutations, seal)| {
+        let mut bytes = mutated(&good[which], &mutations);
+        if seal && bytes.len() > 12 {
+            // The magic is behind the checksum.
+            let magic = bytes.split_off(bytes.len() - 8);
+            bytes = [sealed(bytes), magic].concat();
+        }
+        let pack_len = bytes.len() as u64 + 500;
+        let (decoded, taken) = peak(|| Index::decode(&bytes, pack_len));
+        prop_assert!(taken <= 40 * bytes.len() + (1 << 20) + 16 * 1024, "{taken} bytes for {}", bytes.len());
+        let Ok(index) = decoded else { return Ok(()) };
+        if !seal {
+            prop_assert_eq!(&bytes, &good[which], "damage that the checksum must see");
+        }
+        for member in index.members() {
+            prop_assert!(member.range.end() <= 500);
+            prop_assert_eq!(index.at(member.range), Some(member));
+        }
+        prop_assert_eq!(Index::decode(&index.encode(), index.encode().len() as u64 + 500), Ok(index.clone()));
         Ok(())
     });
 }

@@ -61,6 +61,7 @@ fn what_comes_back_is_the_content_or_an_error() {
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
+        pack: None,
     };
     let engine = Engine::new(
         lower.clone(),

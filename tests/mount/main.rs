@@ -24,6 +24,7 @@ mod known;
 mod listing;
 mod migrate;
 mod namespace;
+mod packs;
 mod pairs;
 mod partial;
 mod patched;

@@ -21,19 +21,26 @@ const FILES: usize = 2_000;
 
 #[test]
 fn a_lost_share_is_made_again_from_the_bucket() {
-    lost_and_made_again(FILES, "ext4", "xfs");
+    lost_and_made_again(FILES, "ext4", "xfs", false);
+}
+
+/// Small files lie in packs: no object has their key.
+#[test]
+fn a_lost_share_with_packs_is_made_again_from_the_bucket() {
+    lost_and_made_again(FILES / 2, "xfs", "ext4", true);
 }
 
 #[test]
 #[ignore = "minutes; `make rebuild`"]
 fn many() {
     let files = std::env::var("TIERFS_FILES").ok().map_or(100_000, |files| files.parse().unwrap());
-    lost_and_made_again(files, "xfs", "ext4");
+    lost_and_made_again(files, "xfs", "ext4", false);
 }
 
-fn lost_and_made_again(files: usize, kind: &'static str, new_kind: &'static str) {
+fn lost_and_made_again(files: usize, kind: &'static str, new_kind: &'static str, pack: bool) {
     let size = (2u64 << 30).max(files as u64 * 40_000);
-    let setup = Setup { kind, size, retention: "1h", mounted: false, ..Setup::default() };
+    let pair = if pack { vec!["--pack", "true"] } else { Vec::new() };
+    let setup = Setup { kind, size, retention: "1h", mounted: false, pair, ..Setup::default() };
     let Some(mut rig) = setup.build() else { return };
     let begun = Instant::now();
     populate(&rig.share(), files);
@@ -46,6 +53,7 @@ fn lost_and_made_again(files: usize, kind: &'static str, new_kind: &'static str)
     let states = rig.on(&["--json", "status", "-r"], &[""]);
     let states: serde_json::Value = serde_json::from_str(states.lines().last().unwrap()).unwrap();
     assert!(states["states"]["stub"]["files"].as_u64().unwrap() >= files as u64, "{states}");
+    assert_eq!(rig.all_objects().iter().any(|key| key.starts_with(".tierfs/packs/")), pack);
     // What exists when the names are stored, and what does not.
     fs::write(rig.mnt("removed before"), vec![7; 9_000]).unwrap();
     rig.on(&["migrate"], &["removed before"]);

@@ -16,7 +16,7 @@ use rustix::mount::UnmountFlags;
 use tierfs::gateway::faults::{Effect, Faults, Rule};
 use tierfs::gateway::{Credentials, Options, Requests, Server};
 use tierfs::ports::Remote;
-use tierfs::record::{Record, manifest_key};
+use tierfs::record::{Record, is_member, manifest_key};
 use tierfs::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 use tierfs::types::ObjectKey;
 use tokio::runtime::Runtime;
@@ -41,6 +41,8 @@ pub struct Setup {
     pub retention: &'static str,
     /// How long objects of recalled files are kept; a day, so that files are dual after a recall.
     pub recall_retention: &'static str,
+    /// Further arguments of it.
+    pub pair: Vec<&'static str>,
     /// Further arguments of `tierfs mount`.
     pub mount: Vec<&'static str>,
     /// Options of the mount below, each with a comma before it.
@@ -60,6 +62,7 @@ impl Default for Setup {
             size: 256 << 20,
             retention: "0s",
             recall_retention: "24h",
+            pair: Vec::new(),
             mount: Vec::new(),
             below: "",
             state_below: false,
@@ -89,6 +92,7 @@ pub struct Rig {
     server: Option<Server>,
     addr: SocketAddr,
     make_buckets: bool,
+    pair_more: Vec<&'static str>,
     mount_args: Vec<&'static str>,
     state_below: bool,
     /// How long a restore takes at the endpoint that is started next.
@@ -128,6 +132,7 @@ impl Rig {
             server: None,
             addr: "127.0.0.1:0".parse().unwrap(),
             make_buckets: setup.make_buckets,
+            pair_more: setup.pair,
             mount_args: setup.mount,
             state_below: setup.state_below,
             restore_after: Duration::ZERO,
@@ -154,6 +159,7 @@ impl Rig {
                 .to_vec();
         args.extend([format!("http://{}", self.addr), "--chunk-size".into(), "64KiB".into()]);
         args.extend(["--retention".into(), retention.into()]);
+        args.extend(self.pair_more.iter().map(|arg| (*arg).to_owned()));
         if !probe {
             args.push("--no-probe".into());
         }
@@ -310,6 +316,10 @@ impl Rig {
     #[track_caller]
     fn settles(&self, names: &[&str], superseded_may_stay: bool) {
         let add = |set: &mut BTreeSet<String>, key: &ObjectKey, manifest: bool| {
+            if is_member(key) {
+                // Its pack is none of what is compared.
+                return;
+            }
             let short = |key: &ObjectKey| key.0.trim_start_matches("pre/").to_owned();
             set.insert(short(key));
             if manifest {
@@ -358,6 +368,22 @@ impl Rig {
         }
         let output = self.tierfs(&self.pair_args(retention, true));
         assert!(output.status.success(), "{}", said(&output));
+    }
+
+    /// Has every deletion that is noted become due, and every needless pack have been so for long, by a clock that the daemon cannot tell from a long wait.
+    pub fn expire(&mut self) {
+        self.umount();
+        for entry in fs::read_dir(self.scratch("state/shares")).unwrap().flatten() {
+            let journal = rusqlite::Connection::open(entry.path().join("journal.sqlite")).unwrap();
+            journal.execute("UPDATE intent SET at_secs = 1 WHERE kind = 1", []).unwrap();
+            let needless = "SELECT value FROM value WHERE name = 'packs.needless'";
+            let Ok(needless) = journal.query_row(needless, [], |row| row.get::<_, String>(0)) else { continue };
+            let mut since: std::collections::BTreeMap<String, i64> = serde_json::from_str(&needless).unwrap();
+            since.values_mut().for_each(|at| *at = 1);
+            let text = serde_json::to_string(&since).unwrap();
+            journal.execute("UPDATE value SET value = ?1 WHERE name = 'packs.needless'", [text]).unwrap();
+        }
+        self.mount();
     }
 
     // The commands.

@@ -22,16 +22,6 @@ fn history(rig: &Rig, name: &str) -> Vec<(String, u64, String)> {
         .collect()
 }
 
-/// Has every deletion that is noted become due, by a clock that the daemon cannot tell from a long wait.
-fn expire(rig: &mut Rig) {
-    rig.umount();
-    for entry in fs::read_dir(rig.scratch("state/shares")).unwrap().flatten() {
-        let journal = rusqlite::Connection::open(entry.path().join("journal.sqlite")).unwrap();
-        journal.execute("UPDATE intent SET at_secs = 1 WHERE kind = 1", []).unwrap();
-    }
-    rig.mount();
-}
-
 fn short(key: &str) -> String {
     key.trim_start_matches("pre/").to_owned()
 }
@@ -63,7 +53,7 @@ fn a_removed_file_comes_back_and_stays() {
         assert_eq!(facts(&after), facts(&before));
         assert_eq!(rig.allocated(name) & !4095, rig.allocated(name) & 4096, "{name} is no stub");
         // No note of the removal is left that could take the object away.
-        expire(&mut rig);
+        rig.expire();
         assert!(rig.objects().contains(&short(&key)));
         rig.same(name, &content);
         wait_for("the recall's end", || rig.state(name) == "dual");
@@ -80,12 +70,12 @@ fn a_removed_file_comes_back_and_stays() {
         rig.on(&["undelete"], &[name]);
         rig.same(name, &content);
         fs::remove_file(rig.mnt(name)).unwrap();
-        expire(&mut rig);
+        rig.expire();
         wait_for("the note's end", || history(&rig, name).is_empty());
         assert!(rig.objects().contains(&short(&key)));
         rig.on(&["gc", "--older-than", "0s"], &[""]);
         assert_eq!(history(&rig, name).len(), 1, "what the collector has noted is shown");
-        expire(&mut rig);
+        rig.expire();
         wait_for("the object's end", || !rig.objects().contains(&short(&key)));
         code(&rig.try_on(&["undelete"], &[name]), 3);
     }
@@ -131,7 +121,7 @@ fn killed_at_any_step_the_content_is_kept() {
             fs::remove_file(rig.mnt(&name)).unwrap();
         }
         // Nothing that is noted by now may take the object away.
-        expire(&mut rig);
+        rig.expire();
         assert!(rig.objects().contains(&short(&key)), "{point}");
         rig.same(point, &content);
         kept.push((point, content));
@@ -171,7 +161,7 @@ fn older_generations_come_back_beside_the_file() {
     code(&bring(&rig, versions[0].1, "again"), 3);
     assert_eq!(history(&rig, "f").len(), 2, "the oldest is another file's now");
     // The current one comes and goes as ever; what was brought back stays when all notes are due.
-    expire(&mut rig);
+    rig.expire();
     wait_for("the end of the second generation", || !rig.objects().contains(&short(&versions[1].2)));
     rig.same("old", &contents[0]);
     rig.same("f", &contents[2]);
@@ -200,7 +190,7 @@ fn a_removed_tree_comes_back() {
     let said = rig.on(&["undelete", "-r"], &["d"]);
     assert!(said.contains("brought back 4 files"), "{said}");
     assert_eq!(fs::metadata(rig.mnt("d/sub")).unwrap().mode() & 0o7777, 0o700);
-    expire(&mut rig);
+    rig.expire();
     for (name, content) in names.iter().zip(&contents) {
         match *name {
             "d/keep" => rig.same(name, b"another"),

@@ -267,6 +267,7 @@ impl Side {
             peer: true,
             recall: Default::default(),
             restore: Default::default(),
+            pack: None,
         };
         let lower: Arc<dyn Lower> = share.clone();
         let (handle, limits) = (runtime.handle().clone(), Limits::default());

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tierfs::ports::*;
+use tierfs::record::{PackName, place_of};
+use tierfs::remote::pack::{Index, TRAILER_LEN};
 use tierfs::types::{ByteRange, ObjectKey, Timestamp};
 
 use crate::bugs::Bug;
@@ -84,7 +86,9 @@ fn check_deletion(state: &mut State, key: &ObjectKey) {
     let mut named_by = None;
     for ino in inodes {
         let mut look = |node: Option<&crate::disk::Node>| {
-            let names = |node| record_of(node).is_some_and(|record| record.object.is_some_and(|o| o.key.0 == base));
+            let needs =
+                |key: &ObjectKey| key.0 == base || place_of(key).is_some_and(|place| place.pack.key().0 == base);
+            let names = |node| record_of(node).is_some_and(|record| record.object.is_some_and(|o| needs(&o.key)));
             if node.is_some_and(names) {
                 named_by = Some(ino);
             }
@@ -96,6 +100,21 @@ fn check_deletion(state: &mut State, key: &ObjectKey) {
     if let Some(ino) = named_by {
         state.broken(format!("{key} is deleted while a record of file {ino} that names it may survive"));
     }
+}
+
+/// How many files share a pack.
+fn members_of(pack: &[u8]) -> usize {
+    let len = Index::len_of(&pack[pack.len() - TRAILER_LEN..], pack.len() as u64).expect("it is a pack");
+    let index = Index::decode(&pack[pack.len() - len as usize..], pack.len() as u64).expect("it is a pack");
+    index.members().len()
+}
+
+/// The bytes that a record's key stands for, a pack's member included.
+pub fn stored(state: &State, key: &ObjectKey) -> Option<Bytes> {
+    let Some(place) = place_of(key) else { return Some(state.objects.get(key)?.body.clone()) };
+    let pack = &state.objects.get(&place.pack.key())?.body;
+    let (from, to) = (place.range.offset as usize, place.range.end() as usize);
+    (to <= pack.len()).then(|| pack.slice(from..to))
 }
 
 #[async_trait]
@@ -119,6 +138,10 @@ impl Remote for SimRemote {
         self.ask(Kind::Put, "put", key, |state, fault| {
             if state.objects.contains_key(key) {
                 state.broken(format!("{key} is written over"));
+            }
+            if PackName::of_key("p", key).is_some() {
+                let members = members_of(&body);
+                state.stats.count(if members > 1 { "pack of several" } else { "pack of one" });
             }
             let etag = format!("e{}", state.next());
             let manifest = key.0.ends_with(tierfs::record::MANIFEST_SUFFIX);

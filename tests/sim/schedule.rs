@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tierfs::engine::{Engine, Limits, Target};
+use tierfs::engine::{Engine, Limits, Packing, Target};
 use tierfs::fs::{Fs, FsOptions};
 use tierfs::ports::{FileKind, Journal, Lower, Remote};
 use tierfs::record::PairRef;
@@ -60,6 +60,7 @@ struct Manner {
     retention_s: u64,
     recalled_for_s: Option<u64>,
     fetches_per_file: usize,
+    pack: bool,
 }
 
 /// A schedule by dice alone.
@@ -81,6 +82,8 @@ pub fn run(spec: &Spec) -> Ended {
         // By other dice, so that schedules of old seeds stay as they were.
         recalled_for_s: [None, Some(0), Some(20)][Dice::new(spec.seed ^ 0x4ca1).below(3) as usize],
         fetches_per_file: 1 + dice.below(3) as usize,
+        // Not by dice: what they say of all else stays.
+        pack: spec.seed % 4 == 2,
     };
     for life in 0.. {
         let scripts = match &spec.scripts {
@@ -221,6 +224,8 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
+        // One alone is packed, too: two at a time are seldom here.
+        pack: manner.pack.then_some(Packing { below: CHUNK + 1, members_min: 1 }),
     };
     let limits = Limits { fetches_per_file: manner.fetches_per_file, ..Limits::default() };
     let runtime = tokio::runtime::Handle::current();

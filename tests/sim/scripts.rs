@@ -116,6 +116,24 @@ pub fn all() -> Vec<(&'static str, Vec<Vec<Do>>)> {
             "a cut meets a recall",
             vec![vec![migrate(1), Job(1, JobKind::Recall)], vec![Wait(200), Truncate(1, 0), Look(1)]],
         ),
+        ("pack one and read it", vec![vec![migrate(0), Open(0, How::Read), ReadAll(0, 5000), Close(0), Look(0)]]),
+        ("pack several", vec![vec![migrate(0), Look(0)], vec![migrate(2)], vec![migrate(3)]]),
+        (
+            "pack several, write to one and remove one",
+            vec![
+                vec![migrate(0), Open(0, How::Write), Write(0, 333, 40), Sync(0), Close(0), migrate(0), Look(0)],
+                vec![migrate(2), Job(2, JobKind::Recall), Unlink(2), Create(2), Append(0, 700), Close(0), migrate(2)],
+            ],
+        ),
+        (
+            "pack what a writer and a removal meet",
+            vec![
+                vec![migrate(0), Look(0)],
+                vec![migrate(2)],
+                vec![Open(0, How::Write), Write(0, 0, 40), Sync(0), Close(0)],
+                vec![Wait(30), Unlink(2)],
+            ],
+        ),
         ("a removal meets a migration", vec![vec![migrate(1)], vec![Wait(30), Unlink(1)]]),
         (
             "new files",
@@ -129,6 +147,8 @@ pub fn first_seed(name: &str) -> u64 {
     match name {
         // It cut the new file without any fault.
         "a cutting open meets a removal and a new file" => 63,
+        // Such seeds pack (`schedule`).
+        _ if name.starts_with("pack") => 6,
         // Of "times after a release" too.
         _ => 5,
     }

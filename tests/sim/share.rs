@@ -145,11 +145,11 @@ fn check_record(world: &World, state: &mut State, node: &Inode, stored: &[u8]) {
         return;
     }
     let truth = state.truth.files.get(&(node.id.ino, node.id.birth));
-    let stored = state.objects.get(&object.key);
+    let stored = crate::remote::stored(state, &object.key);
     let wrong = match (stored, truth) {
         (None, _) => Some("is not there".to_owned()),
         (Some(stored), Some(file)) => {
-            Content::of(&stored.body).difference(&file.content).map(|found| format!("has {found}"))
+            Content::of(&stored).difference(&file.content).map(|found| format!("has {found}"))
         }
         (Some(_), None) => None,
     };

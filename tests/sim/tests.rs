@@ -24,13 +24,15 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Steps that thousands of schedules come to so often at least; otherwise they show nothing.
-const STEPS: [(&str, u64); 6] = [
+const STEPS: [(&str, u64); 8] = [
     ("archived", 1000),
     ("released", 1000),
     ("recalled", 1000),
     ("changed while dual", 200),
     ("cut while stub", 100),
     ("waited", 1000),
+    ("pack of one", 100),
+    ("pack of several", 10),
 ];
 
 /// Operations after a crash at which something more goes wrong.

@@ -7,8 +7,8 @@ use clap::Args;
 use super::exit::{self, CliError, Exit};
 use super::{ChunkSize, Global, as_json, capabilities, output, print};
 use crate::pair::{
-    AfterRecall, MetaSyncRole, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, Store,
-    WhenArchived, syntax,
+    AfterRecall, MetaSyncRole, PACK_BELOW_DEFAULT, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S,
+    RemoteRole, Store, WhenArchived, syntax,
 };
 use crate::types::{ClusterId, PairName, RecallPolicy};
 
@@ -72,6 +72,12 @@ pub struct Add {
     /// Days a restored object can be read [default: 7].
     #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
     restore_days: Option<u32>,
+    /// Store small files that are archived together in one object [default: false].
+    #[arg(long, value_name = "true|false", value_parser = syntax::yes_or_no)]
+    pack: Option<bool>,
+    /// Which files are small: those shorter than this, 4KiB to 1MiB [default: 128KiB].
+    #[arg(long, value_name = "SIZE", value_parser = super::pack_below)]
+    pack_below: Option<u32>,
     /// Store the pair without trying the endpoint.
     #[arg(long)]
     no_probe: bool,
@@ -108,7 +114,7 @@ impl Add {
     fn pair(&self) -> Result<Pair, CliError> {
         let endpoints = syntax::endpoints(self.endpoints.iter().map(String::as_str))
             .map_err(|reason| CliError::Usage(format!("--endpoint: {reason}")))?;
-        Ok(Pair {
+        let pair = Pair {
             name: self.name.clone(),
             local_cluster: self.local.0.clone(),
             local_share: self.local.1.clone(),
@@ -128,6 +134,10 @@ impl Add {
             recall: self.recall.unwrap_or_default(),
             archived: self.archived.unwrap_or_default(),
             restore_days: self.restore_days.unwrap_or(RESTORE_DAYS_DEFAULT),
-        })
+            pack: self.pack.unwrap_or_default(),
+            pack_below: self.pack_below.unwrap_or(PACK_BELOW_DEFAULT),
+        };
+        pair.check().map_err(|reason| CliError::Usage(format!("--pack: {reason}")))?;
+        Ok(pair)
     }
 }

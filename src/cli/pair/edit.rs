@@ -72,6 +72,12 @@ struct Changes {
     /// Days a restored object can be read.
     #[arg(long, value_name = "DAYS", value_parser = syntax::restore_days)]
     restore_days: Option<u32>,
+    /// Whether small files that are archived together from now on share an object.
+    #[arg(long, value_name = "true|false", value_parser = syntax::yes_or_no)]
+    pack: Option<bool>,
+    /// Which files are small: those shorter than this, 4KiB to 1MiB.
+    #[arg(long, value_name = "SIZE", value_parser = super::pack_below)]
+    pack_below: Option<u32>,
 }
 
 impl Edit {
@@ -170,6 +176,13 @@ impl Changes {
         if let Some(days) = self.restore_days {
             pair.restore_days = days;
         }
+        if let Some(pack) = self.pack {
+            pair.pack = pack;
+        }
+        if let Some(below) = self.pack_below {
+            pair.pack_below = below;
+        }
+        pair.check().map_err(usage("--pack"))?;
         Ok(pair)
     }
 }

@@ -79,6 +79,8 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "recall": pair.recall.as_str(),
         "archived": pair.archived.as_str(),
         "restore_days": pair.restore_days,
+        "pack": pair.pack,
+        "pack_below": pair.pack_below,
         "probed": probed,
     })
 }
@@ -109,6 +111,8 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("recall", pair.recall.as_str().into());
     row("archived", pair.archived.as_str().to_owned());
     row("restore_days", pair.restore_days.to_string());
+    let below = exact_size(pair.pack_below.into());
+    row("pack", if pair.pack { format!("files below {below}") } else { "no".into() });
     let word = |can: bool| if can { "yes" } else { "no" };
     row(
         "endpoint can",
@@ -183,6 +187,10 @@ fn chunk_size(text: &str) -> Result<ChunkSize, String> {
 /// A chunk size as it is asked for; `None`: by the length of each file.
 #[derive(Clone, Copy, Debug)]
 struct ChunkSize(Option<u32>);
+
+fn pack_below(text: &str) -> Result<u32, String> {
+    syntax::pack_below(parse_size(text)?)
+}
 
 fn retention(text: &str) -> Result<u64, String> {
     parse_duration(text)
