@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 
 use futures::future::join_all;
 use tierfs::journal::SqliteJournal;
-use tierfs::ports::{FAILED_DROPPED, Failed, IDENTITY, Intent, IntentId, IntentKind, Journal, Reason, Succeeded, Task};
+use tierfs::ports::{
+    FAILED_DROPPED, Failed, IDENTITY, Intent, IntentId, IntentKind, Journal, Reason, Recalled, Succeeded, Task,
+};
 use tierfs::types::{FileId, Inode, ObjectKey, PairName, RawHandle, Timestamp};
 
 fn pair(name: &str) -> PairName {
@@ -283,12 +285,12 @@ fn a_newer_version_and_a_foreign_database_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.db");
     drop(SqliteJournal::open(&path).unwrap());
-    for version in [3, 0, -1] {
+    for version in [4, 0, -1] {
         let raw = rusqlite::Connection::open(&path).unwrap();
         raw.pragma_update(None, "user_version", version).unwrap();
         raw.close().unwrap();
         let text = refusal(&path);
-        assert!(text.contains(&format!("version {version}")) && text.contains("version 2"), "{text}");
+        assert!(text.contains(&format!("version {version}")) && text.contains("version 3"), "{text}");
     }
 
     let path = dir.path().join("foreign.db");
@@ -516,4 +518,45 @@ async fn uploads_and_deletions_of_an_object_can_be_withdrawn() {
     assert_eq!(keys(&journal.due(&pair("a"), at(9, 0), 9).await.unwrap()), ["other"]);
     assert_eq!(keys(&journal.due(&pair("b"), at(9, 0), 9).await.unwrap()), Vec::<&str>::new());
     assert_eq!(keys(&journal.unfinished(None, 9).await.unwrap()), ["kept"]);
+}
+
+#[tokio::test]
+async fn recalled_files_are_kept_one_row_each_until_they_are_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let row = |name: &str, key: &str, n: u64, not_before| Recalled {
+        pair: pair(name),
+        key: ObjectKey(key.into()),
+        node: node(n),
+        not_before,
+    };
+    {
+        let journal = SqliteJournal::open(&path).unwrap();
+        for recalled in [
+            row("p", "late", 1, at(9, 0)),
+            row("p", "early", 2, at(5, 999_999_999)),
+            row("q", "another pair's", 3, at(1, 0)),
+            row("p", "noted anew", 4, at(1, 0)),
+            row("p", "noted anew", 4, at(6, 0)),
+        ] {
+            journal.note_recalled(recalled).await.unwrap();
+        }
+    }
+    let journal = SqliteJournal::open(&path).unwrap();
+    let due = journal.recalled_due(&pair("p"), at(9, 0), 9).await.unwrap();
+    let want =
+        [row("p", "early", 2, at(5, 999_999_999)), row("p", "noted anew", 4, at(6, 0)), row("p", "late", 1, at(9, 0))];
+    assert_eq!(due, want);
+    assert_eq!(journal.recalled_due(&pair("p"), at(5, 999_999_998), 9).await.unwrap(), []);
+    assert_eq!(journal.recalled_due(&pair("p"), at(9, 0), 1).await.unwrap(), want[..1]);
+    // What was noted anew since it was read stays as it is.
+    let before = row("p", "noted anew", 4, at(1, 0));
+    journal.settle_recalled(before.clone(), None).await.unwrap();
+    journal.settle_recalled(before, Some(at(100, 0))).await.unwrap();
+    journal.settle_recalled(want[0].clone(), Some(at(7, 0))).await.unwrap();
+    journal.settle_recalled(want[2].clone(), None).await.unwrap();
+    let left = [want[1].clone(), row("p", "early", 2, at(7, 0))];
+    assert_eq!(journal.recalled_due(&pair("p"), at(9, 0), 9).await.unwrap(), left);
+    // None of them is a note.
+    assert_eq!((journal.counts().await.unwrap(), journal.names_pair(&pair("p")).await.unwrap()), ((0, 0), false));
 }

@@ -11,7 +11,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::CliError;
-use super::other_end::{has_peer, probe, remote_config, target, watch_pair};
+use super::mounted_pairs::MountedPairs;
+use super::other_end::{has_peer, probe, remote_config, target};
 use super::synced::{self, Ingredients};
 use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_command};
 use crate::admission::Rules;
@@ -70,7 +71,11 @@ pub(super) fn runtime() -> Result<Runtime, CliError> {
 /// A share that is to be served, and how.
 pub(super) struct Served<'a> {
     pub share: &'a Path,
+    /// The one that files go to.
     pub pair: Option<&'a Pair>,
+    /// Whose stubs are served, too.
+    pub further: &'a [Pair],
+    pub config_dir: &'a Path,
     pub read_only: bool,
     pub delay: &'a Delay,
     pub rules: &'a Rules,
@@ -92,7 +97,7 @@ pub(super) struct Parts {
     pub runtime: Runtime,
     state: ShareState,
     journal: Arc<SqliteJournal>,
-    remote: Option<S3Remote>,
+    pub pairs: Arc<MountedPairs>,
     pub engine: Arc<Engine>,
     pub fs: Arc<Fs>,
     pub index: Option<Arc<Index>>,
@@ -111,12 +116,12 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let state = ShareState::open(served)?;
     let journal = Arc::new(SqliteJournal::open(&state.journal).map_err(failed)?);
     runtime.block_on(state.bind(served.share, lower.root().id, &*journal))?;
-    let remote = match served.pair {
-        Some(pair) => Some(runtime.block_on(S3Remote::connect(remote_config(pair))).map_err(failed)?),
-        None => None,
-    };
+    let all: Vec<Pair> = served.pair.into_iter().chain(served.further).cloned().collect();
+    let dirs = (served.config_dir.to_owned(), served.state_dir.to_owned());
+    let pairs = Arc::new(runtime.block_on(MountedPairs::connect(&all, dirs.0, dirs.1))?);
+    let mut targets = pairs.targets().into_iter();
+    let target = targets.next();
     let probed = served.pair.and_then(|pair| capabilities::load(served.state_dir, &pair.name));
-    let target = served.pair.zip(remote.clone()).map(|(pair, remote)| target(pair, Arc::new(remote), probed));
     if let Some(target) = target.as_ref().filter(|target| target.peer && !target.prefix.is_empty()) {
         return Err(failed(format!(
             "pair {} has role gpeer, and so its remote is a whole share: s3://BUCKET without a prefix",
@@ -126,6 +131,7 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
     let handle = runtime.handle().clone();
     let limits = Limits { recalls: served.recalls, ..Limits::default() };
     let engine = Engine::new(lower.clone(), journal.clone(), clock.clone(), target, handle, limits);
+    targets.for_each(|further| engine.add_target(further));
     if let Some(path) = served.announce {
         let file = AnnounceFile::open(path)
             .map_err(|error| failed(format!("cannot announce in {}: {error}", path.display())))?;
@@ -159,10 +165,11 @@ pub(super) fn assemble(served: &Served<'_>) -> Result<Parts, CliError> {
         ..FsOptions::default()
     };
     let fs = Fs::new(lower.clone(), engine.clone(), options, std::process::id());
-    let (pair, book) = (served.pair, &*state.sync);
+    let (pair, book, remote) = (served.pair, &*state.sync, pairs.first_remote());
     let of = Ingredients { pair, side, book, lower: &lower, clock: &clock, remote: remote.as_ref(), fs: &fs, capture };
     let sync = synced::ends(of, &runtime)?;
-    Ok(Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only })
+    pairs.tell(&engine, sync.as_ref());
+    Ok(Parts { share, lower, clock, runtime, state, journal, pairs, engine, fs, index, sync, read_only })
 }
 
 /// Lets transfers come to rest.
@@ -198,6 +205,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     let served = Served {
         share: &args.share,
         pair: args.pair.as_ref(),
+        further: &args.further,
+        config_dir: &args.config_dir,
         read_only: args.read_only,
         delay: &args.delay,
         rules: &args.rules,
@@ -212,7 +221,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     // Before the mount: what is wrong with it is to be told, not to leave a mount.
     let gateway = args.gateway.as_ref().map(|gateway| gateway_command::start(gateway, &parts)).transpose()?;
     let metrics = args.observe.bind(&parts.runtime)?;
-    let Parts { share, lower, clock, runtime, state, journal, remote, engine, fs, index, sync, read_only, .. } = parts;
+    let Parts { share, lower, clock, runtime, state, journal, pairs, engine, fs, index, sync, read_only, .. } = parts;
     let socket = {
         let _guard = runtime.enter();
         Socket::bind(&state.socket)
@@ -242,7 +251,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         fs,
         share: args.share.clone(),
         mountpoint: args.mountpoint.clone(),
-        probe_problem: parking_lot::Mutex::new(None),
+        pair_problems: pairs.problems(),
+        reload_pair: pairs.reloader(),
         scrub: scrub.clone(),
         index: index.clone(),
         sync: sync.clone(),
@@ -257,11 +267,10 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
     if let Some((listener, _)) = metrics {
         runtime.spawn(metrics::serve(listener, server.clone()));
     }
-    if let Some(remote) = remote {
-        // Who is used as a plain store is asked as one.
-        let peer = |pair: &Pair| has_peer(pair, capabilities::load(&args.state_dir, &pair.name));
-        let role = if args.pair.as_ref().is_some_and(peer) { RemoteRole::Gpeer } else { RemoteRole::Gfs };
-        runtime.spawn(watch_pair(server.clone(), remote, role));
+    {
+        let _guard = runtime.enter();
+        pairs.watch();
+        pairs.reload_on_hangup();
     }
     if let Some(scrub) = scrub {
         runtime.spawn(scrub.run());

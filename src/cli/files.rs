@@ -265,6 +265,10 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             }
             Reply::Sync(status)
         }
+        Reply::Choice(mut choice) => {
+            choice.path = here(choice.path);
+            Reply::Choice(choice)
+        }
         Reply::Failure(mut failure) => {
             failure.path = here(failure.path);
             Reply::Failure(failure)

@@ -138,7 +138,7 @@ impl GatewayCommand {
         let gateway = options.checked(&share, &global.config_dir)?.ok_or_else(|| failed("no address to listen on"))?;
         let pair = pair_for(&Store::open(&global.config_dir), &share, self.pair.as_ref())?;
         let json = global.json;
-        self.serve(&share, pair.as_ref(), &gateway, &global.state_dir, &|endpoint, metrics| {
+        self.serve(&share, pair.as_ref(), &gateway, global, &|endpoint, metrics| {
             let metrics = metrics.map(|at| format!("http://{at}/metrics"));
             if json {
                 output::json(&serde_json::json!({ "listening": endpoint, "metrics": metrics }));
@@ -157,17 +157,19 @@ impl GatewayCommand {
         share: &Path,
         pair: Option<&Pair>,
         gateway: &GatewayArgs,
-        state_dir: &Path,
+        global: &Global,
         listening: &dyn Fn(&str, Option<SocketAddr>),
     ) -> Result<(), CliError> {
         let served = Served {
             share,
             pair,
+            further: &[],
+            config_dir: &global.config_dir,
             read_only: self.read_only,
             delay: &Delay::default(),
             rules: &Rules::default(),
             recalls: SlotLimits::default(),
-            state_dir,
+            state_dir: &global.state_dir,
             space_wait: std::time::Duration::ZERO,
             announce: None,
             by: format!("served as S3 at {}", gateway.listen),
@@ -181,6 +183,10 @@ impl GatewayCommand {
         }
         if let Some(ends) = &parts.sync {
             synced::start(ends, &parts.runtime);
+        }
+        {
+            let _guard = parts.runtime.enter();
+            parts.pairs.reload_on_hangup();
         }
         if !parts.read_only {
             let _guard = parts.runtime.enter();
@@ -213,7 +219,8 @@ fn figures(parts: &Parts, share: &Path, metrics: Option<SocketAddr>) -> Arc<Figu
         fs: parts.fs.clone(),
         share: share.to_owned(),
         mountpoint: PathBuf::new(),
-        probe_problem: parking_lot::Mutex::new(None),
+        pair_problems: parts.pairs.problems(),
+        reload_pair: parts.pairs.reloader(),
         scrub: None,
         index: parts.index.clone(),
         sync: parts.sync.clone(),

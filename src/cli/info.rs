@@ -42,8 +42,10 @@ impl Info {
         }
         let pair = match (&info.pair, &info.pair_problem) {
             (None, _) => "none".to_owned(),
-            (Some(name), None) => name.clone(),
-            (Some(name), Some(problem)) => format!("{name}, unusable at present: {problem}"),
+            (Some(_), None) => info.pairs().collect::<Vec<_>>().join(", "),
+            (Some(_), Some(problem)) => {
+                format!("{}, unusable at present: {problem}", info.pairs().collect::<Vec<_>>().join(", "))
+            }
         };
         let (uploads, deletions) = info.intents;
         let failed = match info.failed {

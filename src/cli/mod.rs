@@ -20,6 +20,7 @@ mod log;
 mod migrate;
 pub mod mount;
 mod mount_options;
+mod mounted_pairs;
 mod observe;
 mod other_end;
 mod output;
@@ -36,6 +37,7 @@ mod recalls;
 mod release;
 mod report;
 mod save_names;
+mod set;
 mod sql;
 mod status;
 mod sync;
@@ -110,6 +112,7 @@ enum Command {
     Recall(recall::Recall),
     Recalls(recalls::Recalls),
     Release(release::Release),
+    Set(set::Set),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     Status(status::Status),
@@ -167,6 +170,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Recall(command) => command.run(global),
         Command::Recalls(command) => command.run(global),
         Command::Release(command) => command.run(global),
+        Command::Set(command) => command.run(global),
         Command::Pin(command) => command.run(global),
         Command::Unpin(command) => command.run(global),
         Command::Status(command) => command.run(global),

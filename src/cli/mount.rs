@@ -31,7 +31,7 @@ use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
 use crate::pair::units::{parse_duration, parse_percent};
-use crate::pair::{Pair, Store};
+use crate::pair::{Pair, RemoteRole, Store};
 use crate::types::PairName;
 
 /// How long a background mount may take until it answers. Recovery after a crash is part of it.
@@ -71,9 +71,10 @@ pub struct MountCommand {
     /// Serve in this process and log to standard error.
     #[arg(long)]
     foreground: bool,
-    /// The pair to use; needed where several name the share.
-    #[arg(long, value_name = "NAME")]
-    pair: Option<PairName>,
+    /// The pair to use; needed where several name the share. Repeat it for several of role gfs: files go to the first, unless they are told
+    /// otherwise (`tierfs set`, a policy), and the stubs of all are served.
+    #[arg(long = "pair", value_name = "NAME")]
+    pairs: Vec<PairName>,
     /// Copy files to the remote when they have not changed for this long, like 5m, 12h or 7d.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     archive_after: Option<Duration>,
@@ -109,6 +110,8 @@ pub struct MountArgs {
     pub mountpoint: PathBuf,
     /// `None`: nothing is migrated. Its `local_share` is the share.
     pub pair: Option<Pair>,
+    /// Whose stubs are served, too, and where files may be told to go; all of role gfs then.
+    pub further: Vec<Pair>,
     pub policy: Policy,
     pub read_only: bool,
     pub flags: MountFlags,
@@ -242,7 +245,7 @@ impl MountCommand {
         for list in &self.options {
             all.extend(["-o".into(), list.into()]);
         }
-        if let Some(pair) = &args.pair {
+        for pair in args.pair.iter().chain(&args.further) {
             all.extend(["--pair".into(), pair.name.as_str().into()]);
         }
         if let Some(after) = args.policy.archive_after {
@@ -271,8 +274,8 @@ impl MountCommand {
         let share = directory("share", &self.share)?;
         let mountpoint = directory("mount point", &self.mountpoint)?;
         places(&share, &mountpoint)?;
-        let name = self.pair.as_ref().or(options.pair.as_ref());
-        let pair = pair_for(&Store::open(&config_dir), &share, name)?;
+        let names = if self.pairs.is_empty() { &options.pairs } else { &self.pairs };
+        let (pair, further) = pairs_for(&Store::open(&config_dir), &share, names)?;
         if pair.is_none() && policy != Policy::default() {
             return Err(CliError::Failed(format!(
                 "no pair names {}, so there is nowhere to archive to or to read from: `tierfs pair add` makes one",
@@ -305,6 +308,7 @@ impl MountCommand {
             share,
             mountpoint,
             pair,
+            further,
             policy,
             read_only: options.read_only,
             flags: options.flags,
@@ -411,6 +415,27 @@ pub(super) fn pair_for(store: &Store, share: &Path, name: Option<&PairName>) -> 
         )));
     }
     Ok(Some(pair))
+}
+
+/// The pairs of these names, the one that files go to first.
+fn pairs_for(store: &Store, share: &Path, names: &[PairName]) -> Result<(Option<Pair>, Vec<Pair>), CliError> {
+    let first = pair_for(store, share, names.first())?;
+    let mut further: Vec<Pair> = Vec::new();
+    for name in names.iter().skip(1) {
+        let Some(pair) = pair_for(store, share, Some(name))? else { continue };
+        if first.iter().chain(&further).any(|other| other.name == pair.name) {
+            return Err(CliError::Usage(format!("pair {name} is named twice")));
+        }
+        further.push(pair);
+    }
+    let peer = first.iter().chain(&further).find(|pair| pair.role == RemoteRole::Gpeer);
+    match peer.filter(|_| !further.is_empty()) {
+        Some(peer) => Err(CliError::Failed(format!(
+            "pair {} has role gpeer: its share has the same files, and no other pair beside it",
+            peer.name
+        ))),
+        None => Ok((first, further)),
+    }
 }
 
 fn log_path(args: &MountArgs) -> PathBuf {

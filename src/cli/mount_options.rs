@@ -58,7 +58,8 @@ pub struct Options {
     pub release_below_pct: Option<u8>,
     /// Bytes a second.
     pub scrub: Option<u64>,
-    pub pair: Option<PairName>,
+    /// The one that files go to first.
+    pub pairs: Vec<PairName>,
     pub config_dir: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     /// How long a request of `delay_for`'s programs waits for content before it is told to come back later.
@@ -114,7 +115,10 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "release_above" => options.release_above_pct = Some(parse_percent(needed()?)?),
         "release_below" => options.release_below_pct = Some(parse_percent(needed()?)?),
         "scrub" => options.scrub = Some(parse_rate(needed()?)?),
-        "pair" => options.pair = Some(needed()?.parse().map_err(|e: crate::types::BadName| e.to_string())?),
+        "pair" => {
+            let names = needed()?.split(':').map(|name| name.parse().map_err(|e: crate::types::BadName| e.to_string()));
+            options.pairs = names.collect::<Result<_, String>>()?;
+        }
         "config_dir" => options.config_dir = Some(place()?),
         "state_dir" => options.state_dir = Some(place()?),
         "delay_after" => options.delay_after = Some(Duration::from_secs(parse_duration(needed()?)?)),
@@ -252,7 +256,8 @@ mod tests {
                 .unwrap();
         assert_eq!(options.archive_after, Some(Duration::from_secs(300)));
         assert_eq!((options.release_above_pct, options.release_below_pct), (Some(80), Some(70)));
-        assert_eq!(options.pair.unwrap().as_str(), "p");
+        assert_eq!(options.pairs.iter().map(PairName::as_str).collect::<Vec<_>>(), ["p"]);
+        assert_eq!(one("pair=a:b").unwrap().pairs.len(), 2);
         assert!(options.flags.nosuid && !options.read_only);
         assert_eq!(one("scrub=10MiB/s").unwrap().scrub, one("scrub=10485760").unwrap().scrub);
         assert!(one("ro,,allow_other,default_permissions").unwrap().read_only);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::daemon::runtime;
-use crate::control::server::Server;
+use crate::control::pairs::PairProblems;
 use crate::engine::{Packing, RestorePolicy, Target};
 use crate::gateway;
 use crate::pair::capabilities::{self, Found};
@@ -12,7 +12,7 @@ use crate::pair::{Pair, RemoteRole, WhenArchived};
 use crate::ports::{Capabilities, Remote, RemoteErrorKind, RemoteResult};
 use crate::record::PairRef;
 use crate::remote::{CredentialsFrom, RemoteConfig, S3Remote};
-use crate::types::ObjectKey;
+use crate::types::{ObjectKey, PairName};
 
 /// Longest answer of a gateway to who asks who it is, in bytes.
 const HELLO_MAX: u64 = 4 << 10;
@@ -61,6 +61,7 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
         peer: has_peer(pair, probed),
         chunk_size: pair.chunk_size,
         retention_s: pair.retention_s,
+        recalled_for_s: pair.recalled_for_s(),
         recall: pair.recall,
         restore: RestorePolicy { wait: pair.archived == WhenArchived::Wait, days: pair.restore_days },
         pack: pair.pack.then(|| Packing { below: u64::from(pair.pack_below), members_min: PACKED_MIN }),
@@ -68,25 +69,25 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
 }
 
 /// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
-pub(super) async fn watch_pair(server: Arc<Server>, remote: S3Remote, role: RemoteRole) {
+pub(super) async fn watch_pair(problems: Arc<PairProblems>, pair: PairName, remote: S3Remote, role: RemoteRole) {
     let mut pause = PROBE_PAUSE_FIRST;
     loop {
         match probe_remote(role, &remote).await {
             Ok(Found { peer: Some(false), .. }) => {
                 let why = "its endpoint is a plain store, not the gateway of a share: the pair behaves as one of role gfs from the next mount on, \
                            once `tierfs pair edit NAME --role gpeer` has tried it";
-                tracing::warn!("{why}");
-                *server.probe_problem.lock() = Some(why.into());
+                tracing::warn!(%pair, "{why}");
+                problems.set(&pair, Some(why.into()));
                 return;
             }
             Ok(found) => {
-                tracing::info!(?found, "the pair's endpoint answers");
-                *server.probe_problem.lock() = None;
+                tracing::info!(%pair, ?found, "the pair's endpoint answers");
+                problems.set(&pair, None);
                 return;
             }
             Err(error) => {
-                tracing::warn!("the pair cannot be used at present: {error}");
-                *server.probe_problem.lock() = Some(error.to_string());
+                tracing::warn!(%pair, "the pair cannot be used at present: {error}");
+                problems.set(&pair, Some(error.to_string()));
             }
         }
         tokio::time::sleep(pause).await;

@@ -102,6 +102,7 @@ impl Reporter {
             Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) => {}
             Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
             Reply::Sync(_) | Reply::SyncCompared(_) | Reply::SyncDifference(_) => {}
+            Reply::PairReloaded(_) | Reply::Choice(_) => {}
         }
     }
 

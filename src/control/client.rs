@@ -89,13 +89,22 @@ pub fn mount_info(mounts: &[MountEntry], mount: &MountEntry) -> ControlResult<Mo
 /// A mount that cannot be asked is an error only when the kernel's list says it is the one.
 pub fn mount_of_share(share: &Path) -> ControlResult<Option<(PathBuf, MountInfo)>> {
     let mounts = read().map_err(ControlError::NoMountInfo)?;
+    Ok(find(&mounts, share)?.map(|(mount, info)| (mount.mount_point.clone(), info)))
+}
+
+/// The same mount, and a connection to it that waits as long as it takes.
+pub fn connection_of_share(share: &Path) -> ControlResult<Option<(MountInfo, Connection)>> {
+    let mounts = read().map_err(ControlError::NoMountInfo)?;
+    let Some((mount, info)) = find(&mounts, share)? else { return Ok(None) };
+    Ok(Some((info, Connection::open(&socket_of(&mounts, mount)?, None)?)))
+}
+
+fn find<'m>(mounts: &'m [MountEntry], share: &Path) -> ControlResult<Option<(&'m MountEntry, MountInfo)>> {
     let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let share = canonical(share);
     for mount in mounts.iter().filter(|mount| mount.is_tierfs() && mount.root == Path::new("/")) {
-        match mount_info(&mounts, mount) {
-            Ok(info) if canonical(Path::new(&info.share)) == share => {
-                return Ok(Some((mount.mount_point.clone(), info)));
-            }
+        match mount_info(mounts, mount) {
+            Ok(info) if canonical(Path::new(&info.share)) == share => return Ok(Some((mount, info))),
             Ok(_) => {}
             Err(error) if Path::new(&mount.source) == share => return Err(error),
             Err(_) => {}

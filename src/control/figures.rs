@@ -30,7 +30,7 @@ impl Server {
         let figures = Figures {
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             mountpoint: self.mountpoint.display().to_string(),
-            pair: self.engine.pair_name().map(str::to_owned),
+            pair: self.engine.pair_name(),
             pair_problem: self.pair_problem(),
             archived_bytes: get(&totals.archived_bytes),
             released_bytes: get(&totals.released_bytes),

@@ -7,6 +7,7 @@
 pub mod announce;
 mod bring_back;
 pub mod by_xattr;
+mod choices;
 pub mod client;
 mod failed;
 mod figures;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod mountinfo;
 pub mod names;
 mod packs;
+pub mod pairs;
 pub mod policies;
 pub mod policy;
 pub mod protocol;

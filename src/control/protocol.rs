@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::told::{Figures, SpaceInfo, TaskInfo};
+pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
 pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
@@ -122,6 +122,18 @@ pub enum Request {
     /// The metadata sync of the pair.
     Sync {
         action: SyncAction,
+    },
+    /// What files and directories say of their next copy and their recalls; with any of the three, they say it from now on. An empty word, or 0,
+    /// takes back.
+    Choose {
+        paths: Vec<WirePath>,
+        pair: Option<String>,
+        chunk_size: Option<u32>,
+        recall: Option<String>,
+    },
+    /// Read a pair's file and credentials again.
+    ReloadPair {
+        name: String,
     },
     /// What the mount is and does.
     Mount,
@@ -269,6 +281,8 @@ pub enum Reply {
     Sync(SyncInfo),
     SyncCompared(SyncComparison),
     SyncDifference(SyncDifference),
+    PairReloaded(PairReloaded),
+    Choice(ChoiceInfo),
     Mount(MountInfo),
     Figures(Box<Figures>),
     Done(Summary),
@@ -573,8 +587,12 @@ pub struct MountInfo {
     pub mountpoint: String,
     pub pid: u32,
     pub version: String,
+    /// The pair that files go to.
     pub pair: Option<String>,
-    /// Why the pair cannot be used at present, if so.
+    /// Pairs whose stubs are served as well, and that files may be told to go to.
+    #[serde(default)]
+    pub further_pairs: Vec<String>,
+    /// Why a pair cannot be used at present, if so.
     pub pair_problem: Option<String>,
     /// Objects being uploaded, objects waiting to be deleted.
     pub intents: (u64, u64),
@@ -593,4 +611,11 @@ pub struct MountInfo {
     /// What the kernel has asked the daemon for since the mount, by FUSE's name of the request.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
+}
+
+impl MountInfo {
+    /// All pairs, the one that files go to first.
+    pub fn pairs(&self) -> impl Iterator<Item = &str> {
+        self.pair.iter().chain(&self.further_pairs).map(String::as_str)
+    }
 }

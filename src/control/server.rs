@@ -13,10 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::bring_back;
 use super::gc::Wish;
 use super::metrics::Cached;
 use super::names::Names;
+use super::pairs::{PairProblems, ReloadPair};
 use super::policies::Manager;
 use super::protocol::{
     Failure, FileDigest, FileState, FileStatus, MountInfo, Progress, Reply, Request, SpaceInfo, StateTotal, Summary,
@@ -26,6 +26,7 @@ use super::recalls::Which;
 use super::scrub::Scrub;
 use super::space::SpaceRules;
 use super::tasks::Queue;
+use super::{bring_back, choices};
 use crate::admission::Requester;
 use crate::catalog::index::{Index, Who};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
@@ -53,8 +54,10 @@ pub struct Server {
     pub share: PathBuf,
     pub mountpoint: PathBuf,
     pub names: Names,
-    /// What the probe of the pair last found wrong; the engine knows the rest.
-    pub probe_problem: parking_lot::Mutex<Option<String>>,
+    /// What probes last found wrong; the engine knows the rest.
+    pub pair_problems: Arc<PairProblems>,
+    /// Reads a pair again.
+    pub reload_pair: ReloadPair,
     pub scrub: Option<Arc<Scrub>>,
     /// `None`: it could not be opened, as the log says.
     pub index: Option<Arc<Index>>,
@@ -266,6 +269,13 @@ impl Server {
             Request::Why { paths } => return self.why(paths, replies).await,
             Request::Sync { action } => return self.sync(action, replies).await,
             Request::Sql { query } => return self.sql(query, replies).await,
+            Request::Choose { paths, pair, chunk_size, recall } => {
+                return match choices::Wish::of(pair, chunk_size, recall) {
+                    Ok(wish) => self.choose(paths, wish, replies).await,
+                    Err(message) => Reply::Error { message },
+                };
+            }
+            Request::ReloadPair { name } => return self.reload(&name, replies).await,
             Request::Mount => return self.mount_info(replies).await,
             Request::Figures => return self.figures(replies).await,
             Request::Quiesce => return self.quiesce().await,
@@ -274,7 +284,7 @@ impl Server {
     }
 
     pub(super) fn pair_problem(&self) -> Option<String> {
-        self.probe_problem.lock().clone().or_else(|| self.engine.pair_problem())
+        self.pair_problems.first().or_else(|| self.engine.pair_problem())
     }
 
     pub(super) fn space_info(&self) -> Option<SpaceInfo> {
@@ -311,7 +321,8 @@ impl Server {
             mountpoint: self.mountpoint.display().to_string(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
-            pair: self.engine.pair_name().map(str::to_owned),
+            pair: self.engine.pair_name(),
+            further_pairs: self.engine.pair_names().iter().skip(1).map(ToString::to_string).collect(),
             pair_problem: self.pair_problem(),
             intents,
             failed,

@@ -87,3 +87,23 @@ pub struct TaskInfo {
     /// Why it does not get on, or what of its paths could not be read.
     pub problem: Option<String>,
 }
+
+/// What a file or a directory itself says of its next copy and its recalls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceInfo {
+    pub path: WirePath,
+    pub pair: Option<String>,
+    /// Bytes.
+    pub chunk_size: Option<u32>,
+    pub recall: Option<String>,
+}
+
+/// What a mount took over of an edited pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairReloaded {
+    pub name: String,
+    /// Settings that are others from now on.
+    pub changed: Vec<String>,
+    /// Settings that are others from the next mount on.
+    pub later: Vec<String>,
+}

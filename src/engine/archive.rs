@@ -26,7 +26,7 @@ use crate::ports::{
 };
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::{Activity, Event, Refusal, Verdict};
-use crate::types::{ByteRange, ContentHash, Generation, ObjectKey, Timestamp};
+use crate::types::{ByteRange, ContentHash, Generation, ObjectKey, PairName, Timestamp};
 
 /// A change this recent may be followed by one with the same timestamps: kernels before 6.13 stamp by the tick, 10 ms at most.
 const CLOCK_GRAIN: Duration = Duration::from_millis(20);
@@ -60,7 +60,7 @@ impl Engine {
     /// Copies a file out. `path` is relative to the share and only names the object.
     pub async fn archive(self: &Arc<Self>, cell: &Arc<Cell>, path: &Path) -> EngineResult<Archived> {
         self.check_running()?;
-        let target = self.target()?;
+        let target = self.target_for(&cell.node)?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
@@ -80,7 +80,7 @@ impl Engine {
         }
         self.totals.running.fetch_add(1, Ordering::SeqCst);
         self.note_begun(cell.node.id, Moved::Archive);
-        let result = self.copy_out(cell, path, target).await;
+        let result = self.copy_out(cell, path, &target).await;
         if result.is_err() {
             cell.lock().machine.apply(Event::ArchiveAbandoned);
         }
@@ -405,6 +405,17 @@ impl Engine {
                     },
                 };
                 kill::point("note.outlived");
+                // Not before: who spawns this may have the cell's lock.
+                let object = {
+                    let inner = cell.lock();
+                    inner.record.object.as_ref().map(|object| (object.key.clone(), object.pair.name.clone()))
+                };
+                if finished == Some(Finished::Recalled)
+                    && !unlinked
+                    && let Some((key, _)) = &object
+                {
+                    this.note_after_recall(&cell.node, key).await?;
+                }
                 if let Some(finished) = finished {
                     let (OpenNote::Upload(id) | OpenNote::Settle(id)) = note;
                     if !this.announce_end(&cell, id, finished, true).await? {
@@ -414,7 +425,10 @@ impl Engine {
                 }
                 match note {
                     // Perhaps unlinked without seeing this object: the note becomes its deletion.
-                    OpenNote::Upload(note) if unlinked => Ok(this.journal.set_delete(note, this.kept_until()).await?),
+                    OpenNote::Upload(note) if unlinked => {
+                        let until = this.kept_until(object.as_ref().map(|(_, pair)| pair));
+                        Ok(this.journal.set_delete(note, until).await?)
+                    }
                     OpenNote::Upload(note) | OpenNote::Settle(note) => Ok(this.journal.remove(note).await?),
                 }
             };
@@ -429,9 +443,19 @@ impl Engine {
 
     /// Notes the deletion of the object that changed content left behind, then takes it out of the record.
     pub(super) async fn note_superseded(self: &Arc<Self>, cell: &Arc<Cell>) -> EngineResult<()> {
+        self.note_superseded_until(cell, None).await
+    }
+
+    /// The same, due at `not_before`; `None`: after the retention.
+    pub(super) async fn note_superseded_until(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        not_before: Option<Timestamp>,
+    ) -> EngineResult<()> {
         let _noting = self.noting.read().await;
         let Some(old) = cell.lock().record.superseded.clone() else { return Ok(()) };
-        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, self.kept_until()).await?;
+        let not_before = not_before.unwrap_or_else(|| self.kept_until(Some(&old.pair)));
+        self.note_deletion(cell.node, old.pair.clone(), old.key.clone(), old.manifest, not_before).await?;
         kill::point("superseded.noted");
         self.deletions.notify_one();
         let (this, cell) = (self.clone(), cell.clone());
@@ -461,14 +485,11 @@ impl Engine {
         });
     }
 
-    /// Until when an object is kept that nothing names from now on.
-    pub(super) fn kept_until(&self) -> Timestamp {
+    /// Until when an object is kept that nothing names from now on; `None`: the pair that files go to.
+    pub(super) fn kept_until(&self, pair: Option<&PairName>) -> Timestamp {
         let now = self.clock.now();
-        Timestamp { secs: now.secs + self.retention_s() as i64, ..now }
-    }
-
-    pub(super) fn retention_s(&self) -> u64 {
-        self.target.as_ref().map_or(0, |target| target.retention_s)
+        let target = pair.and_then(|pair| self.target_named(pair)).or_else(|| self.target().ok());
+        Timestamp { secs: now.secs + target.map_or(0, |target| target.retention_s) as i64, ..now }
     }
 }
 

@@ -285,7 +285,7 @@ fn judge_patch(lower: &dyn Lower, node: &Inode, mut record: Record, size: u64) -
 }
 
 /// Whether a file that should have its content is all holes, and its content is not all zeros.
-fn is_hollow(
+pub(super) fn is_hollow(
     lower: &dyn Lower,
     node: &Inode,
     attr: &Attr,

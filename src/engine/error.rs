@@ -63,6 +63,10 @@ pub enum EngineError {
     NotKept { object: String, why: NotKept },
     #[error("no pair is configured for this mount: `tierfs pair add` one and mount with `--pair NAME`")]
     NoPair,
+    #[error(
+        "it is to go to pair {pair}, which this mount does not have (it has {mounted}): mount with `--pair {pair}` as well, or choose another (`tierfs set`)"
+    )]
+    NotMounted { file: FileId, pair: PairName, mounted: String },
     #[error("the share is read-only: content cannot be brought back or freed")]
     ReadOnly,
     #[error("the mount is going away")]

@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Engine;
 use super::error::{EngineError, EngineResult, PeerTrouble};
 use super::jobs::{Candidate, JobKind, Outcome};
 use super::keys::{parse_key, unescape};
+use super::{Engine, Target};
 use crate::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, Reason, RemoteErrorKind, Succeeded, Task};
 use crate::tier::Refusal;
-use crate::types::{FileId, ObjectKey, Timestamp};
+use crate::types::{FileId, ObjectKey, PairName, Timestamp};
 
 /// Entries read at a time.
 const BATCH: usize = 1_000;
@@ -49,7 +49,7 @@ impl EngineError {
             }
             // Both files are served. What is not brought back is told to who asked.
             Self::Shared { .. } | Self::NotKept { .. } => None,
-            Self::ForeignPair { .. } => Some(Reason::Configuration),
+            Self::ForeignPair { .. } | Self::NotMounted { .. } => Some(Reason::Configuration),
             Self::Peer { why: PeerTrouble::Contradiction | PeerTrouble::OtherFile, .. } => Some(Reason::Record),
             // Repeated until it is decided, or nothing that tiering has to do with.
             Self::Peer { .. } => None,
@@ -226,7 +226,7 @@ impl Engine {
             task: Task::Delete,
             pair: intent.pair.clone(),
             deletion: Some((id, intent.key.clone())),
-            path: self.path_in(&intent.key),
+            path: self.path_in(&intent.pair, &intent.key),
             reason,
             message: error.to_string(),
         };
@@ -239,16 +239,21 @@ impl Engine {
     /// Whether the remote answers a small question: tells the failure of one object from an outage.
     pub async fn remote_answers(&self) -> bool {
         match self.target() {
-            Ok(target) => target.remote.list(NO_KEY, None).await.is_ok(),
+            Ok(target) => answers(&target).await,
             Err(_) => false,
         }
     }
 
-    /// The path that an object was named by.
-    fn path_in(&self, key: &ObjectKey) -> std::path::PathBuf {
-        let prefix = self.target().map_or("", |target| target.prefix.as_str());
-        parse_key(prefix, key).map_or_else(|| unescape(&key.0), |parts| unescape(&parts.name))
+    /// The path that an object of the pair was named by.
+    fn path_in(&self, pair: &PairName, key: &ObjectKey) -> std::path::PathBuf {
+        let prefix = self.target_named(pair).map_or(String::new(), |target| target.prefix.clone());
+        parse_key(&prefix, key).map_or_else(|| unescape(&key.0), |parts| unescape(&parts.name))
     }
+}
+
+/// Whether a pair's store answers a small question.
+pub(super) async fn answers(target: &Target) -> bool {
+    target.remote.list(NO_KEY, None).await.is_ok()
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream};
 
-use super::Engine;
 use super::cell::load_record;
 use super::error::{EngineError, EngineResult};
 use super::facts::Facts;
 use super::keys::{KeyParts, key_beginning, parse_key};
+use super::{Engine, Target};
 use crate::ports::{About, FileKind, GIVEN_UP, Intent, IntentId, IntentKind, RemoteErrorKind};
 use crate::types::{Generation, Inode, ObjectKey, Timestamp};
 
@@ -66,14 +66,28 @@ impl Engine {
     /// All generations of what is at `path` (relative to the share), or was when they were made; oldest first. `node`: what is there
     /// now, whose generations from other names count, too.
     pub async fn history(self: &Arc<Self>, path: &Path, node: Option<Inode>) -> EngineResult<Vec<Version>> {
-        let target = self.store()?;
+        let mut all = Vec::new();
+        for target in self.stores()? {
+            all.extend(self.history_at(&target, path, node).await?);
+        }
+        all.sort_by(|a, b| (a.generation(), &a.key).cmp(&(b.generation(), &b.key)));
+        Ok(all)
+    }
+
+    /// The same, of one pair.
+    async fn history_at(
+        self: &Arc<Self>,
+        target: &Target,
+        path: &Path,
+        node: Option<Inode>,
+    ) -> EngineResult<Vec<Version>> {
         let mut found: BTreeMap<(Generation, ObjectKey), Version> = BTreeMap::new();
         let nothing = || Err(String::new());
         let beginning = About::KeysBeginning(key_beginning(&target.prefix, path, false));
-        let mut kept = self.kept(beginning, |parts| parts.is_of(path)).await?;
+        let mut kept = self.kept(target, beginning, |parts| parts.is_of(path)).await?;
         if let Some(node) = node {
-            kept.extend(self.kept(About::File(node.id), |_| true).await?);
-            if let Some(object) = self.record_now(&node)?.object
+            kept.extend(self.kept(target, About::File(node.id), |_| true).await?);
+            if let Some(object) = self.record_now(&node)?.object.filter(|object| object.pair == target.pair)
                 && let Some(parts) = parse_key(&target.prefix, &object.key)
             {
                 let (key, manifest) = (object.key.clone(), object.has_manifest());
@@ -90,14 +104,13 @@ impl Engine {
             found.entry((version.generation(), key)).or_insert(version);
         }
         let asked = stream::iter(found.into_values()).map(|mut version| async {
-            version.facts = self.facts(&version.key).await;
+            version.facts = self.facts(target, &version.key).await;
             version
         });
         Ok(asked.buffered(HEADS).collect().await)
     }
 
-    async fn facts(&self, key: &ObjectKey) -> Result<Facts, String> {
-        let target = self.store().map_err(|error| error.to_string())?;
+    async fn facts(&self, target: &Target, key: &ObjectKey) -> Result<Facts, String> {
         match target.remote.head(key).await {
             Ok(info) => Facts::of(&info).map_err(|error| error.to_string()),
             Err(error) if error.kind == RemoteErrorKind::NotFound => Err("the object is gone".into()),
@@ -107,27 +120,32 @@ impl Engine {
 
     /// The newest kept generation of each path below `dir`, by path; those whose path only the object's metadata has are asked for it.
     pub async fn kept_below(self: &Arc<Self>, dir: &Path) -> EngineResult<BTreeMap<PathBuf, ObjectKey>> {
-        let target = self.store()?;
-        let beginning = About::KeysBeginning(key_beginning(&target.prefix, dir, true));
         let mut newest: BTreeMap<PathBuf, (Generation, ObjectKey)> = BTreeMap::new();
-        for kept in self.kept(beginning, |_| true).await? {
-            let path = match kept.parts.path() {
-                Some(path) => Some(path),
-                None => self.facts(&kept.key).await.ok().and_then(|facts| facts.path),
-            };
-            let Some(path) = path.filter(|path| path.starts_with(dir)) else { continue };
-            let this = (kept.parts.generation, kept.key);
-            let best = newest.entry(path).or_insert_with(|| this.clone());
-            if *best < this {
-                *best = this;
+        for target in self.stores()? {
+            let beginning = About::KeysBeginning(key_beginning(&target.prefix, dir, true));
+            for kept in self.kept(&target, beginning, |_| true).await? {
+                let path = match kept.parts.path() {
+                    Some(path) => Some(path),
+                    None => self.facts(&target, &kept.key).await.ok().and_then(|facts| facts.path),
+                };
+                let Some(path) = path.filter(|path| path.starts_with(dir)) else { continue };
+                let this = (kept.parts.generation, kept.key);
+                let best = newest.entry(path).or_insert_with(|| this.clone());
+                if *best < this {
+                    *best = this;
+                }
             }
         }
         Ok(newest.into_iter().map(|(path, (_, key))| (path, key)).collect())
     }
 
     /// What is noted for deletion later than now, and was a generation.
-    pub(super) async fn kept(&self, about: About, wanted: impl Fn(&KeyParts) -> bool) -> EngineResult<Vec<KeptObject>> {
-        let target = self.store()?;
+    pub(super) async fn kept(
+        &self,
+        target: &Target,
+        about: About,
+        wanted: impl Fn(&KeyParts) -> bool,
+    ) -> EngineResult<Vec<KeptObject>> {
         let now = self.clock.now();
         let (mut all, mut after): (Vec<KeptObject>, _) = (Vec::new(), None);
         loop {

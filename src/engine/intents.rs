@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::archive::OpenNote;
 use super::cell::{has_data, load_record, stored_record};
 use super::error::{EngineError, EngineResult};
+use super::failures::answers;
 use super::orphans::record_of;
 use super::owner::{is_own, is_shared};
 use super::session::date;
@@ -25,7 +26,7 @@ const DELETIONS_PERIOD: Duration = Duration::from_secs(5);
 /// When a removed file that is still open is looked at again, in seconds.
 const STILL_OPEN_PAUSE_S: i64 = 2;
 /// When a file that could not be asked whether it names an object is asked again, in seconds.
-const UNREADABLE_PAUSE_S: i64 = 60;
+pub(super) const UNREADABLE_PAUSE_S: i64 = 60;
 /// How long a removal may take after its note, in seconds.
 const REMOVAL_GRACE_S: i64 = 5;
 /// Waiting time after a deletion failed, doubled up to the maximum.
@@ -99,10 +100,14 @@ impl Engine {
         named
     }
 
-    async fn end_note(&self, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
+    async fn end_note(self: &Arc<Self>, id: IntentId, intent: &Intent, named: bool) -> EngineResult<()> {
         // Whether the transfer's end was told of before the crash is not known.
         if named && !self.announce_settled(&intent.node, id).await? {
             return Ok(());
+        }
+        // A recall, or the beginning of a release that came no further: nothing tells which. Either way the file has its content.
+        if named && matches!(intent.kind, IntentKind::Settle { .. }) {
+            self.note_after_recall(&intent.node, &intent.key).await?;
         }
         match intent.kind {
             // What was archived, and removed before this note was, is kept as long as the removal's own note says.
@@ -225,14 +230,25 @@ impl Engine {
         });
     }
 
-    /// Deletes one batch; `true` when there may be more.
+    /// Deletes one batch of each pair; `true` when there may be more. One pair that cannot be used stands in no other's way.
     async fn delete_due(self: &Arc<Self>) -> EngineResult<bool> {
-        let Ok(target) = self.target() else { return Ok(false) };
+        let (mut more, mut failed) = (false, None);
+        for target in self.all_targets() {
+            match self.delete_due_of(&target).await {
+                Ok(of_this) => more |= of_this,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(more), Err)
+    }
+
+    async fn delete_due_of(self: &Arc<Self>, target: &Target) -> EngineResult<bool> {
+        let more_recalled = self.give_up_recalled(target).await?;
         let due = {
             let _alone = self.keeping.asking().await;
             self.journal.due(&target.pair.name, self.clock.now(), BATCH).await?
         };
-        let more = due.len() == BATCH;
+        let more = more_recalled || due.len() == BATCH;
         let (mut doomed, mut any_gone) = (Vec::new(), false);
         for (id, intent) in due {
             kill::point("delete.due");
@@ -289,7 +305,7 @@ impl Engine {
             };
             // Refused may be one object alone, which the store has locked.
             let general = error.is_transient() || error.is_configuration();
-            if general && !self.remote_answers().await {
+            if general && !answers(target).await {
                 return Err(error);
             }
             self.put_deletion_off(id, &intent, &error).await?;
@@ -375,16 +391,20 @@ impl Engine {
             Err(error) => return Err(EngineError::lower(node.id)(error)),
         }
         let record = record_of(&*self.lower, &self.cells, &node).unwrap_or(record);
-        let mut not_before = self.kept_until();
-        // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
-        not_before.secs += REMOVAL_GRACE_S;
+        let kept_until = |pair: &PairName| {
+            let mut not_before = self.kept_until(Some(pair));
+            // Looked at before the removal is done, the file would still name the object, and the note would be dropped.
+            not_before.secs += REMOVAL_GRACE_S;
+            not_before
+        };
         // A peer's file is no object.
         if let Some(object) = record.object.filter(|object| !is_peer_key(&object.key)) {
-            let manifest = object.has_manifest();
+            let (manifest, not_before) = (object.has_manifest(), kept_until(&object.pair.name));
             self.note_deletion(node, object.pair.name, object.key, manifest, not_before).await?;
             kill::point("removal.noted");
         }
         if let Some(old) = record.superseded {
+            let not_before = kept_until(&old.pair);
             self.note_deletion(node, old.pair, old.key, old.manifest, not_before).await?;
         }
         Ok(())

@@ -199,7 +199,7 @@ impl Engine {
     /// Whether a job of this kind puts the file into a pack, as far as its attributes tell.
     fn is_packed_by(&self, kind: JobKind, file: &Candidate) -> bool {
         let copies = matches!(kind, JobKind::Migrate | JobKind::ArchiveOnly);
-        copies && self.target.as_ref().is_some_and(|target| target.packs(file.attr.size))
+        copies && self.target_for(&file.node).is_ok_and(|target| target.packs(file.attr.size))
     }
 
     /// One file, with patience for what passes.

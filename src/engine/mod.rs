@@ -4,9 +4,11 @@
 //! something. No lock is held across a network call; waiting openers wait on the cell, never on a session thread.
 
 mod adopt;
+mod after_recall;
 mod announce;
 mod archive;
 mod cell;
+mod choices;
 mod content;
 mod error;
 mod facts;
@@ -31,7 +33,6 @@ mod peer;
 mod plan;
 mod readers;
 mod recall;
-mod recall_policy;
 mod release;
 mod restore;
 mod running;
@@ -40,6 +41,7 @@ mod slots;
 mod source;
 mod sweep;
 mod sync;
+mod target;
 mod totals;
 mod trace;
 mod trees;
@@ -61,6 +63,7 @@ use tokio::task::JoinHandle;
 
 pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
+pub use choices::{CHOSEN_CHUNK_MAX, Choice, is_choosable, set_policy_of_tree};
 pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
 pub use history::{Standing, Version};
@@ -73,53 +76,25 @@ pub use pace::Pace;
 pub use packing::Packing;
 pub use peer::{Emptying, NewHold, OwnerHold, PeerFacts, StagedCopy, wire};
 pub use recall::{CUT_WITHIN, Demand, Recall, Wish};
-pub use recall_policy::set_policy_of_tree;
 pub use restore::RestorePolicy;
 pub use running::{RecallStatus, RequesterStatus};
 pub use slots::{Permit, SlotLimits, Slots};
 pub use sweep::StoredPack;
+pub use target::{NotTaken, Target};
 pub use totals::{ANSWERS, Ask, Asked, BOUNDS_S, ENDS, Histogram, Moved, Stall, Totals};
 pub use trace::{Tracer, shown};
 pub use trees::{stored_at, travelling_xattrs, travels};
 pub use warm::{Warm, WarmFile};
 
 use crate::kill;
-use crate::ports::{Clock, IntentId, Journal, Keep, Lower, OpenFlags, Remote};
-use crate::record::{Claim, PairRef, Record};
-use crate::remote::packs::Packed;
+use crate::ports::{Clock, IntentId, Journal, Keep, Lower, OpenFlags};
+use crate::record::{Claim, Record};
 use crate::tier::{Event, Verdict};
-use crate::types::{FileId, Inode, ObjectKey, RecallPolicy, Timestamp, usual_chunk_size};
+use crate::types::{FileId, Inode, ObjectKey, Timestamp};
 use archive::OpenNote;
-use health::{Health, Watched};
 use owner::Keeping;
 use sync::Barrier;
-
-/// The remote half of the mounted pair.
-pub struct Target {
-    pub pair: PairRef,
-    /// What keys start with; no slashes at its ends; may be empty.
-    pub prefix: String,
-    pub remote: Arc<dyn Remote>,
-    /// Bytes per chunk, a power of two; `None`: by the length of the content ([`usual_chunk_size`]).
-    pub chunk_size: Option<u32>,
-    /// Seconds a superseded or deleted object is kept.
-    pub retention_s: u64,
-    /// The other end is a share with the same files (`role = gpeer`), unless it was found to be a plain store.
-    pub peer: bool,
-    /// What a read of a stub brings back, unless its directory says otherwise.
-    pub recall: RecallPolicy,
-    /// What happens to who wants content that lies in an archive class.
-    pub restore: RestorePolicy,
-    /// Which files share objects; `None`: none.
-    pub pack: Option<Packing>,
-}
-
-impl Target {
-    /// Bytes per chunk of a content of `len` bytes.
-    pub fn chunk_size(&self, len: u64) -> u32 {
-        self.chunk_size.unwrap_or_else(|| usual_chunk_size(len))
-    }
-}
+use target::Targets;
 
 /// Limits of one engine.
 #[derive(Clone, Copy, Debug)]
@@ -164,8 +139,7 @@ pub struct Engine {
     pub(crate) lower: Arc<dyn Lower>,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
-    target: Option<Target>,
-    health: Arc<Health>,
+    targets: Targets,
     pub cells: Arc<Cells>,
     barrier: Arc<Barrier>,
     pub runtime: Handle,
@@ -199,8 +173,7 @@ pub struct Engine {
     /// Marks the objects of this share.
     share_id: tokio::sync::OnceCell<String>,
     moves: moves::Moves,
-    /// Whether any directory says what reads of its files bring back.
-    directory_policies: AtomicBool,
+    choices: choices::Choices,
     restores: restore::Restores,
     /// Changes of owner that were not decided when the process before this one ended.
     undecided: Mutex<Vec<(IntentId, Inode)>>,
@@ -223,21 +196,14 @@ impl Engine {
         runtime: Handle,
         limits: Limits,
     ) -> Arc<Self> {
-        let (health, totals) = (Arc::<Health>::default(), Arc::<Totals>::default());
-        let target = target.map(|target| {
-            // Also where nothing is packed any more: what was is there.
-            let remote = Packed::over(target.remote.clone());
-            let remote = Arc::new(Watched { remote, health: health.clone(), totals: totals.clone() });
-            Target { remote, ..target }
-        });
+        let totals = Arc::<Totals>::default();
         let engine = Self {
             cells: Cells::new(lower.clone()),
             barrier: Barrier::new(lower.clone()),
             lower,
             journal,
             clock,
-            target,
-            health,
+            targets: Targets::new(target, totals.clone()),
             warm: Warm::new(runtime.clone()),
             runtime,
             limits,
@@ -261,7 +227,7 @@ impl Engine {
             share_id: tokio::sync::OnceCell::new(),
             moves: moves::Moves::default(),
             restores: restore::Restores::default(),
-            directory_policies: AtomicBool::new(false),
+            choices: choices::Choices::default(),
             undecided: Mutex::default(),
             calling: Mutex::default(),
             looking: Mutex::default(),
@@ -269,7 +235,7 @@ impl Engine {
             announcing: announce::Announcing::default(),
             packer: packing::Packer::default(),
         };
-        engine.find_directory_policies();
+        engine.find_choices();
         Arc::new(engine)
     }
 
@@ -330,28 +296,6 @@ impl Engine {
         self.clock.now()
     }
 
-    pub fn target(&self) -> EngineResult<&Target> {
-        self.target.as_ref().ok_or(EngineError::NoPair)
-    }
-
-    /// The pair, if its other end is a store of objects.
-    fn store(&self) -> EngineResult<&Target> {
-        match self.target()? {
-            target if target.peer => Err(EngineError::Peer { file: self.lower.root().id, why: PeerTrouble::NoCopies }),
-            target => Ok(target),
-        }
-    }
-
-    /// The name of the pair that is mounted, for messages.
-    pub fn pair_name(&self) -> Option<&str> {
-        self.target.as_ref().map(|target| target.pair.name.as_str())
-    }
-
-    /// Why the pair cannot be used at present, as the last calls show.
-    pub fn pair_problem(&self) -> Option<String> {
-        self.health.problem()
-    }
-
     /// What is noted and not yet done: (uploads and settlements, deletions).
     pub async fn intent_counts(&self) -> EngineResult<(u64, u64)> {
         Ok(self.journal.counts().await?)
@@ -379,31 +323,6 @@ impl Engine {
     /// Whether transfers still run.
     pub fn is_idle(&self) -> bool {
         self.totals.running.load(Ordering::SeqCst) == 0
-    }
-
-    /// The pair's own objects only: anything else on a file is named, and never acted upon (R7). The same for a record that anybody
-    /// may have written, unless its object was made for this very file.
-    fn check_pair(&self, node: &Inode, record: &Record) -> EngineResult<&Target> {
-        let target = self.target.as_ref();
-        match (&record.object, target) {
-            (Some(object), Some(target)) if object.pair == target.pair => {
-                // Whoever may write the file below the mount may write such a record, too, and would read what is not his.
-                if !self.lower.features().trusted_xattrs && !owner::is_own(node.id, &object.key) {
-                    return Err(EngineError::Unproven { file: node.id, object: object.key.to_string() });
-                }
-                Ok(target)
-            }
-            (Some(object), _) => Err(EngineError::ForeignPair {
-                file: node.id,
-                found: object.pair.name.clone(),
-                found_share: format!("{}:{}", object.pair.remote_cluster, object.pair.remote_share),
-                mounted: target.map_or("none".into(), |t| {
-                    format!("{}, {}:{}", t.pair.name, t.pair.remote_cluster, t.pair.remote_share)
-                }),
-            }),
-            (None, Some(target)) => Ok(target),
-            (None, None) => Err(EngineError::NoPair),
-        }
     }
 
     /// Stores `record` and makes it durable under the cell's lock, as a verdict of `Save(Resident)` wants it.

@@ -142,7 +142,7 @@ impl Engine {
     /// Looks at one page of the bucket. What it calls orphans is so by the journal, the inode in the key and the object's mark; the share's
     /// other records are the caller's to look at.
     pub async fn orphan_page(&self, after: Option<&ObjectKey>, rules: &OrphanRules) -> EngineResult<Page> {
-        let target = self.store()?;
+        let target = &*self.store()?;
         let failed = EngineError::remote(self.lower.root().id);
         let listed = target.remote.list("", after).await.map_err(&failed)?;
         let mut page = Page { next: listed.last().map(|(key, _)| key.clone()), ..Page::default() };
@@ -250,7 +250,7 @@ impl Engine {
     pub async fn note_orphans(&self, orphans: Vec<Orphan>) -> EngineResult<Vec<Orphan>> {
         let target = self.store()?;
         let orphans = self.unnamed(orphans, &mut Page::default()).await?;
-        let not_before = self.kept_until();
+        let not_before = self.kept_until(Some(&target.pair.name));
         let root = self.lower.root();
         let notes = orphans.iter().map(|orphan| {
             // An inode that is gone has no handle. That of the root leads to another inode, which the deletion takes for the same.

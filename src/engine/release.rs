@@ -137,7 +137,8 @@ impl Engine {
     /// The object is there, in full. Its content was verified when it was stored.
     pub(super) async fn confirm_object(&self, file: FileId, object: &ObjectRef) -> EngineResult<()> {
         let failed = EngineError::remote(file);
-        let remote = &self.target()?.remote;
+        let target = self.target_of(file, object)?;
+        let remote = &target.remote;
         let missing = |detail: String| {
             failed(RemoteError {
                 kind: RemoteErrorKind::NotFound,

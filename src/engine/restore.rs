@@ -9,8 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Engine;
 use super::error::{EngineError, EngineResult};
+use super::{Engine, Target};
 use crate::ports::{RemoteError, RemoteErrorKind, RestoreState};
 use crate::record::ObjectRef;
 use crate::types::{FileId, ObjectKey, Timestamp};
@@ -105,7 +105,8 @@ impl Engine {
         if error.kind != RemoteErrorKind::Archived {
             return Err(EngineError::Remote { file, source: error });
         }
-        let policy = self.target()?.restore;
+        let target = self.target_of(file, object)?;
+        let policy = target.restore;
         let keys = [Some(object.key.clone()), object.has_manifest().then(|| object.manifest_key())];
         let work = async {
             let began = Instant::now();
@@ -113,7 +114,7 @@ impl Engine {
             loop {
                 let mut since = None;
                 for key in keys.iter().flatten() {
-                    since = self.ask_for(file, key, policy.days.max(1)).await?.or(since);
+                    since = self.ask_for(file, key, &target).await?.or(since);
                 }
                 let Some(since) = since else { return Ok(()) };
                 if !policy.wait || began.elapsed() >= WAIT_MAX {
@@ -132,12 +133,12 @@ impl Engine {
     }
 
     /// Has an object restored if nobody has yet. `None`: it can be read.
-    async fn ask_for(&self, file: FileId, key: &ObjectKey, days: u32) -> EngineResult<Option<Timestamp>> {
+    async fn ask_for(&self, file: FileId, key: &ObjectKey, target: &Target) -> EngineResult<Option<Timestamp>> {
         let now = self.clock.now();
         if let Some(since) = self.restores.turn(key, now) {
             return Ok(Some(since));
         }
-        let remote = &self.target()?.remote;
+        let (remote, days) = (&target.remote, target.restore.days.max(1));
         let state = async {
             match remote.head(key).await?.restore {
                 RestoreState::Archived => {

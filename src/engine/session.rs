@@ -119,7 +119,7 @@ impl Engine {
             return Err(changed_size(cell, &object));
         }
         let keeps = !self.lower.features().read_only;
-        let policy = self.recall_policy(&cell.node);
+        let policy = self.recall_policy(&cell.node, &object);
         let recall = Recall::new(&object, keeps, policy, self.line.clone(), self.slots.clone());
         self.check_room(cell, &recall, wish)?;
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
@@ -187,6 +187,7 @@ impl Engine {
                 taken
             }
             Ok(Ending::Complete) => {
+                let unnoted = touched.is_none();
                 let saved = if fill.is_patched() {
                     let (this, cell) = (self.clone(), cell.clone());
                     blocking(move || this.commit_patched(&cell)).await.and_then(|saved| saved)
@@ -200,6 +201,10 @@ impl Engine {
                     self.totals.recalled_bytes.fetch_add(object.len, Ordering::Relaxed);
                     self.leftover_is_gone(cell);
                     self.spawn_end(cell.clone(), touched, Some(Finished::of(Moved::Recall, false)));
+                    // All was there already, and no note's end tells of it.
+                    if unnoted && let Err(error) = self.note_after_recall(&cell.node, &object.key).await {
+                        tracing::warn!(file = %cell.node.id, object = %object.key, "the object stays until the file changes: {error}");
+                    }
                     self.spawn_note_recalled(cell.node.id);
                 } else {
                     self.rest_recall(fill, touched).await;

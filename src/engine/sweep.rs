@@ -89,7 +89,7 @@ impl Engine {
         if !look {
             self.journal.set_value(NEEDLESS, (!packs.is_empty()).then_some(text)).await?;
         }
-        let retention = i64::try_from(self.retention_s()).unwrap_or(i64::MAX);
+        let retention = i64::try_from(self.store()?.retention_s).unwrap_or(i64::MAX);
         Ok(packs.into_iter().filter(|pack| now.saturating_sub(since(pack)) >= retention).collect())
     }
 

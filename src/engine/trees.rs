@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::choices::policy_for_tree;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
-use super::recall_policy::policy_for_tree;
 use super::source::MemorySource;
 use super::{Engine, blocking};
 use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, if_set};
@@ -165,7 +165,7 @@ impl Engine {
             let Part { directory, number, last, .. } = part;
             let name = PartKey { share, directory, generation, number, last }.to_name();
             let body = part.encode();
-            let key = self.own_key(&name);
+            let key = target.own_key(&name);
             let len = body.len() as u64;
             let stored = target.remote.put(&key, len, Arc::new(MemorySource(body.into())), &[]).await;
             stored.map(drop).map_err(EngineError::remote(directory))
@@ -193,12 +193,6 @@ impl Engine {
         // Not synced: if this is lost, the tree is stored once more.
         blocking(move || lower.set_xattr(&node, OsStr::new(TREE_XATTR), &known, 0)).await?.map_err(&failed)?;
         Ok(true)
-    }
-
-    /// The key of something of tierfs' own, below the pair's prefix.
-    fn own_key(&self, name: &str) -> ObjectKey {
-        let prefix = self.target.as_ref().map_or("", |target| target.prefix.as_str());
-        ObjectKey(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") })
     }
 
     /// Deletes the trees of this share that nobody needs: of directories that are gone, and older ones, for longer than the retention.
@@ -239,8 +233,9 @@ impl Engine {
     async fn prune_group(&self, group: Vec<(ObjectKey, PartKey)>, again: &mut Vec<Inode>) -> EngineResult<u64> {
         let Some((_, first)) = group.first() else { return Ok(0) };
         let id = first.directory;
+        let target = self.store()?;
         let now = Generation(0).after(self.clock.now()).0;
-        let limit = Generation(now.saturating_sub(self.retention_s().saturating_mul(1_000_000)));
+        let limit = Generation(now.saturating_sub(target.retention_s.saturating_mul(1_000_000)));
         let known = match self.lower.by_number(id.ino) {
             Ok((node, attr)) if node.id == id && attr.nlink > 0 => {
                 let stored = if_set(self.lower.xattr(&node, OsStr::new(TREE_XATTR)));
@@ -266,7 +261,6 @@ impl Engine {
             if Some(part.generation) == known || since >= limit {
                 continue;
             }
-            let target = self.store()?;
             target.remote.delete(key).await.map_err(EngineError::remote(id))?;
             pruned += 1;
         }

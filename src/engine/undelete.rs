@@ -24,7 +24,7 @@ use super::cell::Cell;
 use super::error::{EngineError, EngineResult, NotKept};
 use super::facts::Facts;
 use super::intents::is_gone;
-use super::{Engine, blocking};
+use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{
     About, Caller, GIVEN_UP, Intent, IntentId, IntentKind, NewNode, OpenFlags, RenameMode, SetAttr, SetTime,
@@ -50,7 +50,7 @@ impl Engine {
         name: &OsStr,
     ) -> EngineResult<(Inode, ObjectRef)> {
         self.check_running()?;
-        let target = self.store()?;
+        let target = self.keeper_of(key).await?;
         if self.lower.features().read_only {
             return Err(EngineError::ReadOnly);
         }
@@ -86,6 +86,16 @@ impl Engine {
         done.map(|()| (node, object))
     }
 
+    /// The pair that keeps an object, as its notes tell.
+    async fn keeper_of(&self, key: &ObjectKey) -> EngineResult<Arc<Target>> {
+        for target in self.stores()? {
+            if !self.journal.noted(&target.pair.name, About::Key(key.clone()), None, 1).await?.is_empty() {
+                return Ok(target);
+            }
+        }
+        self.store()
+    }
+
     #[expect(clippy::too_many_arguments, reason = "the facts of one undelete, used once")]
     async fn dress_and_name(
         self: &Arc<Self>,
@@ -97,7 +107,7 @@ impl Engine {
         facts: &Facts,
         object: &ObjectRef,
     ) -> EngineResult<()> {
-        let target = self.store()?;
+        let target = self.keeper_of(key).await?;
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let notes = self.take_over(key, node).await?;
         kill::point("undelete.taken");
@@ -140,7 +150,8 @@ impl Engine {
 
     /// Steps 1 and 2: the object is the new inode's from here on. Returns the notes.
     async fn take_over(self: &Arc<Self>, key: &ObjectKey, node: Inode) -> EngineResult<Vec<IntentId>> {
-        let pair = &self.store()?.pair.name;
+        let target = self.keeper_of(key).await?;
+        let pair = &target.pair.name;
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         let begun = std::time::Instant::now();
         loop {

@@ -124,7 +124,8 @@ impl Engine {
     ) -> EngineResult<(Bytes, OwnedSemaphorePermit)> {
         let range = object.chunk_range(chunk as u64);
         let memory = self.memory_for(range.len).await?;
-        let remote = &self.target()?.remote;
+        let target = self.target_of(file, object)?;
+        let remote = &target.remote;
         for last in [false, true] {
             let body = match remote.get(&object.key, range, Some(&object.etag)).await {
                 Err(error) if error.kind == RemoteErrorKind::Corrupt && !last => continue,

@@ -55,7 +55,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         | EngineError::Shared { .. }
         | EngineError::RecordLost { .. } => libc::EIO,
         EngineError::Unproven { .. } => libc::EIO,
-        EngineError::ForeignPair { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
+        EngineError::ForeignPair { .. } | EngineError::NotMounted { .. } | EngineError::NoPair | EngineError::Archived { .. } => libc::EREMOTEIO,
         EngineError::Peer { why, .. } => match why {
             PeerTrouble::NotPaired | PeerTrouble::AtStore | PeerTrouble::NoPeer | PeerTrouble::NoCopies => libc::EINVAL,
             PeerTrouble::Undecided => libc::EAGAIN,

@@ -9,6 +9,7 @@
 
 mod kept;
 mod letters;
+mod recalled;
 mod schema;
 mod store;
 mod writer;
@@ -20,7 +21,9 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, Journal, JournalError, Succeeded};
+use crate::ports::{
+    About, Failed, FailedEntry, FailedId, Intent, IntentId, Journal, JournalError, Recalled, Succeeded,
+};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use store::Store;
@@ -147,6 +150,19 @@ impl Journal for SqliteJournal {
 
     async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError> {
         self.ask(|reply| Call::NamesKeys { keys, reply }).await
+    }
+
+    async fn note_recalled(&self, recalled: Recalled) -> Result<(), JournalError> {
+        self.ask(|reply| Call::NoteRecalled { recalled: Box::new(recalled), reply }).await
+    }
+
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError> {
+        let pair = pair.clone();
+        self.ask(|reply| Call::RecalledDue { pair, now, limit, reply }).await
+    }
+
+    async fn settle_recalled(&self, recalled: Recalled, until: Option<Timestamp>) -> Result<(), JournalError> {
+        self.ask(|reply| Call::SettleRecalled { recalled: Box::new(recalled), until, reply }).await
     }
 
     async fn note_failed(&self, failed: Failed, now: Timestamp) -> Result<u64, JournalError> {

@@ -1,7 +1,7 @@
 //! The tables, version by version. A new file is made by going through all versions, so that it is like one that was carried over.
 
 /// The version this tierfs writes; it carries older ones over.
-pub(super) const VERSION: i32 = 2;
+pub(super) const VERSION: i32 = 3;
 
 /// `AUTOINCREMENT`: an id is never used again, so a late `remove` cannot hit another note. Integers are SQLite's
 /// signed 64 bits; inode number and birth hash are stored as the same bits. `at` is when a deletion is due (kind 1), or
@@ -58,8 +58,24 @@ const VERSION_2: &str = "
     INSERT INTO value (name, value) VALUES ('identity', lower(hex(randomblob(16))));
 ";
 
+/// `recalled` is what was brought back, one row a file: its object goes after `at`. No note: what it is about is whole without it.
+const VERSION_3: &str = "
+    CREATE TABLE recalled (
+        ino         INTEGER NOT NULL,
+        birth       INTEGER NOT NULL,
+        handle_kind INTEGER NOT NULL,
+        handle      BLOB    NOT NULL,
+        pair        TEXT    NOT NULL,
+        key         TEXT    NOT NULL,
+        at_secs     INTEGER NOT NULL,
+        at_nanos    INTEGER NOT NULL,
+        PRIMARY KEY (ino, birth)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX recalled_by_time ON recalled (pair, at_secs, at_nanos);
+";
+
 /// What leads from `version` (0: an empty file) to [`VERSION`]; `None` where nobody knows.
 pub(super) fn steps_from(version: i32) -> Option<&'static [&'static str]> {
-    const STEPS: [&str; VERSION as usize] = [VERSION_1, VERSION_2];
+    const STEPS: [&str; VERSION as usize] = [VERSION_1, VERSION_2, VERSION_3];
     STEPS.get(usize::try_from(version).ok()?..)
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::kill;
-use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Succeeded};
+use crate::ports::{About, Failed, FailedEntry, FailedId, Intent, IntentId, JournalError, Recalled, Succeeded};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
 
 use super::CALLS_WAITING_MAX;
@@ -30,6 +30,9 @@ pub(super) enum Call {
     Noted { pair: PairName, about: About, after: Option<IntentId>, limit: usize, reply: Reply<Notes> },
     Repoint { pair: PairName, key: ObjectKey, node: Inode, not_before: Timestamp, reply: Reply<()> },
     NamesKeys { keys: Vec<ObjectKey>, reply: Reply<Vec<bool>> },
+    NoteRecalled { recalled: Box<Recalled>, reply: Reply<()> },
+    RecalledDue { pair: PairName, now: Timestamp, limit: usize, reply: Reply<Vec<Recalled>> },
+    SettleRecalled { recalled: Box<Recalled>, until: Option<Timestamp>, reply: Reply<()> },
     NoteFailed { failed: Box<Failed>, now: Timestamp, reply: Reply<u64> },
     ClearFailed { done: Succeeded, reply: Reply<()> },
     DropFailed { ids: Vec<FailedId>, reply: Reply<u64> },
@@ -99,10 +102,12 @@ impl Call {
         match self {
             Call::Add { .. } | Call::SetDelete { .. } | Call::Remove { .. } => true,
             Call::Withdraw { .. } | Call::Repoint { .. } => true,
+            Call::NoteRecalled { .. } | Call::SettleRecalled { .. } => true,
             Call::NoteFailed { .. } | Call::ClearFailed { .. } | Call::DropFailed { .. } | Call::SetValue { .. } => {
                 true
             }
             Call::Due { .. } | Call::Unfinished { .. } | Call::Counts { .. } | Call::Noted { .. } => false,
+            Call::RecalledDue { .. } => false,
             Call::NamesPair { .. } | Call::NamesKeys { .. } | Call::Failed { .. } | Call::Value { .. } => false,
         }
     }
@@ -126,6 +131,13 @@ impl Call {
                 hold(reply, failure, || store.repoint(&pair, &key, &node, not_before))
             }
             Call::NamesKeys { keys, reply } => hold(reply, failure, || store.names_keys(&keys)),
+            Call::NoteRecalled { recalled, reply } => hold(reply, failure, || store.note_recalled(&recalled)),
+            Call::RecalledDue { pair, now, limit, reply } => {
+                hold(reply, failure, || store.recalled_due(&pair, now, limit))
+            }
+            Call::SettleRecalled { recalled, until, reply } => {
+                hold(reply, failure, || store.settle_recalled(&recalled, until))
+            }
             Call::NoteFailed { failed, now, reply } => {
                 hold(reply, failure, || store.note_failed(&failed, now, FAILED_MAX))
             }

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    MetaSyncRole, PACK_BELOW_DEFAULT, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT,
+    AfterRecall, MetaSyncRole, PACK_BELOW_DEFAULT, Pair, PairError, PairResult, REGION_DEFAULT, RESTORE_DAYS_DEFAULT,
     RETENTION_DEFAULT_S, RemoteRole, syntax, units,
 };
 use crate::types::{PairName, RecallPolicy};
@@ -20,7 +20,7 @@ use crate::types::{PairName, RecallPolicy};
 /// Largest pair file read, bytes. A real one has a few hundred.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "local_cluster",
     "local_share",
     "remote_cluster",
@@ -33,6 +33,8 @@ const KEYS: [&str; 17] = [
     "credentials_profile",
     "chunk_size",
     "retention",
+    "after_recall",
+    "recall_retention",
     "recall",
     "archived",
     "restore_days",
@@ -96,6 +98,8 @@ fn parse_text(name: &PairName, text: &str) -> Result<Pair, Bad> {
         credentials_profile: table.text("credentials_profile", syntax::credentials_profile)?,
         chunk_size: table.quantity("chunk_size", |text| syntax::chunk_size(units::parse_size(text)?))?,
         retention_s: table.quantity("retention", units::parse_duration)?.unwrap_or(RETENTION_DEFAULT_S),
+        after_recall: table.text("after_recall", |word| word.parse())?.unwrap_or_default(),
+        recall_retention_s: table.quantity("recall_retention", units::parse_duration)?,
         recall: table.text("recall", |word| word.parse::<RecallPolicy>())?.unwrap_or_default(),
         archived: table.text("archived", |word| word.parse())?.unwrap_or_default(),
         restore_days: table.quantity("restore_days", syntax::restore_days)?.unwrap_or(RESTORE_DAYS_DEFAULT),
@@ -243,6 +247,12 @@ pub fn format(pair: &Pair) -> PairResult<String> {
     }
     lines.push(format!("retention = {}", quoted(&units::exact_duration(pair.retention_s))));
     // Only where it is not the default: an older tierfs knows no such key.
+    if pair.after_recall != AfterRecall::default() {
+        lines.push(format!("after_recall = {}", quoted(pair.after_recall.as_str())));
+    }
+    if let Some(seconds) = pair.recall_retention_s {
+        lines.push(format!("recall_retention = {}", quoted(&units::exact_duration(seconds))));
+    }
     if pair.recall != RecallPolicy::default() {
         lines.push(format!("recall = {}", quoted(pair.recall.as_str())));
     }
@@ -285,6 +295,10 @@ remote_role = "gfs"
         let pair = read(GOOD).unwrap();
         assert_eq!(pair.chunk_size, None);
         assert_eq!(pair.retention_s, 86_400);
+        assert_eq!(
+            (pair.recalled_for_s(), Pair { retention_s: 7, ..pair.clone() }.recalled_for_s()),
+            (Some(86_400), Some(7))
+        );
         assert_eq!(pair.region, "us-east-1");
         assert_eq!((pair.bucket.as_str(), pair.prefix.as_str()), ("cold", "east"));
         assert_eq!(pair.meta_sync, None);
@@ -307,6 +321,8 @@ remote_role = "gfs"
         pair.credentials_profile = Some("west".into());
         pair.chunk_size = Some(64 << 10);
         pair.retention_s = 5_400;
+        pair.after_recall = AfterRecall::Keep;
+        pair.recall_retention_s = Some(0);
         pair.archived = WhenArchived::Wait;
         pair.restore_days = 30;
         pair.pack_below = 16 << 10;
@@ -323,6 +339,8 @@ remote_role = "gfs"
             (format!("{GOOD}chunk_size = 4194304\nretention = 5\n"), 9, vec!["retention", "units"]),
             (format!("{GOOD}retention = true\n"), 8, vec!["retention", "boolean"]),
             (format!("{GOOD}endpoint = \"http://x\"\n"), 8, vec!["did you mean endpoints"]),
+            (format!("{GOOD}after_recall = \"forget\"\n"), 8, vec!["after_recall", "keep"]),
+            (format!("{GOOD}recall_retention = \"soon\"\n"), 8, vec!["recall_retention", "duration"]),
             (format!("{GOOD}archived = \"never\"\n"), 8, vec!["archived", "wait"]),
             (format!("{GOOD}restore_days = 0\n"), 8, vec!["restore_days", "1 to 365"]),
             (format!("{GOOD}restore_days = \"7d\"\n"), 8, vec!["restore_days", "1 to 365"]),

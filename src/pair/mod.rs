@@ -57,6 +57,17 @@ pub enum WhenArchived {
     Wait,
 }
 
+/// What happens to the object of a file whose content was all brought back (R2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterRecall {
+    /// It is deleted, at once or after a time.
+    #[default]
+    Delete,
+    /// It stays until the file changes or goes: released again, the file need not be copied out again.
+    Keep,
+}
+
 /// A validated pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
@@ -81,6 +92,9 @@ pub struct Pair {
     pub chunk_size: Option<u32>,
     /// Seconds a superseded or deleted object is kept.
     pub retention_s: u64,
+    pub after_recall: AfterRecall,
+    /// Seconds the object of a recalled file is kept before it is deleted; `None`: as long as superseded ones.
+    pub recall_retention_s: Option<u64>,
     /// What a read of a stub brings back.
     pub recall: RecallPolicy,
     pub archived: WhenArchived,
@@ -116,6 +130,14 @@ impl Pair {
     /// The four identifiers joined by commas, local first (R6). Commas cannot occur in cluster ids or buckets.
     pub fn identifiers(&self) -> String {
         format!("{},{},{},{}", self.local_cluster, self.local_share.display(), self.remote_cluster, self.remote_share())
+    }
+
+    /// Seconds the object of a recalled file is kept; `None`: it is not deleted.
+    pub fn recalled_for_s(&self) -> Option<u64> {
+        match self.after_recall {
+            AfterRecall::Keep => None,
+            AfterRecall::Delete => Some(self.recall_retention_s.unwrap_or(self.retention_s)),
+        }
     }
 
     /// Whether `other` binds the same two ends in the same direction.
@@ -184,6 +206,27 @@ impl std::str::FromStr for RemoteRole {
             "gfs" => Ok(Self::Gfs),
             "gpeer" => Ok(Self::Gpeer),
             _ => Err(format!("{word:?} is not a role: use \"gfs\" (a plain object store) or \"gpeer\" (a share)")),
+        }
+    }
+}
+
+impl AfterRecall {
+    /// The word in configuration and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+impl std::str::FromStr for AfterRecall {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "delete" => Ok(Self::Delete),
+            "keep" => Ok(Self::Keep),
+            _ => Err(format!("{word:?} is not known: use \"delete\" (after recall_retention) or \"keep\"")),
         }
     }
 }

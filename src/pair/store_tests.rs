@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::super::{
-    PACK_BELOW_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole, WhenArchived,
+    AfterRecall, PACK_BELOW_DEFAULT, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
+    WhenArchived,
 };
 use super::*;
 
@@ -23,6 +24,8 @@ fn pair(name: &str) -> Pair {
         credentials_profile: None,
         chunk_size: None,
         retention_s: RETENTION_DEFAULT_S,
+        after_recall: AfterRecall::Delete,
+        recall_retention_s: None,
         recall: Default::default(),
         archived: WhenArchived::Fail,
         restore_days: RESTORE_DAYS_DEFAULT,

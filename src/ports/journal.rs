@@ -46,6 +46,15 @@ pub struct Intent {
     pub kind: IntentKind,
 }
 
+/// A file whose content was all brought back: its object is given up, not before the given time, if both are then as they were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    pub pair: PairName,
+    pub key: ObjectKey,
+    pub node: Inode,
+    pub not_before: Timestamp,
+}
+
 /// The journal cannot do its work.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("journal {path}: {reason}")]
@@ -71,7 +80,7 @@ pub trait Journal: Send + Sync {
     async fn unfinished(&self, after: Option<IntentId>, limit: usize) -> Result<Vec<(IntentId, Intent)>, JournalError>;
     /// How many notes: (uploads and settlements, deletions).
     async fn counts(&self) -> Result<(u64, u64), JournalError>;
-    /// Whether any note names `pair`.
+    /// Whether any note names `pair`; recalled files do not.
     async fn names_pair(&self, pair: &PairName) -> Result<bool, JournalError>;
     /// Notes of `pair` about something, of all kinds, in order of id, after `after`, at most `limit`.
     async fn noted(
@@ -96,6 +105,13 @@ pub trait Journal: Send + Sync {
     }
     /// For each key, whether any note names it, of whatever kind and pair.
     async fn names_keys(&self, keys: Vec<ObjectKey>) -> Result<Vec<bool>, JournalError>;
+
+    /// Notes a recalled file, in the place of what was noted of the same file before.
+    async fn note_recalled(&self, recalled: Recalled) -> Result<(), JournalError>;
+    /// Recalled files of `pair` due at `now`, oldest first, at most `limit`.
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError>;
+    /// Puts a recalled file off, or with `None` forgets it. One that was noted anew since `recalled` was read stays as it is: success.
+    async fn settle_recalled(&self, recalled: Recalled, until: Option<Timestamp>) -> Result<(), JournalError>;
 
     /// Puts a failure on the dead-letter list, or counts it there. Returns how often it failed by now. The list is bounded: beyond that the
     /// entry that failed longest ago is dropped, and counted under the value [`FAILED_DROPPED`].

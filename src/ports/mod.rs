@@ -10,7 +10,9 @@ mod remote;
 
 pub use announce::{AnnouncedFailure, AnnouncedFile, Announcement, Announcer};
 pub use failed::{Failed, FailedEntry, FailedId, Reason, Succeeded, Task};
-pub use journal::{About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError};
+pub use journal::{
+    About, FAILED_DROPPED, GIVEN_UP, IDENTITY, Intent, IntentId, IntentKind, Journal, JournalError, Recalled,
+};
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
     LowerResult, NewNode, OpenFlags, PUNCH, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User, if_set,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -38,6 +38,7 @@ pub struct SenderOptions {
     pub files: Arc<dyn Files>,
     pub clock: Arc<dyn Clock>,
     pub capture: Arc<Capture>,
+    /// At first; see [`Sender::reach_by`].
     pub remote: Arc<dyn Remote>,
     pub book: Arc<Mutex<Book>>,
     pub side: Side,
@@ -67,6 +68,7 @@ pub(super) struct Going {
 
 pub struct Sender {
     pub(super) options: SenderOptions,
+    remote: RwLock<Arc<dyn Remote>>,
     pub(super) looker: Looker,
     /// The comparison's.
     pub(super) of_all: Looker,
@@ -116,6 +118,7 @@ impl Sender {
             whole: true,
         };
         Arc::new(Self {
+            remote: RwLock::new(options.remote.clone()),
             options,
             looker,
             of_all,
@@ -202,6 +205,15 @@ impl Sender {
         }
     }
 
+    /// Has all further messages go by other connections: the pair was edited.
+    pub fn reach_by(&self, remote: Arc<dyn Remote>) {
+        *self.remote.write() = remote;
+    }
+
+    fn remote(&self) -> Arc<dyn Remote> {
+        self.remote.read().clone()
+    }
+
     /// Why nothing is told at present.
     pub fn problem(&self) -> Option<String> {
         self.going.lock().problem.clone()
@@ -218,7 +230,7 @@ impl Sender {
     pub(super) async fn put(&self, path: &str, message: Vec<u8>) -> SyncResult<(String, u64)> {
         let key = ObjectKey(format!("{KEYS}{path}"));
         let len = message.len() as u64;
-        let put = self.options.remote.put(&key, len, Arc::new(Message(message.into())), &[]).await;
+        let put = self.remote().put(&key, len, Arc::new(Message(message.into())), &[]).await;
         let etag = match put {
             Err(error) if error.kind == RemoteErrorKind::Conflict => {
                 return Err(SyncError::OutOfTurn { run: 0, number: 0 });
@@ -242,7 +254,7 @@ impl Sender {
             return Ok(None);
         }
         let key = ObjectKey(format!("{KEYS}{path}"));
-        let answer = self.options.remote.get(&key, ByteRange { offset: 0, len }, None).await?;
+        let answer = self.remote().get(&key, ByteRange { offset: 0, len }, None).await?;
         Ok(Some(decode(&answer)?))
     }
 

@@ -57,6 +57,21 @@ fn before(point: &str) -> &'static [&'static str] {
 
 /// One round: the daemon dies when it passes `point` for the `count`-th time, everything is compared. Whether it died there.
 pub fn round(scene: &mut Scene, point: &str, count: u64) -> bool {
+    let given_up = point.starts_with("recalled.");
+    let keep_recalled = |scene: &Scene, how_long: &str| {
+        code(&scene.rig.tierfs(&["pair", "edit", "cold", "--recall-retention", how_long]), 0);
+    };
+    if given_up {
+        keep_recalled(scene, "0s");
+    }
+    let died = round_as_is(scene, point, count);
+    if given_up {
+        keep_recalled(scene, "24h");
+    }
+    died
+}
+
+fn round_as_is(scene: &mut Scene, point: &str, count: u64) -> bool {
     let first = before(point);
     if !first.is_empty() {
         let first = first[scene.dice.below(first.len() as u64) as usize];

@@ -76,22 +76,24 @@ impl Scene {
     pub fn new(kind: &'static str, power: Power, state_below: bool, seed: u64) -> Option<Self> {
         // With a retention, and the journal elsewhere, nothing else syncs what a change of content must have synced.
         let keeps = power != Power::Stays && !state_below;
-        Self::with_retention(kind, power, state_below, seed, if keeps { "1h" } else { "0s" })
+        // Where points are to be reached, what was recalled is given up in rounds that want it: else nothing would stay dual.
+        let recalled = if power == Power::Stays { "24h" } else { "1s" };
+        Self::with_retentions(kind, power, state_below, seed, [if keeps { "1h" } else { "0s" }, recalled])
     }
 
-    /// As [`Scene::new`], with the retention that is wished.
-    pub fn with_retention(
+    /// As [`Scene::new`], with the retentions that are wished: of what is superseded or removed, and of what was recalled.
+    pub fn with_retentions(
         kind: &'static str,
         power: Power,
         state_below: bool,
         seed: u64,
-        retention: &'static str,
+        [retention, recall_retention]: [&'static str; 2],
     ) -> Option<Self> {
         // Nothing is to be durable that was not synced; xfs waits for half a minute anyway.
         let below = if kind == "ext4" { ",commit=3600" } else { "" };
         let base = if kind == "xfs" { Setup::xfs() } else { Setup::default() };
         let keeps = retention != "0s";
-        let mut rig = Setup { below, state_below, retention, mounted: false, ..base }.build()?;
+        let mut rig = Setup { below, state_below, retention, recall_retention, mounted: false, ..base }.build()?;
         let disk = if power == Power::Disk {
             rig.fs.unmount();
             let at = rig.scratch("disk");

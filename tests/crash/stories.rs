@@ -48,7 +48,7 @@ fn what_a_recovery_has_settled_survives_a_power_loss() {
 /// A file is removed, and nobody syncs that. Its object goes when it is due: from then on the file must not come back.
 #[test]
 fn a_file_whose_object_was_deleted_does_not_come_back() {
-    let Some(mut scene) = Scene::with_retention("ext4", Power::Shutdown, false, 1, "0s") else { return };
+    let Some(mut scene) = Scene::with_retentions("ext4", Power::Shutdown, false, 1, ["0s", "24h"]) else { return };
     let data = scene.rig.write("gone", 3 * CHUNK);
     scene.rig.migrate("gone");
     scene.sync();

@@ -53,6 +53,7 @@ fn rig() -> Rig {
         remote: remote.clone() as Arc<dyn Remote>,
         chunk_size: Some(CHUNK as u32),
         retention_s: 0,
+        recalled_for_s: None,
         peer: false,
         recall: Default::default(),
         restore: Default::default(),

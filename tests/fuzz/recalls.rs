@@ -57,6 +57,7 @@ fn what_comes_back_is_the_content_or_an_error() {
         remote: Arc::new(remote),
         chunk_size: Some(CHUNK),
         retention_s: 0,
+        recalled_for_s: None,
         peer: false,
         recall: Default::default(),
         restore: Default::default(),

@@ -10,6 +10,7 @@ mod common;
 mod rig;
 mod tools;
 
+mod after_recall;
 mod archived;
 mod bad_input;
 mod bad_remote;
@@ -24,6 +25,7 @@ mod listing;
 mod migrate;
 mod namespace;
 mod packs;
+mod pairs;
 mod partial;
 mod patched;
 mod policies;

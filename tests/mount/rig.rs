@@ -39,6 +39,8 @@ pub struct Setup {
     pub size: u64,
     /// Of `tierfs pair add`.
     pub retention: &'static str,
+    /// How long objects of recalled files are kept; a day, so that files are dual after a recall.
+    pub recall_retention: &'static str,
     /// Further arguments of it.
     pub pair: Vec<&'static str>,
     /// Further arguments of `tierfs mount`.
@@ -59,6 +61,7 @@ impl Default for Setup {
             kind: "ext4",
             size: 256 << 20,
             retention: "0s",
+            recall_retention: "24h",
             pair: Vec::new(),
             mount: Vec::new(),
             below: "",
@@ -138,7 +141,9 @@ impl Rig {
             daemon: None,
         };
         rig.start_server();
-        let output = rig.tierfs(&rig.pair_args(setup.retention, setup.make_buckets));
+        let mut args = rig.pair_args(setup.retention, setup.make_buckets);
+        args.extend(["--recall-retention", setup.recall_retention].map(Into::into));
+        let output = rig.tierfs(&args);
         assert!(output.status.success(), "{}", said(&output));
         if setup.mounted {
             rig.mount();

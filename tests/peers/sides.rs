@@ -263,6 +263,7 @@ impl Side {
             remote: Arc::new(remote),
             chunk_size: Some(CHUNK as u32),
             retention_s: 0,
+            recalled_for_s: None,
             peer: true,
             recall: Default::default(),
             restore: Default::default(),

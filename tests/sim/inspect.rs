@@ -115,7 +115,7 @@ pub fn after_start(world: &World, life: u32) -> bool {
     true
 }
 
-/// Nothing more goes wrong: everything comes to rest, and everything is there.
+/// Nothing more goes wrong: everything comes to rest, and everything is there. `retention_s`: until when all that is kept is gone.
 pub async fn at_the_end(kernel: &Kernel, retention_s: u64) {
     let world = &kernel.world;
     let ended = async {
@@ -152,7 +152,7 @@ async fn rest(kernel: &Kernel, retention_s: u64) -> Result<(), Failure> {
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_secs(15 + retention_s)).await;
         let state = kernel.world.lock();
-        if kernel.fs.engine.is_idle() && state.notes.is_empty() {
+        if kernel.fs.engine.is_idle() && state.notes.is_empty() && state.recalled.is_empty() {
             break;
         }
     }
@@ -194,6 +194,9 @@ fn look(kernel: &Kernel) -> Result<(), Failure> {
     }
     for intent in state.notes.values() {
         wrong.push(format!("a note stays: {:?} {}", intent.kind, intent.key));
+    }
+    for recalled in state.recalled.values() {
+        wrong.push(format!("a recalled file keeps its object: {}", recalled.key));
     }
     if let Some(wrong) = wrong.into_iter().next() {
         kernel.world.broken(&mut state, format!("at the end: {wrong}"));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tierfs::ports::{Failed, FailedEntry, FailedId, Intent, IntentId, IntentKind, Journal, JournalError, Succeeded};
+use tierfs::ports::{
+    Failed, FailedEntry, FailedId, Intent, IntentId, IntentKind, Journal, JournalError, Recalled, Succeeded,
+};
 use tierfs::types::{ObjectKey, PairName, Timestamp};
 
 use crate::bugs::Bug;
@@ -170,6 +172,56 @@ impl Journal for SimJournal {
             Kind::Recollect,
             || "names_keys".into(),
             |state| keys.iter().map(|key| state.notes.values().any(|intent| intent.key == *key)).collect(),
+        )
+        .await
+    }
+
+    async fn note_recalled(&self, recalled: Recalled) -> Result<(), JournalError> {
+        self.ask(
+            Kind::Note,
+            || format!("note_recalled {}", recalled.key),
+            |state| {
+                state.stats.count("recalled, and noted");
+                let id = recalled.node.id;
+                state.recalled.insert((id.ino, id.birth), recalled.clone());
+            },
+        )
+        .await
+    }
+
+    async fn recalled_due(&self, pair: &PairName, now: Timestamp, limit: usize) -> Result<Vec<Recalled>, JournalError> {
+        let pair = pair.clone();
+        self.ask(
+            Kind::Recollect,
+            || "recalled_due".into(),
+            |state| {
+                let due = state.recalled.values().filter(|row| row.pair == pair && row.not_before <= now);
+                let mut due: Vec<Recalled> = due.cloned().collect();
+                due.sort_by_key(|row| (row.not_before, row.node.id.ino));
+                due.truncate(limit);
+                due
+            },
+        )
+        .await
+    }
+
+    async fn settle_recalled(&self, recalled: Recalled, until: Option<Timestamp>) -> Result<(), JournalError> {
+        self.ask(
+            Kind::Note,
+            || format!("settle_recalled {} {until:?}", recalled.key),
+            |state| {
+                let id = (recalled.node.id.ino, recalled.node.id.birth);
+                let Some(row) = state.recalled.get_mut(&id) else { return };
+                if (&row.key, row.not_before) != (&recalled.key, recalled.not_before) {
+                    return;
+                }
+                match until {
+                    Some(until) => row.not_before = until,
+                    None => {
+                        state.recalled.remove(&id);
+                    }
+                }
+            },
         )
         .await
     }

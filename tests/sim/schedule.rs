@@ -58,6 +58,7 @@ struct Manner {
     passthrough: bool,
     recall_at_open_max: u64,
     retention_s: u64,
+    recalled_for_s: Option<u64>,
     fetches_per_file: usize,
     pack: bool,
 }
@@ -78,6 +79,8 @@ pub fn run(spec: &Spec) -> Ended {
         passthrough: !dice.once_in(4),
         recall_at_open_max: [0, CHUNK, 1 << 20][dice.below(3) as usize],
         retention_s: if dice.once_in(3) { 20 } else { 0 },
+        // By other dice, so that schedules of old seeds stay as they were.
+        recalled_for_s: [None, Some(0), Some(20)][Dice::new(spec.seed ^ 0x4ca1).below(3) as usize],
         fetches_per_file: 1 + dice.below(3) as usize,
         // Not by dice: what they say of all else stays.
         pack: spec.seed % 4 == 2,
@@ -217,6 +220,7 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
         remote,
         chunk_size: Some(CHUNK as u32),
         retention_s: manner.retention_s,
+        recalled_for_s: manner.recalled_for_s,
         peer: false,
         recall: Default::default(),
         restore: Default::default(),
@@ -268,7 +272,7 @@ async fn serve(world: Arc<World>, life: u32, manner: Manner, scripts: Vec<Vec<Do
     drop(leftover.await);
     let calm = world.lock().calm;
     if calm {
-        inspect::at_the_end(&kernel, manner.retention_s).await;
+        inspect::at_the_end(&kernel, manner.retention_s + manner.recalled_for_s.unwrap_or(0)).await;
         return world.is_alive(life);
     }
     // Unmounted: no transfer begins any more, and those that run have time to end.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use tierfs::journal::SqliteJournal;
-use tierfs::ports::{Intent, IntentId, IntentKind, Journal};
+use tierfs::ports::{Intent, IntentId, IntentKind, Journal, Recalled};
 use tierfs::types::{FileId, Inode, ObjectKey, PairName, RawHandle, Timestamp};
 
 use crate::bugs::{self, Bug};
@@ -282,7 +282,7 @@ fn the_model_is_the_journal() {
         for round in 0..2_000 {
             let pair = pairs[dice.below(2) as usize].clone();
             let mut notes = [Vec::new(), Vec::new()];
-            match dice.below(9) {
+            match dice.below(12) {
                 0..=2 => {
                     let kind = match dice.below(3) {
                         0 => IntentKind::Upload,
@@ -315,6 +315,28 @@ fn the_model_is_the_journal() {
                     let named = [model.names_keys(vec![key.clone()]).await, real.names_keys(vec![key]).await];
                     let [here, there] = named.map(Result::unwrap);
                     assert_eq!(here, there);
+                }
+                9..=11 => {
+                    // Few files, so that they are noted again.
+                    let (ino, not_before) = (dice.below(4), at(&mut dice));
+                    let handle = RawHandle::new(1, &[7; 8]).unwrap();
+                    let node = Inode { id: FileId { ino, birth: 3 }, handle };
+                    let key = ObjectKey(format!("r{}", dice.below(2)));
+                    if dice.once_in(3) {
+                        let recalled = Recalled { pair: pair.clone(), key, node, not_before };
+                        model.note_recalled(recalled.clone()).await.unwrap();
+                        real.note_recalled(recalled).await.unwrap();
+                    }
+                    let (now, limit) = (at(&mut dice), dice.below(5) as usize);
+                    let due = model.recalled_due(&pair, now, limit).await.unwrap();
+                    assert_eq!(due, real.recalled_due(&pair, now, limit).await.unwrap(), "round {round}");
+                    if let Some(mut row) = due.into_iter().next() {
+                        // Some are of what was noted before.
+                        row.not_before.nanos += u32::from(dice.once_in(4));
+                        let until = dice.once_in(2).then(|| at(&mut dice));
+                        model.settle_recalled(row.clone(), until).await.unwrap();
+                        real.settle_recalled(row, until).await.unwrap();
+                    }
                 }
                 7 => {
                     let (now, limit) = (at(&mut dice), dice.below(6) as usize);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tierfs::ports::{Clock, FailedEntry, FailedId, Intent};
+use tierfs::ports::{Clock, FailedEntry, FailedId, Intent, Recalled};
 use tierfs::types::{ObjectKey, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -58,6 +58,8 @@ pub struct State {
     /// Deletions that were given up and will happen.
     pub late: Vec<(Timestamp, ObjectKey)>,
     pub notes: BTreeMap<u64, Intent>,
+    /// Recalled files, by inode and birth.
+    pub recalled: BTreeMap<(u64, u64), Recalled>,
     /// The dead-letter list, and what is remembered by name.
     pub failures: BTreeMap<FailedId, FailedEntry>,
     pub values: BTreeMap<String, String>,
@@ -118,6 +120,7 @@ impl World {
             objects: BTreeMap::new(),
             late: Vec::new(),
             notes: BTreeMap::new(),
+            recalled: BTreeMap::new(),
             failures: BTreeMap::new(),
             values: BTreeMap::new(),
             poisoned: false,

@@ -7,8 +7,8 @@ use clap::Args;
 use super::exit::{self, CliError, Exit};
 use super::{ChunkSize, Global, as_json, capabilities, output, print};
 use crate::pair::{
-    MetaSyncRole, PACK_BELOW_DEFAULT, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S, RemoteRole,
-    Store, WhenArchived, syntax,
+    AfterRecall, MetaSyncRole, PACK_BELOW_DEFAULT, Pair, REGION_DEFAULT, RESTORE_DAYS_DEFAULT, RETENTION_DEFAULT_S,
+    RemoteRole, Store, WhenArchived, syntax,
 };
 use crate::types::{ClusterId, PairName, RecallPolicy};
 
@@ -56,6 +56,12 @@ pub struct Add {
     /// How long superseded and deleted objects are kept, like 0, 24h or 7d [default: 24h].
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What becomes of the object of a file that was recalled as a whole: delete (after --recall-retention) or keep [default: delete].
+    #[arg(long, value_name = "delete|keep")]
+    after_recall: Option<AfterRecall>,
+    /// How long it is kept before that, like 0, 24h or 7d [default: as --retention].
+    #[arg(long, value_name = "DURATION", value_parser = super::retention)]
+    recall_retention: Option<u64>,
     /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
     /// pass-through (served, and nothing stays) [default: partial].
     #[arg(long, value_name = "HOW")]
@@ -123,6 +129,8 @@ impl Add {
             credentials_profile: self.credentials_profile.clone(),
             chunk_size: self.chunk_size.and_then(|size| size.0),
             retention_s: self.retention.unwrap_or(RETENTION_DEFAULT_S),
+            after_recall: self.after_recall.unwrap_or_default(),
+            recall_retention_s: self.recall_retention,
             recall: self.recall.unwrap_or_default(),
             archived: self.archived.unwrap_or_default(),
             restore_days: self.restore_days.unwrap_or(RESTORE_DAYS_DEFAULT),

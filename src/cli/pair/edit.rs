@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{self, CliError, Exit};
-use super::{ChunkSize, Global, as_json, capabilities, claims, output, print};
-use crate::pair::{MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
+use super::{ChunkSize, Global, RecallRetention, as_json, capabilities, claims, output, print};
+use crate::pair::{AfterRecall, MetaSyncRole, Pair, RemoteRole, Store, WhenArchived, syntax};
 use crate::types::{PairName, RecallPolicy};
 
 /// Change a pair. What is not named stays.
 ///
-/// The name and the four identifiers (clusters, share, bucket and prefix) cannot change: stubs carry them. A running mount
-/// takes the change over when it is mounted next. The file is written anew, so comments in it are lost; editing it by
-/// hand is fine too.
+/// The name and the four identifiers (clusters, share, bucket and prefix) cannot change: stubs carry them. A running mount is
+/// told, and what begins from then on goes by the change (meta_sync_role: from the next mount on). The file is written anew, so comments in
+/// it are lost; editing it by hand is fine too, and `tierfs pair reload` has the mount read it.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs pair edit cold --endpoint http://10.0.0.1:9000 --endpoint http://10.0.0.2:9000\n  \
@@ -56,6 +56,12 @@ struct Changes {
     /// How long superseded and deleted objects are kept.
     #[arg(long, value_name = "DURATION", value_parser = super::retention)]
     retention: Option<u64>,
+    /// What becomes of the object of a file that was recalled as a whole: delete (after --recall-retention) or keep.
+    #[arg(long, value_name = "delete|keep")]
+    after_recall: Option<AfterRecall>,
+    /// How long it is kept before that; empty: as --retention says.
+    #[arg(long, value_name = "DURATION", value_parser = super::recall_retention)]
+    recall_retention: Option<RecallRetention>,
     /// What a read of a stub brings back: partial (what is read, and what will be), progressive (the rest follows), full (all of it first) or
     /// pass-through (served, and nothing stays).
     #[arg(long, value_name = "HOW")]
@@ -98,12 +104,25 @@ impl Edit {
         if reached_anew && probed.is_none() {
             capabilities::forget(&global.state_dir, &self.name)?;
         }
+        let told = super::reload::tell_mount(&new);
         if global.json {
             output::json(&as_json(&new, probed));
         } else {
             print(&new, probed);
         }
-        Ok(Exit::Done)
+        match told {
+            Ok(told) => {
+                if let Some(told) = told {
+                    output::note(&format!("tierfs: {}", super::reload::said(&told)));
+                }
+                Ok(Exit::Done)
+            }
+            // Stored it is, and it counts from the next mount on.
+            Err(error) => {
+                output::note(&format!("tierfs: the pair is stored, and the mount did not take it over: {error}"));
+                Ok(Exit::Partial)
+            }
+        }
     }
 }
 
@@ -141,6 +160,12 @@ impl Changes {
         }
         if let Some(seconds) = self.retention {
             pair.retention_s = seconds;
+        }
+        if let Some(after) = self.after_recall {
+            pair.after_recall = after;
+        }
+        if let Some(kept) = self.recall_retention {
+            pair.recall_retention_s = kept.0;
         }
         if let Some(recall) = self.recall {
             pair.recall = recall;

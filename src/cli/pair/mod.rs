@@ -3,6 +3,7 @@
 mod add;
 mod edit;
 mod list;
+mod reload;
 mod remove;
 mod show;
 
@@ -39,6 +40,7 @@ enum Command {
     List(list::List),
     Show(show::Show),
     Edit(edit::Edit),
+    Reload(reload::Reload),
     Remove(remove::Remove),
 }
 
@@ -50,6 +52,7 @@ impl PairCommand {
             Command::List(command) => command.run(global, &store),
             Command::Show(command) => command.run(global, &store),
             Command::Edit(command) => command.run(global, &store),
+            Command::Reload(command) => command.run(global, &store),
             Command::Remove(command) => command.run(global, &store),
         }
     }
@@ -71,6 +74,8 @@ fn as_json(pair: &Pair, probed: Option<Probed>) -> Value {
         "credentials_profile": pair.credentials_profile,
         "chunk_size": pair.chunk_size,
         "retention_s": pair.retention_s,
+        "after_recall": pair.after_recall.as_str(),
+        "recall_retention_s": pair.recall_retention_s,
         "recall": pair.recall.as_str(),
         "archived": pair.archived.as_str(),
         "restore_days": pair.restore_days,
@@ -96,6 +101,13 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
     row("chunk_size", pair.chunk_size.map_or("auto".into(), |size| exact_size(size.into())));
     row("retention", exact_duration(pair.retention_s));
+    row(
+        "after recall",
+        pair.recalled_for_s().map_or("the object is kept".into(), |kept| match kept {
+            0 => "the object is deleted".into(),
+            kept => format!("the object is deleted after {}", exact_duration(kept)),
+        }),
+    );
     row("recall", pair.recall.as_str().into());
     row("archived", pair.archived.as_str().to_owned());
     row("restore_days", pair.restore_days.to_string());
@@ -140,7 +152,7 @@ fn claims(pair: &Pair) -> PairResult<ClaimCheck> {
     let running = mount_of_share(&pair.local_share)
         .map_err(|error| PairError::Value(format!("cannot find out whether pair {} is in use: {error}", pair.name)))?;
     match running {
-        Some((mountpoint, info)) if info.pair.as_deref() == Some(pair.name.as_str()) => {
+        Some((mountpoint, info)) if info.pairs().any(|name| name == pair.name.as_str()) => {
             Ok(ClaimCheck::Mounted { mountpoint, pid: info.pid })
         }
         _ => daemon::claims(pair),
@@ -183,3 +195,12 @@ fn pack_below(text: &str) -> Result<u32, String> {
 fn retention(text: &str) -> Result<u64, String> {
     parse_duration(text)
 }
+
+/// An empty text takes the setting back.
+fn recall_retention(text: &str) -> Result<RecallRetention, String> {
+    if text.is_empty() { Ok(RecallRetention(None)) } else { Ok(RecallRetention(Some(parse_duration(text)?))) }
+}
+
+/// How long the objects of recalled files are kept, as it is asked for; `None`: as long as superseded ones.
+#[derive(Clone, Copy, Debug)]
+struct RecallRetention(Option<u64>);

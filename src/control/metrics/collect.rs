@@ -75,7 +75,7 @@ impl Server {
                 ("version", env!("CARGO_PKG_VERSION")),
                 ("share", &shown(&self.share)),
                 ("mountpoint", &shown(&self.mountpoint)),
-                ("pair", self.engine.pair_name().unwrap_or_default()),
+                ("pair", &self.engine.pair_name().unwrap_or_default()),
             ],
             1.0,
         );

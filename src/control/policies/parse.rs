@@ -12,7 +12,9 @@ use toml::Spanned;
 
 use super::glob::Glob;
 use super::rule::{Action, Condition, Limits, Order, Rule, Schedule, Trigger};
+use crate::engine::{Choice, is_choosable};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
+use crate::types::{BadName, PairName, RecallPolicy};
 
 /// Largest file read, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -69,6 +71,7 @@ struct IndexTable {
 #[serde(deny_unknown_fields)]
 struct Table {
     action: Action,
+    set: Option<Spanned<SetTable>>,
     #[serde(default = "yes")]
     enabled: bool,
     #[serde(default)]
@@ -114,6 +117,14 @@ struct Match {
     hotter_than: Option<f64>,
     opened_at_least: Option<u64>,
     opened_at_most: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetTable {
+    pair: Option<Pair>,
+    chunk_size: Option<ChunkSize>,
+    recall: Option<How>,
 }
 
 #[derive(Default, Deserialize)]
@@ -187,6 +198,14 @@ from_text! {
     Extension(String) = extension;
     Window((u32, u32)) = window;
     Day(u32) = day;
+    Pair(PairName) = |text| text.parse().map_err(|error: BadName| error.to_string());
+    ChunkSize(u32) = chunk_size;
+    How(RecallPolicy) = |text| text.parse();
+}
+
+fn chunk_size(text: &str) -> Result<u32, String> {
+    let size = u32::try_from(parse_size(text)?).ok().filter(|size| is_choosable(*size));
+    size.ok_or_else(|| format!("{text:?} is no chunk size that can be chosen: write a power of two from 64KiB to 8MiB"))
 }
 
 fn id_of(text: &str, file: &str, what: &str) -> Result<u32, String> {
@@ -270,6 +289,7 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
         }
         _ => {}
     }
+    let set = set(table.action, table.set, at, line)?;
     let matching = table.r#match;
     let mut conditions = Vec::new();
     let mut add = |condition: Option<Condition>| conditions.extend(condition);
@@ -299,6 +319,7 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
     Ok(Rule {
         name,
         action: table.action,
+        set,
         enabled: table.enabled,
         conditions,
         order: table.order,
@@ -316,6 +337,35 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
             errors: table.limits.errors,
         },
     })
+}
+
+/// What a rule says of files' next copies.
+fn set(
+    action: Action,
+    table: Option<Spanned<SetTable>>,
+    at: usize,
+    line: &dyn Fn(usize) -> usize,
+) -> Result<Choice, (usize, String)> {
+    let Some(table) = table else {
+        return match action {
+            Action::Set => Err((at, "action \"set\" needs `set = { … }` with pair, chunk_size or recall".into())),
+            _ => Ok(Choice::default()),
+        };
+    };
+    let at = line(table.span().start);
+    if action != Action::Set {
+        return Err((at, format!("`set` is for action = \"set\", not for {action}")));
+    }
+    let SetTable { pair, chunk_size, recall } = table.into_inner();
+    let choice = Choice {
+        pair: pair.map(|pair| pair.0),
+        chunk_size: chunk_size.map(|size| size.0),
+        recall: recall.map(|how| how.0),
+    };
+    match choice == Choice::default() {
+        true => Err((at, "`set` says nothing: give it pair, chunk_size or recall".into())),
+        false => Ok(choice),
+    }
 }
 
 #[cfg(test)]
@@ -344,13 +394,17 @@ limits = { files = 10000, bytes = "1TiB", rate = "100MiB", at_once = 8, errors =
 [policy.full]
 action = "release"
 when = { space_above = "80%", space_below = 70 }
+
+[policy.to-b]
+action = "set"
+set = { pair = "b", chunk_size = "8MiB", recall = "full" }
 "#;
 
     #[test]
     fn a_whole_file() {
         let policies = parse(WHOLE).unwrap();
         assert_eq!((policies.rescan, policies.scan_rate), (Some(Duration::from_secs(43_200)), 20_000));
-        let [full, old] = &policies.rules[..] else { panic!("{policies:?}") };
+        let [full, old, to_b] = &policies.rules[..] else { panic!("{policies:?}") };
         assert_eq!(
             (full.action, full.trigger.space_above, full.trigger.space_below),
             (Action::Release, Some(80), Some(70))
@@ -362,6 +416,9 @@ when = { space_above = "80%", space_below = 70 }
         assert!(old.conditions.contains(&Condition::Extensions(vec!["exr".into(), "dpx".into()])));
         assert_eq!((old.schedule.window, &old.schedule.days[..]), (Some((1320, 360)), &[5, 6][..]));
         assert_eq!((old.limits.rate, old.limits.errors), (Some(100 << 20), Some(20)));
+        let wish =
+            Choice { pair: Some("b".parse().unwrap()), chunk_size: Some(8 << 20), recall: Some(RecallPolicy::Full) };
+        assert_eq!((to_b.action, &to_b.set), (Action::Set, &wish));
         assert!(parse("").unwrap().rules.is_empty());
     }
 
@@ -385,6 +442,14 @@ when = { space_above = "80%", space_below = 70 }
             ),
             ("[policy.a]\naction = \"release\"\nwhen.space_below = \"80%\"", 3, "needs space_above"),
             ("[policy.a]\naction = \"release\"\nwhen.space_above = \"180%\"", 3, "percentage"),
+            ("[policy.a]\naction = \"set\"", 1, "needs `set"),
+            ("[policy.a]\naction = \"set\"\nset = {}", 3, "says nothing"),
+            ("[policy.a]\naction = \"pin\"\nset = { pair = \"b\" }", 3, "not for pin"),
+            ("[policy.a]\naction = \"set\"\nset = { pair = \"../b\" }", 3, "pair name"),
+            ("[policy.a]\naction = \"set\"\nset.chunk_size = \"5MiB\"", 3, "power of two"),
+            ("[policy.a]\naction = \"set\"\nset.chunk_size = \"16MiB\"", 3, "64KiB to 8MiB"),
+            ("[policy.a]\naction = \"set\"\n\nset.recall = \"never\"", 4, "never"),
+            ("[policy.a]\naction = \"set\"\nset.colour = \"red\"", 3, "unknown field"),
             ("\n[policy.\"a b\"]\naction = \"pin\"", 2, "no name for a policy"),
             ("[policy.a]\naction = \"pin\"\n[policy.a]\naction = \"pin\"", 3, "duplicate"),
             ("[policies.a]\naction = \"pin\"", 1, "unknown field"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::glob::{Glob, matches_value};
 use crate::catalog::index::{HEAT_HALF_LIFE_S, state_filter};
 use crate::control::space::COLDEST;
-use crate::engine::JobKind;
+use crate::engine::{Choice, JobKind};
 use crate::pair::units::{exact_duration, exact_size};
 use crate::ports::Attr;
 use crate::types::FileState;
@@ -21,18 +21,22 @@ pub enum Action {
     Recall,
     Pin,
     Unpin,
+    /// Say where its next copy goes, in chunks of which size, and what reads bring back.
+    Set,
 }
 
 impl Action {
-    pub fn job(self) -> JobKind {
-        match self {
+    /// The engine's job; `None`: nothing is moved.
+    pub fn job(self) -> Option<JobKind> {
+        Some(match self {
             Self::Archive => JobKind::ArchiveOnly,
             Self::Release => JobKind::Release,
             Self::Migrate => JobKind::Migrate,
             Self::Recall => JobKind::Recall,
             Self::Pin => JobKind::Pin,
             Self::Unpin => JobKind::Unpin,
-        }
+            Self::Set => return None,
+        })
     }
 
     /// States in which there is something to do.
@@ -43,7 +47,7 @@ impl Action {
             Self::Release => &[Dual, Partial],
             Self::Migrate => &[Resident, Dual, Partial, Patched],
             Self::Recall => &[Stub, Partial, Patched, Releasing],
-            Self::Pin | Self::Unpin => &[Resident, Dual, Releasing, Partial, Patched, Stub],
+            Self::Pin | Self::Unpin | Self::Set => &[Resident, Dual, Releasing, Partial, Patched, Stub],
         }
     }
 
@@ -52,7 +56,7 @@ impl Action {
         match self {
             Self::Release | Self::Migrate | Self::Pin => Some(false),
             Self::Unpin => Some(true),
-            Self::Archive | Self::Recall => None,
+            Self::Archive | Self::Recall | Self::Set => None,
         }
     }
 }
@@ -66,6 +70,7 @@ impl fmt::Display for Action {
             Self::Recall => "recall",
             Self::Pin => "pin",
             Self::Unpin => "unpin",
+            Self::Set => "set",
         })
     }
 }
@@ -295,6 +300,8 @@ pub struct Limits {
 pub struct Rule {
     pub name: String,
     pub action: Action,
+    /// What the action `set` says; nothing for others.
+    pub set: Choice,
     pub enabled: bool,
     pub conditions: Vec<Condition>,
     pub order: Order,
@@ -325,6 +332,18 @@ impl Rule {
             Order::Oldest => " ORDER BY mtime, ino",
             Order::Any => "",
         }
+    }
+
+    /// The action, and what it says.
+    pub fn action_text(&self) -> String {
+        let Choice { pair, chunk_size, recall } = &self.set;
+        let said = [
+            pair.as_ref().map(|pair| format!("pair {pair}")),
+            chunk_size.map(|size| format!("chunk size {}", exact_size(size.into()))),
+            recall.map(|how| format!("recall {}", how.as_str())),
+        ];
+        let said: Vec<String> = said.into_iter().flatten().collect();
+        if said.is_empty() { self.action.to_string() } else { format!("{} {}", self.action, said.join(", ")) }
     }
 
     /// Why the file's own state keeps the rule off it, if it does.

@@ -15,7 +15,9 @@ use super::rule::{Action, Condition, Rule, Subject};
 use crate::catalog::index::{Index, IndexError, IndexResult, Paths, ScanOptions, Who, name_of, now_s, reader};
 use crate::catalog::walk::{Found, on_own_thread, resolve};
 use crate::control::protocol::PolicyRun;
-use crate::engine::{Asker, Candidate, Engine, JobEvent, Outcome, load_record};
+use crate::engine::{
+    Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome, load_record,
+};
 use crate::ports::{Attr, FileKind, Lower};
 use crate::types::{FileId, FileState, Inode};
 
@@ -188,7 +190,7 @@ impl Manager {
     }
 
     async fn run_lots(self: &Arc<Self>, rule: &Rule, tell: &Tell, run: &mut PolicyRun) -> Result<(), String> {
-        let put_off = match rule.action.job().task() {
+        let put_off = match rule.action.job().and_then(JobKind::task) {
             Some(task) => self.engine.put_off(task).await.map_err(|error| error.to_string())?,
             None => HashSet::new(),
         };
@@ -289,6 +291,10 @@ impl Manager {
             if tried.contains(&file.id) {
                 return true;
             }
+            // The index does not know what files are told.
+            if rule.action == Action::Set && self.find(&file).is_some_and(|(node, ..)| self.is_set(rule, &node)) {
+                return true;
+            }
             if let Some(left) = budget.users.as_mut().map(|users| users.get_mut(&uid)) {
                 match left {
                     Some(left) if *left > 0 => *left = left.saturating_sub(file.local),
@@ -356,7 +362,7 @@ impl Manager {
     fn confirm(&self, rule: &Rule, file: &Picked) -> Option<Candidate> {
         let (node, attr, path) = self.find(file)?;
         let (state, pinned) = self.state(&node)?;
-        if attr.kind != FileKind::Regular || rule.unfit(&attr, state, pinned).is_some() {
+        if attr.kind != FileKind::Regular || rule.unfit(&attr, state, pinned).is_some() || self.is_set(rule, &node) {
             return None;
         }
         let now = now_s();
@@ -365,6 +371,11 @@ impl Manager {
         let subject = file.subject(&attr, &xattr);
         let wanted = rule.conditions.iter().all(|condition| condition.holds(&subject, now));
         wanted.then_some(Candidate { node, attr, path })
+    }
+
+    /// Whether the file says itself all that the rule would have it say.
+    pub(super) fn is_set(&self, rule: &Rule, node: &Inode) -> bool {
+        rule.action == Action::Set && self.engine.choice(node).is_ok_and(|choice| choice.has(&rule.set))
     }
 
     /// By its name, or where it is now.
@@ -403,8 +414,11 @@ impl Manager {
     ) -> Result<(), String> {
         let (candidates, taken) = mpsc::channel(16);
         let (events, mut ended) = mpsc::channel(256);
-        let (engine, kind) = (self.engine.clone(), rule.action.job());
-        let job = tokio::spawn(async move { engine.run_job_for(Asker::Policy, kind, taken, events).await });
+        let engine = self.engine.clone();
+        let job = match rule.action.job() {
+            Some(kind) => tokio::spawn(async move { engine.run_job_for(Asker::Policy, kind, taken, events).await }),
+            None => tokio::spawn(set_all(engine, rule.set.clone(), taken, events)),
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let at_once = rule.limits.at_once.map_or(Semaphore::MAX_PERMITS, |files| files.min(1 << 20) as usize);
         let room = Arc::new(Semaphore::new(at_once));
@@ -545,6 +559,30 @@ impl Picked {
     pub(super) fn uses(&self) -> (u64, Option<f64>, Option<i64>) {
         (self.accesses, self.heat, self.accessed)
     }
+}
+
+/// Has each file say itself what `choice` does.
+async fn set_all(
+    engine: Arc<Engine>,
+    choice: Choice,
+    mut taken: mpsc::Receiver<Candidate>,
+    events: mpsc::Sender<JobEvent>,
+) -> EngineResult<()> {
+    while let Some(file) = taken.recv().await {
+        let (chooser, node, wish) = (engine.clone(), file.node, choice.clone());
+        let chosen = tokio::task::spawn_blocking(move || chooser.choose(&node, &wish)).await;
+        let outcome = match chosen.map_err(|_| EngineError::ShuttingDown)? {
+            // Every other file would fail alike.
+            Err(error @ (EngineError::NotMounted { .. } | EngineError::ReadOnly)) => return Err(error),
+            Err(error) => Outcome::Failed(error),
+            Ok(true) => Outcome::Done,
+            Ok(false) => Outcome::Unchanged,
+        };
+        if events.send(JobEvent { file, outcome }).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// When a file was last recalled, and by whom.

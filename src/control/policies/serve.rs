@@ -172,7 +172,7 @@ impl Manager {
     fn info(&self, rule: &Rule) -> PolicyInfo {
         PolicyInfo {
             name: rule.name.clone(),
-            action: rule.action.to_string(),
+            action: rule.action_text(),
             enabled: rule.enabled,
             conditions: rule.conditions.iter().map(ToString::to_string).collect(),
             schedule: schedule(&rule.schedule),

@@ -54,19 +54,15 @@ impl Manager {
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
         let mut against = rule.unfit(&found.attr, state, pinned);
+        if against.is_none() && self.is_set(rule, &found.node) {
+            against = Some("it says so itself already".into());
+        }
         if against.is_none() && !rule.enabled {
             against = Some("the policy is switched off".into());
         }
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
         let last = self.last_run(&rule.name).and_then(|run| run.ended);
-        WhyRule {
-            name: rule.name.clone(),
-            action: rule.action.to_string(),
-            applies,
-            against,
-            conditions,
-            last_run: last,
-        }
+        WhyRule { name: rule.name.clone(), action: rule.action_text(), applies, against, conditions, last_run: last }
     }
 
     /// What keeps every rule off the file.

@@ -31,6 +31,8 @@ pub use hold::{NewHold, OwnerHold};
 pub(super) use manifest::Manifests;
 pub use serve::StagedCopy;
 
+use std::sync::Arc;
+
 use super::cell::{Cell, Inner, demote, paired};
 use super::error::{EngineError, EngineResult, PeerTrouble};
 use super::owner::name_of;
@@ -91,7 +93,7 @@ pub(super) fn judge(lower: &dyn Lower, node: &Inode, record: Record) -> EngineRe
 
 impl Engine {
     /// The pair, if its other side is a share.
-    pub(super) fn peer_target(&self) -> EngineResult<&Target> {
+    pub(super) fn peer_target(&self) -> EngineResult<Arc<Target>> {
         let features = self.lower.features();
         let fits = features.trusted_xattrs && features.leases && features.punch_hole;
         let target = self.target()?;
@@ -103,7 +105,7 @@ impl Engine {
 
     /// Whether migrating means giving content to the other side of the pair.
     pub(super) fn gives_to_peer(&self) -> bool {
-        self.target.as_ref().is_some_and(|target| target.peer)
+        self.target().is_ok_and(|target| target.peer)
     }
 
     /// What the record of a file says of the pair's other side; an error if that is another pair's.

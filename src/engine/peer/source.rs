@@ -87,7 +87,7 @@ impl Remote for PeerSource {
 impl Engine {
     /// Where the content of a stub is read from.
     pub(in crate::engine) fn source(&self, file: FileId, object: &ObjectRef) -> EngineResult<Arc<dyn Remote>> {
-        let target = self.target()?;
+        let target = self.target_of(file, object)?;
         if !is_peer_key(&object.key) {
             return Ok(target.remote.clone());
         }
