@@ -16,7 +16,7 @@ const NAME: &str = "project/report.txt";
 const LEN: usize = 20 * CHUNK + 11;
 
 /// All that must be equal on both sides.
-#[derive(PartialEq)]
+#[derive(Debug, PartialEq)]
 struct Shown {
     len: u64,
     mtime: (i64, i64),
@@ -127,7 +127,9 @@ fn as_an_operator_would() {
     drop(file);
     fs::rename(&beside, &path).unwrap();
     content = new;
-    wait_for("the new one on west", || shown(&sides.west.mnt(NAME)).is_some_and(|seen| seen.len == content.len() as u64));
+    wait_for("the new one on west", || {
+        shown(&sides.west.mnt(NAME)).is_some_and(|seen| seen.len == content.len() as u64)
+    });
     both_agree(&sides, false);
     assert_ne!(sides.east.peer(NAME).id, id, "it is another file");
     assert!(!sides.west.mnt("project/report.txt~").exists());
