@@ -1,10 +1,14 @@
 //! Messages on the control socket, and the shape of `--json` output.
 
+mod rules;
+mod summary;
+
 use std::collections::BTreeMap;
-use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, WhyFile, WhyRule};
+pub use self::summary::{PackTotals, Summary};
 pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
@@ -395,189 +399,6 @@ pub struct OrphanObject {
     pub begun: i64,
     /// It is (or its parts are) to be deleted; `false` in a dry run.
     pub noted: bool,
-}
-
-/// The background scrub. Times are seconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScrubInfo {
-    /// Bytes a second at most.
-    pub rate: u64,
-    /// The file it is at, or was last at.
-    pub at: Option<WirePath>,
-    /// Of the pass that runs.
-    pub pass: Option<ScrubPass>,
-    /// The last pass that came to its end.
-    pub last: Option<ScrubPass>,
-    /// Why it does not get on at present.
-    pub problem: Option<String>,
-}
-
-/// One pass of the scrub over the share.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScrubPass {
-    pub begun: i64,
-    pub ended: Option<i64>,
-    /// Objects read.
-    pub files: u64,
-    pub bytes: u64,
-    /// Files whose object is damaged, missing or cannot be read; they are on the dead-letter list.
-    pub damaged: u64,
-}
-
-/// A policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PolicyInfo {
-    pub name: String,
-    pub action: String,
-    pub enabled: bool,
-    /// In words.
-    pub conditions: Vec<String>,
-    pub schedule: String,
-    pub trigger: Option<String>,
-    /// For `explain`: what is asked of the index, and how many files and bytes that is.
-    pub filter: Option<String>,
-    pub matches: Option<(u64, u64)>,
-    pub last: Option<PolicyRun>,
-}
-
-/// One run of a policy. Times are seconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyRun {
-    pub began: i64,
-    pub ended: Option<i64>,
-    /// Files that the index proposed and the limits let through.
-    pub matched: u64,
-    /// Files that were changed (in a dry run: would be tried), and their bytes.
-    pub files: u64,
-    pub bytes: u64,
-    /// In use, or not as they were.
-    pub skipped: u64,
-    pub failed: u64,
-    /// Why it ended early.
-    pub problem: Option<String>,
-}
-
-/// A file that a policy would take.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyCandidate {
-    pub policy: String,
-    pub path: WirePath,
-    pub size: u64,
-    /// Bytes allocated.
-    pub local: u64,
-}
-
-/// What decides about a file. Times are seconds since 1970.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WhyFile {
-    pub path: WirePath,
-    pub state: FileState,
-    /// Whether the index knows it.
-    pub indexed: bool,
-    /// Opens through the mount, and what is left of them as heat.
-    pub accesses: u64,
-    pub heat: f64,
-    pub accessed: Option<i64>,
-    pub recalled: Option<i64>,
-    /// A user and process, a command or a policy.
-    pub recalled_by: Option<String>,
-    /// What keeps every policy off it.
-    pub against: Vec<String>,
-    pub rules: Vec<WhyRule>,
-}
-
-/// What a policy says of a file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WhyRule {
-    pub name: String,
-    pub action: String,
-    /// The next run would take it, as far as its limits go.
-    pub applies: bool,
-    /// What of the file itself speaks against it.
-    pub against: Option<String>,
-    /// Each condition, and whether it holds.
-    pub conditions: Vec<(String, bool)>,
-    pub last_run: Option<i64>,
-}
-
-/// The end of a request.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Files that changed state.
-    pub files: u64,
-    /// Content bytes of those.
-    pub bytes: u64,
-    /// Files already as asked.
-    pub unchanged: u64,
-    pub skipped: u64,
-    pub failed: u64,
-    pub seconds: f64,
-    /// For `status`: totals by state name.
-    #[serde(default)]
-    pub states: BTreeMap<String, StateTotal>,
-    /// For `gc`: what was left alone, by why; `files` are objects.
-    #[serde(default)]
-    pub kept: BTreeMap<String, StateTotal>,
-    /// For `gc`, where there are packs.
-    #[serde(default)]
-    pub packs: Option<PackTotals>,
-    /// For `status`: why the pair cannot be used at present, if so.
-    #[serde(default)]
-    pub pair_problem: Option<String>,
-}
-
-/// What packs have and hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PackTotals {
-    pub objects: u64,
-    /// Of the objects.
-    pub bytes: u64,
-    /// Of members that records name.
-    pub live_bytes: u64,
-    /// All others: of files that changed or were removed, those that are still kept for `undelete` included, and of indexes.
-    pub dead_bytes: u64,
-    /// Packs of which nobody needs anything.
-    pub needless: u64,
-    /// Of these, deleted by this run.
-    pub deleted: u64,
-}
-
-impl AddAssign for PackTotals {
-    fn add_assign(&mut self, more: Self) {
-        self.objects += more.objects;
-        self.bytes += more.bytes;
-        self.live_bytes += more.live_bytes;
-        self.dead_bytes += more.dead_bytes;
-        self.needless += more.needless;
-        self.deleted += more.deleted;
-    }
-}
-
-/// What several mounts did, together.
-impl AddAssign for Summary {
-    fn add_assign(&mut self, more: Self) {
-        self.files += more.files;
-        self.bytes += more.bytes;
-        self.unchanged += more.unchanged;
-        self.skipped += more.skipped;
-        self.failed += more.failed;
-        self.seconds += more.seconds;
-        for (state, more) in more.states {
-            let sum = self.states.entry(state).or_default();
-            sum.files += more.files;
-            sum.bytes += more.bytes;
-            sum.local += more.local;
-        }
-        for (why, more) in more.kept {
-            let sum = self.kept.entry(why).or_default();
-            sum.files += more.files;
-            sum.bytes += more.bytes;
-        }
-        if let Some(more) = more.packs {
-            *self.packs.get_or_insert_default() += more;
-        }
-        self.pair_problem = self.pair_problem.take().or(more.pair_problem);
-    }
 }
 
 /// A running mount.

@@ -40,7 +40,9 @@ impl Engine {
             let inner = cell.lock();
             inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
         };
-        if !stuck {
+        // Removed meanwhile, it has nothing left to be settled.
+        let gone = matches!(note, Some(OpenNote::Settle(_))) && result.as_ref().is_err_and(EngineError::is_gone);
+        if !stuck || gone {
             let uploaded = matches!(note, Some(OpenNote::Upload(_)));
             let finished = match &result {
                 Ok(true) => Some(Finished::of(Moved::Release, uploaded)),

@@ -1,0 +1,108 @@
+//! What is told of policies and of the scrub, which go over the share by themselves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{FileState, WirePath};
+
+/// The background scrub. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubInfo {
+    /// Bytes a second at most.
+    pub rate: u64,
+    /// The file it is at, or was last at.
+    pub at: Option<WirePath>,
+    /// Of the pass that runs.
+    pub pass: Option<ScrubPass>,
+    /// The last pass that came to its end.
+    pub last: Option<ScrubPass>,
+    /// Why it does not get on at present.
+    pub problem: Option<String>,
+}
+
+/// One pass of the scrub over the share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubPass {
+    pub begun: i64,
+    pub ended: Option<i64>,
+    /// Objects read.
+    pub files: u64,
+    pub bytes: u64,
+    /// Files whose object is damaged, missing or cannot be read; they are on the dead-letter list.
+    pub damaged: u64,
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    pub name: String,
+    pub action: String,
+    pub enabled: bool,
+    /// In words.
+    pub conditions: Vec<String>,
+    pub schedule: String,
+    pub trigger: Option<String>,
+    /// For `explain`: what is asked of the index, and how many files and bytes that is.
+    pub filter: Option<String>,
+    pub matches: Option<(u64, u64)>,
+    pub last: Option<PolicyRun>,
+}
+
+/// One run of a policy. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRun {
+    pub began: i64,
+    pub ended: Option<i64>,
+    /// Files that the index proposed and the limits let through.
+    pub matched: u64,
+    /// Files that were changed (in a dry run: would be tried), and their bytes.
+    pub files: u64,
+    pub bytes: u64,
+    /// In use, or not as they were.
+    pub skipped: u64,
+    pub failed: u64,
+    /// Why it ended early.
+    pub problem: Option<String>,
+}
+
+/// A file that a policy would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCandidate {
+    pub policy: String,
+    pub path: WirePath,
+    pub size: u64,
+    /// Bytes allocated.
+    pub local: u64,
+}
+
+/// What decides about a file. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyFile {
+    pub path: WirePath,
+    pub state: FileState,
+    /// Whether the index knows it.
+    pub indexed: bool,
+    /// Opens through the mount, and what is left of them as heat.
+    pub accesses: u64,
+    pub heat: f64,
+    pub accessed: Option<i64>,
+    pub recalled: Option<i64>,
+    /// A user and process, a command or a policy.
+    pub recalled_by: Option<String>,
+    /// What keeps every policy off it.
+    pub against: Vec<String>,
+    pub rules: Vec<WhyRule>,
+}
+
+/// What a policy says of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyRule {
+    pub name: String,
+    pub action: String,
+    /// The next run would take it, as far as its limits go.
+    pub applies: bool,
+    /// What of the file itself speaks against it.
+    pub against: Option<String>,
+    /// Each condition, and whether it holds.
+    pub conditions: Vec<(String, bool)>,
+    pub last_run: Option<i64>,
+}
