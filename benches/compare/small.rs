@@ -84,8 +84,8 @@ pub fn measure(disk: &Path, files: usize, rounds: usize, report: &mut Report) ->
         );
     }
     let scratch = rig::scratch(disk)?;
-    // Each file takes a block more for its record; others' copies lie beside ours.
-    let needed = 6 * files as u64 * (FILE_BYTES + 8192) + (1 << 30);
+    // Each file takes a block more for its record; others' copies lie beside ours, and of each round our objects stay for their retention.
+    let needed = (rounds + 2) as u64 * 6 * files as u64 * (FILE_BYTES + 8192) + (1 << 30);
     let objects = LoopFs::new(scratch.path(), "objects", needed)?;
     let endpoint = Endpoint::new(&objects.path.join("s3"), &|command| rig::environment(scratch.path(), command))?;
     let plain = Side::new(scratch.path(), "plain", needed, &endpoint, &[])?;
