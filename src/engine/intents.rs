@@ -253,7 +253,12 @@ impl Engine {
         for (id, intent) in due {
             kill::point("delete.due");
             let (this, noted) = (self.clone(), intent.clone());
-            let reference = match blocking(move || this.reference(&noted)).await? {
+            let looked = blocking(move || match this.reference(&noted) {
+                // Removed between two looks: the next one finds that.
+                Err(error) if error.is_gone() => this.reference(&noted),
+                looked => looked,
+            });
+            let reference = match looked.await? {
                 Ok(reference) => reference,
                 Err(error) => {
                     // One damaged record, or one bad sector, must not keep the objects of all other files.
