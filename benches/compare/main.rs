@@ -118,7 +118,7 @@ fn run(options: &Options) -> rig::Result<()> {
         transfers::measure(&options.disk, &sizes, &mut report)?;
     }
     if options.wants(Section::Small) {
-        small::measure(&options.disk, options.tiny_files, options.rounds.min(small::ROUNDS_MAX), &mut report)?;
+        small::measure(&options.disk, options.tiny_files, small::rounds(options.rounds), &mut report)?;
     }
     report.took_s = began.elapsed().as_secs_f64();
     if options.json {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::page::{self, least, median, most, short};
 use super::plot::Picture;
 use super::rig::{Result, Target};
-use super::small::ROUNDS_MAX;
+use super::small;
 
 /// One comparison. Rates, so more is better; `ours[i]` and `base[i]` were measured side by side.
 pub struct Row {
@@ -192,7 +192,7 @@ impl Report {
         );
         table(
             "Small files: tierfs against rclone and s5cmd",
-            &format!("{} rounds, in turns, one endpoint; rclone {}.", self.rounds.min(ROUNDS_MAX), self.rclone),
+            &format!("{} rounds, in turns, one endpoint; rclone {}.", small::rounds(self.rounds), self.rclone),
             ["theirs", "tierfs"],
             &self.small,
         );

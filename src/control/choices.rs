@@ -5,15 +5,14 @@ use std::sync::Arc;
 use super::protocol::{ChoiceInfo, Failure, Reply, Summary, WirePath};
 use super::server::{Replies, Server};
 use crate::catalog::walk::resolve;
-use crate::engine::Choice;
+use crate::engine::{Choice, Forget, is_choosable};
 use crate::ports::FileKind;
 
 /// What is to be said from now on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wish {
     pub choice: Choice,
-    /// What is not to be said any more.
-    pub forget: Vec<String>,
+    pub forget: Forget,
 }
 
 impl Wish {
@@ -21,13 +20,13 @@ impl Wish {
     pub(super) fn of(pair: Option<String>, chunk_size: Option<u32>, recall: Option<String>) -> Result<Self, String> {
         let mut wish = Self::default();
         match pair.as_deref() {
-            Some("") => wish.forget.push("pair".into()),
+            Some("") => wish.forget.pair = true,
             Some(name) => wish.choice.pair = Some(name.parse().map_err(|e: crate::types::BadName| e.to_string())?),
             None => {}
         }
         match chunk_size {
-            Some(0) => wish.forget.push("chunk_size".into()),
-            Some(size) if !crate::engine::is_choosable(size) => {
+            Some(0) => wish.forget.chunk_size = true,
+            Some(size) if !is_choosable(size) => {
                 return Err(format!(
                     "{size} bytes are no chunk size that can be chosen: a power of two, 64KiB to 8MiB"
                 ));
@@ -35,7 +34,7 @@ impl Wish {
             size => wish.choice.chunk_size = size,
         }
         match recall.as_deref() {
-            Some("") => wish.forget.push("recall".into()),
+            Some("") => wish.forget.recall = true,
             Some(how) => wish.choice.recall = Some(how.parse()?),
             None => {}
         }
@@ -79,12 +78,7 @@ impl Server {
             return Err("only regular files and directories are told anything".into());
         }
         let before = self.engine.choice(&found.node).map_err(worded)?;
-        let forgets = |what: &str| wish.forget.iter().any(|word| word == what);
-        if !wish.forget.is_empty() {
-            let forgotten =
-                self.engine.unchoose(&found.node, forgets("pair"), forgets("chunk_size"), forgets("recall"));
-            forgotten.map_err(worded)?;
-        }
+        self.engine.unchoose(&found.node, wish.forget).map_err(worded)?;
         self.engine.choose(&found.node, &wish.choice).map_err(worded)?;
         let after = self.engine.choice(&found.node).map_err(worded)?;
         let changed = after != before;

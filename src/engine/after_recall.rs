@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::cell::{Cell, is_hollow, load_record, same_content};
 use super::error::{EngineError, EngineResult};
-use super::intents::{UNREADABLE_PAUSE_S, is_gone};
+use super::intents::{UNREADABLE_PAUSE_S, is_gone, look_again_if_gone};
 use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{LowerError, Recalled};
@@ -90,7 +90,7 @@ impl Engine {
     /// An error is the journal's: the row stays as it is.
     async fn give_up(self: &Arc<Self>, target: &Target, recalled: Recalled) -> EngineResult<()> {
         let (this, row, pair) = (self.clone(), recalled.clone(), target.pair.clone());
-        let step = blocking(move || this.supersede_recalled(&row, &pair)).await?;
+        let step = blocking(move || look_again_if_gone(|| this.supersede_recalled(&row, &pair))).await?;
         let pause = match step {
             Ok(Step::Superseded(cell, not_before)) => {
                 kill::point("recalled.resident");
@@ -115,12 +115,7 @@ impl Engine {
     /// Step 1.
     fn supersede_recalled(self: &Arc<Self>, recalled: &Recalled, pair: &crate::record::PairRef) -> EngineResult<Step> {
         let failed = |error: LowerError| EngineError::lower(recalled.node.id)(error);
-        let (node, attr) = match self.lower.by_handle(&recalled.node.handle) {
-            Ok(found) if found.0.id == recalled.node.id => found,
-            Ok(_) => return Ok(Step::Left),
-            Err(error) if is_gone(&error) => return Ok(Step::Left),
-            Err(error) => return Err(failed(error)),
-        };
+        let Some((node, attr)) = self.noted_inode(&recalled.node)? else { return Ok(Step::Left) };
         // Its removal has noted when the object goes, and until then it can be brought back.
         if attr.nlink == 0 {
             return Ok(Step::Left);

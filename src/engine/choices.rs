@@ -3,6 +3,7 @@
 //! As the file itself says, else the nearest directory above it, else as the pair does. Nothing of it is in a record: what is stored already stays
 //! where it is, and its record names its pair.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::error::{EngineError, EngineResult};
 use super::{Engine, Target};
 use crate::ports::{Lower, LowerResult, if_set};
 use crate::record::ObjectRef;
-use crate::types::{Inode, PairName, RecallPolicy};
+use crate::types::{Inode, PairName, RecallPolicy, is_chunk_size};
 
 /// Largest chunk that can be chosen, in bytes: more would not fit into a part of an upload ([`crate::remote::RemoteConfig::part_size`]).
 pub const CHOSEN_CHUNK_MAX: u32 = 8 << 20;
@@ -53,6 +54,17 @@ impl Choice {
             && (wish.recall.is_none() || wish.recall == self.recall)
     }
 }
+
+/// What is not to be said any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forget {
+    pub pair: bool,
+    pub chunk_size: bool,
+    pub recall: bool,
+}
+
+/// The directories above a file, looked for when the first question needs them; `None`: it is being renamed, or has no name.
+type Above = OnceCell<Option<Vec<Inode>>>;
 
 fn attribute(lower: &dyn Lower, name: &str) -> String {
     let space = if lower.features().trusted_xattrs { "trusted" } else { "user" };
@@ -156,16 +168,15 @@ impl Engine {
         Ok(true)
     }
 
-    /// Has a file or directory say nothing any more of what is named.
-    pub fn unchoose(&self, node: &Inode, pair: bool, chunk_size: bool, recall: bool) -> EngineResult<()> {
-        for (name, some, _) in
-            [(PAIR, SOME_COPY, pair), (CHUNK_SIZE, SOME_COPY, chunk_size), (RECALL, SOME_RECALL, recall)]
-                .into_iter()
-                .filter(|(.., named)| *named)
-        {
-            self.say(node, some, name, None)?;
-        }
-        Ok(())
+    /// Has a file or directory say nothing any more of some things.
+    pub fn unchoose(&self, node: &Inode, what: Forget) -> EngineResult<()> {
+        let all = [
+            (PAIR, SOME_COPY, what.pair),
+            (CHUNK_SIZE, SOME_COPY, what.chunk_size),
+            (RECALL, SOME_RECALL, what.recall),
+        ];
+        let mut named = all.into_iter().filter(|(.., named)| *named);
+        named.try_for_each(|(name, some, _)| self.say(node, some, name, None))
     }
 
     /// Looks whether anybody says anything.
@@ -175,24 +186,33 @@ impl Engine {
         self.choices.copy.store(any(SOME_COPY), Ordering::SeqCst);
     }
 
-    /// What the file, or the nearest directory above it, says. One that is being renamed, or has no name, is asked itself only.
-    fn nearest<T: FromStr>(&self, node: &Inode, name: &str) -> Option<T> {
+    /// From the root down.
+    fn directories_above(&self, node: &Inode) -> Option<Vec<Inode>> {
+        let path = self.lower.path_of(node).ok()??;
+        let mut above = vec![self.lower.root()];
+        for part in path.parent()?.iter() {
+            let below = self.lower.lookup(above.last()?, part).ok()?.0;
+            above.push(below);
+        }
+        Some(above)
+    }
+
+    /// What the file, or the nearest directory above it, says.
+    fn nearest<T: FromStr>(&self, node: &Inode, above: &Above, name: &str) -> Option<T> {
         if let Ok(Some(own)) = self.said(node, name) {
             return Some(own);
         }
-        let path = self.lower.path_of(node).ok()??;
-        let mut directory = self.lower.root();
-        let mut found = self.said(&directory, name).ok()?;
-        for part in path.parent()?.iter() {
-            directory = self.lower.lookup(&directory, part).ok()?.0;
-            found = self.said(&directory, name).ok()?.or(found);
+        let mut found = None;
+        for directory in above.get_or_init(|| self.directories_above(node)).as_ref()? {
+            found = self.said(directory, name).ok()?.or(found);
         }
         found
     }
 
     /// What a read of this file brings back.
     pub(super) fn recall_policy(&self, node: &Inode, object: &ObjectRef) -> RecallPolicy {
-        let chosen = self.choices.recall.load(Ordering::SeqCst).then(|| self.nearest(node, RECALL)).flatten();
+        let any = self.choices.recall.load(Ordering::SeqCst);
+        let chosen = any.then(|| self.nearest(node, &Above::new(), RECALL)).flatten();
         let of_pair = || self.target_of(node.id, object).map(|target| target.recall).unwrap_or_default();
         chosen.unwrap_or_else(of_pair)
     }
@@ -212,11 +232,12 @@ impl Engine {
         if !self.choices.copy.load(Ordering::SeqCst) || usual.peer {
             return Ok(usual);
         }
-        let target = match self.nearest::<PairName>(node, PAIR) {
+        let above = Above::new();
+        let target = match self.nearest::<PairName>(node, &above, PAIR) {
             Some(pair) => self.chosen_target(node, &pair)?,
             None => usual,
         };
-        Ok(match self.nearest::<u32>(node, CHUNK_SIZE).filter(|size| is_choosable(*size)) {
+        Ok(match self.nearest::<u32>(node, &above, CHUNK_SIZE).filter(|size| is_choosable(*size)) {
             Some(size) => Arc::new(Target { chunk_size: Some(size), ..(*target).clone() }),
             None => target,
         })
@@ -225,5 +246,5 @@ impl Engine {
 
 /// Whether a chunk size can be chosen.
 pub fn is_choosable(size: u32) -> bool {
-    size.is_power_of_two() && (64 << 10..=CHOSEN_CHUNK_MAX).contains(&size)
+    is_chunk_size(size) && size <= CHOSEN_CHUNK_MAX
 }

@@ -9,8 +9,8 @@ use crate::ports::{LowerFile, LowerResult};
 
 /// Space that is all zeros is left a hole in units of so many bytes: what ext4 and xfs allocate at least.
 const BLOCK: usize = 4096;
-/// Bytes of pieces that are written together. ext4 takes a folio as large as the write, and large ones are dear where memory is short or a virtual machine's:
-/// 0.21 to 0.35 s of CPU a GB in writes of 256 KiB, up to 0.76 in those of 1 MiB.
+/// Bytes of pieces that are written together. ext4 takes a folio as large as the write, and large ones seemed dearer to fill on a virtual machine; measured on a
+/// busy one only, so it may be another number elsewhere.
 const WRITE_MAX: u64 = 256 << 10;
 
 /// Bytes in order; cheap to clone.

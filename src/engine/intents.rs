@@ -14,7 +14,7 @@ use super::owner::{is_own, is_shared};
 use super::session::date;
 use super::{Engine, Target, blocking, moving};
 use crate::kill;
-use crate::ports::{About, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind};
+use crate::ports::{About, Attr, GIVEN_UP, Intent, IntentId, IntentKind, Keep, LowerError, RemoteErrorKind};
 use crate::record::{Claim, Record, is_peer_key, manifest_key};
 use crate::tier::{Activity, Refusal};
 use crate::types::{Inode, ObjectKey, PairName, Timestamp};
@@ -127,17 +127,22 @@ impl Engine {
         noted.iter().any(|(other, note)| *other != id && matches!(note.kind, IntentKind::Delete { .. }))
     }
 
+    /// The inode that something was noted about, as it is now; `None`: it is gone, or its number is another file's.
+    pub(super) fn noted_inode(&self, noted: &Inode) -> EngineResult<Option<(Inode, Attr)>> {
+        match self.lower.by_handle(&noted.handle) {
+            Ok(found) => Ok(Some(found).filter(|(node, _)| node.id == noted.id)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(EngineError::lower(noted.id)(error)),
+        }
+    }
+
     /// Puts one inode back in order after a crash. Returns whether its record names the object. All is durable on return.
     fn settle(&self, intent: &Intent) -> EngineResult<bool> {
         let failed = EngineError::lower(intent.node.id);
-        let node = match self.lower.by_handle(&intent.node.handle) {
-            // Without a name it is out of reach, and only lives as long as somebody from before has it open: what it names is deleted
-            // when it is gone.
-            Ok((node, attr)) if node.id == intent.node.id && attr.nlink > 0 => node,
-            Ok(_) => return Ok(false),
-            Err(error) if is_gone(&error) => return Ok(false),
-            Err(error) => return Err(failed(error)),
-        };
+        // Without a name it is out of reach, and only lives as long as somebody from before has it open: what it names is deleted
+        // when it is gone.
+        let found = self.noted_inode(&intent.node)?.filter(|(_, attr)| attr.nlink > 0);
+        let Some((node, _)) = found else { return Ok(false) };
         let mut record = load_record(&*self.lower, &node)?;
         let Some(object) = record.object.clone().filter(|object| object.key == intent.key) else { return Ok(false) };
         if self.lower.features().read_only {
@@ -253,12 +258,7 @@ impl Engine {
         for (id, intent) in due {
             kill::point("delete.due");
             let (this, noted) = (self.clone(), intent.clone());
-            let looked = blocking(move || match this.reference(&noted) {
-                // Removed between two looks: the next one finds that.
-                Err(error) if error.is_gone() => this.reference(&noted),
-                looked => looked,
-            });
-            let reference = match looked.await? {
+            let reference = match blocking(move || look_again_if_gone(|| this.reference(&noted))).await? {
                 Ok(reference) => reference,
                 Err(error) => {
                     // One damaged record, or one bad sector, must not keep the objects of all other files.
@@ -345,12 +345,7 @@ impl Engine {
         if !is_own(intent.node.id, &intent.key) {
             return Ok(Reference::Named);
         }
-        let (node, attr) = match self.lower.by_handle(&intent.node.handle) {
-            Ok(found) if found.0.id == intent.node.id => found,
-            Ok(_) => return Ok(Reference::Gone),
-            Err(error) if is_gone(&error) => return Ok(Reference::Gone),
-            Err(error) => return Err(failed(error)),
-        };
+        let Some((node, attr)) = self.noted_inode(&intent.node)? else { return Ok(Reference::Gone) };
         // Under the lock that every change of the record takes, so that what is synced is what was looked at.
         let names = match self.cells.unless_live(node.id, || self.stored_names(&node, intent)) {
             Ok(names) => names?,
@@ -446,6 +441,15 @@ impl Engine {
     }
 }
 
+/// Looks at a noted inode; once more where it went between two steps, so that the first one finds that.
+pub(super) fn look_again_if_gone<T>(look: impl Fn() -> EngineResult<T>) -> EngineResult<T> {
+    match look() {
+        Err(error) if error.is_gone() => look(),
+        looked => looked,
+    }
+}
+
+/// Whether an inode is not there any more.
 pub(super) fn is_gone(error: &LowerError) -> bool {
     matches!(error.errno(), libc::ESTALE | libc::ENOENT)
 }

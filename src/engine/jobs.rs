@@ -199,7 +199,10 @@ impl Engine {
     /// Whether a job of this kind puts the file into a pack, as far as its attributes tell.
     fn is_packed_by(&self, kind: JobKind, file: &Candidate) -> bool {
         let copies = matches!(kind, JobKind::Migrate | JobKind::ArchiveOnly);
-        copies && self.target_for(&file.node).is_ok_and(|target| target.packs(file.attr.size))
+        // Where the file goes takes looks at the share: only if it can matter.
+        copies
+            && self.all_targets().iter().any(|target| target.pack.is_some())
+            && self.target_for(&file.node).is_ok_and(|target| target.packs(file.attr.size))
     }
 
     /// One file, with patience for what passes.

@@ -63,7 +63,7 @@ use tokio::task::JoinHandle;
 
 pub use announce::Announced;
 pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state_of};
-pub use choices::{CHOSEN_CHUNK_MAX, Choice, is_choosable, set_policy_of_tree};
+pub use choices::{CHOSEN_CHUNK_MAX, Choice, Forget, is_choosable, set_policy_of_tree};
 pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
 pub use history::{Standing, Version};

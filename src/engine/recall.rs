@@ -259,8 +259,8 @@ impl Recall {
         }
         let mut content = Content::default();
         for (chunk, held) in self.held(range)? {
-            let (place, start) =
-                (self.place(chunk, range.end()), range.offset.max(self.place(chunk, range.end()).offset));
+            let place = self.place(chunk, range.end());
+            let start = range.offset.max(place.offset);
             content.append(held.slice((start - place.offset) as usize, (place.end() - start) as usize));
         }
         (content.len() as u64 == range.len).then(|| content.into_bytes())

@@ -34,15 +34,15 @@ impl Engine {
         if let Err(error) = &result {
             tracing::debug!(file = %cell.node.id, "not released: {error}");
         }
+        // Removed meanwhile, it has nothing left to be settled.
+        let gone = matches!(note, Some(OpenNote::Settle(_))) && result.as_ref().is_err_and(EngineError::is_gone);
         // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it. So does one that could not
         // store what is so instead of its mark.
-        let stuck = {
+        let stuck = !gone && {
             let inner = cell.lock();
             inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
         };
-        // Removed meanwhile, it has nothing left to be settled.
-        let gone = matches!(note, Some(OpenNote::Settle(_))) && result.as_ref().is_err_and(EngineError::is_gone);
-        if !stuck || gone {
+        if !stuck {
             let uploaded = matches!(note, Some(OpenNote::Upload(_)));
             let finished = match &result {
                 Ok(true) => Some(Finished::of(Moved::Release, uploaded)),

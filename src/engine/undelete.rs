@@ -23,7 +23,6 @@ use std::time::Duration;
 use super::cell::Cell;
 use super::error::{EngineError, EngineResult, NotKept};
 use super::facts::Facts;
-use super::intents::is_gone;
 use super::{Engine, Target, blocking};
 use crate::kill;
 use crate::ports::{
@@ -190,12 +189,7 @@ impl Engine {
         let kept = |why| EngineError::NotKept { object: key.to_string(), why };
         for node in notes.iter().map(|(_, note)| note.node) {
             let failed = EngineError::lower(node.id);
-            let attr = match self.lower.by_handle(&node.handle) {
-                Ok((found, attr)) if found.id == node.id => attr,
-                Ok(_) => continue,
-                Err(error) if is_gone(&error) => continue,
-                Err(error) => return Err(failed(error)),
-            };
+            let Some((_, attr)) = self.noted_inode(&node)? else { continue };
             self.warm.let_go(node.id);
             let cell = self.cells.get(&node)?;
             let mut inner = cell.lock();
