@@ -54,6 +54,8 @@ pub struct Inner {
     pub keeps: bool,
     /// Handles that pass through and are open for reading and writing: the kernel tells nobody what their mappings write.
     pub unseen_writers: u32,
+    /// Handles of programs that run.
+    pub executed: u32,
     /// The recall that runs, for others to join.
     pub recall: Option<Arc<Recall>>,
     /// The mtime to show while a transfer disturbs the lower one.
@@ -207,6 +209,7 @@ impl Cells {
             backing_file: None,
             keeps: false,
             unseen_writers: 0,
+            executed: 0,
             recall: None,
             shown_mtime: None,
             emptying: 0,

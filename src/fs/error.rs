@@ -26,6 +26,8 @@ pub enum FsError {
     NotPermitted,
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
+    #[error("a program runs from this file")]
+    Executed,
     #[error("a signal ended the wait")]
     Interrupted,
     /// The requester can wait elsewhere; what it wants is on its way.

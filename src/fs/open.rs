@@ -64,6 +64,8 @@ const NO_CONTENT: u64 = u64::MAX;
 pub(super) struct OpenFile {
     pub cell: Arc<Cell>,
     pub write: bool,
+    /// Whether a program runs from it.
+    executed: bool,
     /// When it was opened, if its mappings may write unseen.
     unseen_since: Option<Timestamp>,
     /// The daemon's descriptor of this handle; made on first need where the kernel serves.
@@ -125,6 +127,12 @@ impl Fs {
         };
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
+        // The kernel looks for itself, but after it had us cut the file, unless the open is for writing, too.
+        if access.truncate && !access.write && inner.executed > 0 {
+            // A program that has just ended is not known to have yet, perhaps: once more, by another thread.
+            let again = matches!(patience, Patience::None);
+            return if again { Ok(Try::Blocked(Blocker::thread(&cell))) } else { Err(FsError::Executed) };
+        }
         if let Some(who) = who.filter(|_| inner.machine.claim().is_remote()) {
             self.recorder().wanted_by(node.id, who);
         }
@@ -295,7 +303,9 @@ impl Fs {
         let unseen = flags.read && flags.write && matches!(service, Service::Kernel(_));
         inner.unseen_writers += u32::from(unseen);
         let unseen_since = unseen.then(|| self.engine.now());
-        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, unseen_since, file });
+        let executed = flags.execute;
+        inner.executed += u32::from(executed);
+        let fh = self.files.insert(OpenFile { cell: cell.clone(), write, executed, unseen_since, file });
         Ok(Opened { fh, service })
     }
 
@@ -307,7 +317,9 @@ impl Fs {
         at_hand: &mut Option<AtHand>,
         register: &dyn Register,
     ) -> FsResult<Backing> {
-        let ready = match at_hand.clone() {
+        // Whoever closed it last may have kept it just now, and still hold the cell.
+        let kept = |WarmFile { file, backing }| AtHand { file, backing: Some(backing), writes: false };
+        let ready = match at_hand.clone().or_else(|| self.engine.warm.take(cell.node.id).map(kept)) {
             Some(ready) => ready,
             None => AtHand {
                 // For reading only: a backing open for writing would look like a writer to the kernel's leases.
@@ -434,6 +446,7 @@ impl Fs {
             self.was_written(&file.cell.node);
         }
         let mut inner = file.cell.lock();
+        inner.executed -= u32::from(file.executed);
         if let Some(since) = file.unseen_since {
             inner.unseen_writers -= 1;
             // It may have been write(2), of which the kernel knows: that cannot be told apart here.

@@ -89,6 +89,11 @@ impl Blocker {
         Self { cell: cell.clone(), on }
     }
 
+    /// Nothing but another thread.
+    pub(super) fn thread(cell: &Arc<Cell>) -> Self {
+        Self { cell: cell.clone(), on: On::Disk }
+    }
+
     pub(super) fn open(cell: &Arc<Cell>, all: ByteRange) -> Self {
         Self { cell: cell.clone(), on: On::Open(all) }
     }

@@ -90,6 +90,9 @@ pub fn attr_to_kernel(id: u64, attr: &Attr) -> FileAttr {
 }
 
 /// The flags of open(2).
+/// `__FMODE_EXEC` of the kernel's include/linux/fs.h, which comes with the flags of an open by execve(2).
+const FMODE_EXEC: i32 = 0x20;
+
 pub fn open_flags(flags: i32) -> OpenFlags {
     let access = flags & libc::O_ACCMODE;
     OpenFlags {
@@ -100,6 +103,7 @@ pub fn open_flags(flags: i32) -> OpenFlags {
         direct: flags & libc::O_DIRECT != 0,
         sync: flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
         exclusive: flags & libc::O_EXCL != 0,
+        execute: flags & FMODE_EXEC != 0,
         no_atime: false,
         no_wait: false,
         keep: Default::default(),

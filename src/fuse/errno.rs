@@ -18,6 +18,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::NoAttribute => libc::ENODATA,
         FsError::NotPermitted => libc::EPERM,
         FsError::Invalid(_) => libc::EINVAL,
+        FsError::Executed => libc::ETXTBSY,
         FsError::Interrupted => libc::EINTR,
         // NFS servers turn this one into the protocol's DELAY or JUKEBOX.
         FsError::TryLater | FsError::Undecided => libc::EAGAIN,

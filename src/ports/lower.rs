@@ -151,6 +151,8 @@ pub struct OpenFlags {
     pub sync: bool,
     /// `O_EXCL` (with create).
     pub exclusive: bool,
+    /// Opened by the kernel to be executed (`FMODE_EXEC`); the share is not told.
+    pub execute: bool,
     /// `O_NOATIME`: tiering's own reads leave no trace.
     pub no_atime: bool,
     /// Fails with `EWOULDBLOCK` where somebody's lease would have to be waited for.

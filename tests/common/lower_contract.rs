@@ -27,6 +27,7 @@ const NONE: OpenFlags = OpenFlags {
     direct: false,
     sync: false,
     exclusive: false,
+    execute: false,
     no_atime: false,
     no_wait: false,
     keep: Keep::Nothing,

@@ -10,6 +10,7 @@ pub mod lower_contract;
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
@@ -31,13 +32,24 @@ pub fn run(program: &str, args: &[&str]) -> String {
     text
 }
 
-/// Moves this thread (and what it starts from now on) into a mount namespace of its own. Once a thread.
+/// Moves this thread (and what it starts from now on) into a mount namespace of its own. Once a thread. The machine's own mounts of tierfs are not there:
+/// commands that are told no mount take all there are.
 pub fn private_mounts() {
     thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
+    static OTHERS: OnceLock<Vec<String>> = OnceLock::new();
     if !DONE.replace(true) {
+        let others = OTHERS.get_or_init(|| {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
+            let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+            fields.filter(|fields| fields[2] == "fuse.tierfs").map(|fields| fields[1].to_owned()).collect()
+        });
         // SAFETY: no file descriptors are unshared.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("unshare(CLONE_NEWNS)");
         run("mount", &["--make-rprivate", "/"]);
+        for other in others {
+            // As the kernel writes it, a blank is \040.
+            run("sh", &["-c", &format!("umount --lazy \"$(printf '%b' '{}')\"", other.replace('\\', "\\0"))]);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 
 use crate::rig::*;
 use tierfs::record::Claim;
@@ -331,4 +331,31 @@ fn a_stub_becomes_whole_under_who_has_it_mapped() {
             rig.same(name, &content);
         }
     }
+}
+
+/// Of an open that is refused because a program runs from the file, nothing may be left. The kernel refuses by itself where the file is opened for
+/// writing, but for reading with `O_TRUNC` only after it had FUSE cut the file.
+#[test]
+fn a_running_program_is_not_cut() {
+    let Some(rig) = Setup::default().build() else { return };
+    let program = fs::read("/bin/sleep").unwrap();
+    fs::write(rig.mnt("program"), &program).unwrap();
+    fs::set_permissions(rig.mnt("program"), fs::Permissions::from_mode(0o755)).unwrap();
+    let cut = |flags: i32| {
+        let path = std::ffi::CString::new(rig.mnt("program").into_os_string().into_encoded_bytes()).unwrap();
+        rustix::fs::open(path, rustix::fs::OFlags::from_bits_retain(flags as u32), rustix::fs::Mode::empty())
+    };
+    for round in 0..20 {
+        let mut running = std::process::Command::new(rig.mnt("program")).arg("100").spawn().unwrap();
+        for flags in [libc::O_RDONLY | libc::O_TRUNC, libc::O_WRONLY | libc::O_TRUNC, libc::O_RDWR] {
+            assert_eq!(cut(flags).unwrap_err().raw_os_error(), libc::ETXTBSY, "round {round}, {flags:#o}");
+            assert_same(&fs::read(rig.low("program")).unwrap(), &program, "while it runs");
+        }
+        assert!(running.try_wait().unwrap().is_none(), "round {round}: it has died");
+        running.kill().unwrap();
+        running.wait().unwrap();
+    }
+    // Nobody runs it any more.
+    wait_for("an open that cuts", || cut(libc::O_RDONLY | libc::O_TRUNC).is_ok());
+    assert_eq!(fs::metadata(rig.low("program")).unwrap().len(), 0);
 }

@@ -66,7 +66,7 @@ fn of(error: FsError, key: &str) -> StoreError {
             }
             _ => StoreError::Failed(format!("{key}: {error}")),
         },
-        FsError::Damaged | FsError::BadHandle | FsError::NoAttribute | FsError::Invalid(_) => {
+        FsError::Damaged | FsError::BadHandle | FsError::NoAttribute | FsError::Executed | FsError::Invalid(_) => {
             StoreError::Failed(format!("{key}: {error}"))
         }
     }
