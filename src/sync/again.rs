@@ -53,7 +53,9 @@ impl Applier {
     /// Removes from limbo what is of an id that another inode has: made twice by an older version of this. Content that is nowhere else stays.
     fn drop_second(&self, name: &OsStr, node: &Inode, attr: &Attr) -> LowerResult<()> {
         let removed = match attr.kind {
-            FileKind::Regular if self.files.facts(node, attr)?.held => Err(LowerError::from_errno("it has content", libc::EBUSY)),
+            FileKind::Regular if self.files.facts(node, attr)?.held => {
+                Err(LowerError::from_errno("it has content", libc::EBUSY))
+            }
             FileKind::Directory => self.lower.remove_dir(&self.limbo.dir, name),
             _ => self.files.remove(&self.limbo.dir, name),
         };

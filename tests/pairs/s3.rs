@@ -81,7 +81,8 @@ impl S3 {
             let part = part.body(ByteStream::from(content.to_vec())).send().await.map_err(not).map_err(early)?;
             let part = CompletedPart::builder().part_number(1).set_e_tag(part.e_tag).build();
             let parts = CompletedMultipartUpload::builder().parts(part).build();
-            let done = client.complete_multipart_upload().bucket(BUCKET).key(key).upload_id(&id).multipart_upload(parts);
+            let done =
+                client.complete_multipart_upload().bucket(BUCKET).key(key).upload_id(&id).multipart_upload(parts);
             done.send().await.map(drop).map_err(not)
         })
     }

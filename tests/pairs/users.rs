@@ -117,6 +117,11 @@ impl Round<'_> {
         // Both sides may be at it at once.
         let opened = fs::OpenOptions::new().write(true).open(self.sides.sides[side].mnt(&name));
         self.count("open for writing", &opened);
+        if opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
+            let log = self.sides.sides[side].log();
+            let last = log.lines().rev().take(30).collect::<Vec<_>>();
+            eprintln!("EIO of {name} at {side}:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
         let Ok(opened) = opened else { return };
         let mut known = file.write().unwrap();
         if known.gone {

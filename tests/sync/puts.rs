@@ -9,6 +9,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use tempfile::TempDir;
+use tierfs::record::Record;
 use tokio::runtime::Runtime;
 
 use crate::dice::Dice;
@@ -89,7 +90,8 @@ async fn put_in_parts(client: &Client, key: &str, content: &[u8]) -> Result<(), 
     let mut parts = Vec::new();
     for (number, part) in (1..).zip(content.chunks(PART)) {
         let sent = client.upload_part().bucket(BUCKET).key(key).upload_id(&id).part_number(number);
-        let sent = sent.body(ByteStream::from(part.to_vec())).send().await.map_err(|error| early(format!("{error:?}")))?;
+        let sent =
+            sent.body(ByteStream::from(part.to_vec())).send().await.map_err(|error| early(format!("{error:?}")))?;
         parts.push(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag).build());
     }
     let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
@@ -139,14 +141,19 @@ impl Key {
     /// What it is now must be one of what it may be. Both sides come to show the same.
     fn check(&mut self, two: &Two, told: &str) {
         let deadline = Instant::now() + SOON;
-        let mut last = String::new();
         let found = loop {
             let found = [&two.east, &two.west].map(|side| fs::read(side.mnt(&self.name)));
-            match found {
+            let lens = match found {
                 [Ok(east), Ok(west)] if east == west => break east,
-                found => last = format!("{:?}", found.map(|found| found.map(|found| found.len()))),
+                found => found.map(|found| found.map(|found| found.len())),
+            };
+            if Instant::now() > deadline {
+                let records = [&two.east, &two.west].map(|side| {
+                    let stored = xattr(&side.low(&self.name), "trusted.tierfs.record").unwrap_or_default();
+                    Record::decode(&stored).map(|record| (record.claim, record.generation, record.peer))
+                });
+                panic!("{told}: {}: the sides show {lens:?}, and have\n{records:#?}", self.name);
             }
-            assert!(Instant::now() < deadline, "{told}: {}: the sides show {last}", self.name);
             std::thread::sleep(Duration::from_millis(50));
         };
         let at = self.versions.iter().rposition(|version| *version == found);
@@ -173,9 +180,8 @@ fn rounds(kind: &'static str, seed: u64, losses: &[(usize, Loss)], lies: bool) {
     let Some(mut powered) = Powered::new(kind) else { return };
     let clients = [client(&powered.two.east, "root"), client(&powered.two.west, "root")];
     let runtime = Runtime::new().unwrap();
-    let mut keys: Vec<Key> = (0..WRITERS)
-        .map(|n| Key { name: format!("k{n}"), versions: vec![b"at first".to_vec()], certain: 0 })
-        .collect();
+    let mut keys: Vec<Key> =
+        (0..WRITERS).map(|n| Key { name: format!("k{n}"), versions: vec![b"at first".to_vec()], certain: 0 }).collect();
     for key in &keys {
         runtime.block_on(put(&clients[0], &key.name, b"at first")).unwrap();
     }
@@ -225,14 +231,8 @@ impl Drop for OnDrop<'_> {
     }
 }
 
-const ROUNDS: [(usize, Loss); 6] = [
-    (1, Loss::Killed),
-    (0, Loss::Power),
-    (1, Loss::Power),
-    (0, Loss::Killed),
-    (1, Loss::AllPower),
-    (1, Loss::Power),
-];
+const ROUNDS: [(usize, Loss); 6] =
+    [(1, Loss::Killed), (0, Loss::Power), (1, Loss::Power), (0, Loss::Killed), (1, Loss::AllPower), (1, Loss::Power)];
 
 #[test]
 fn what_was_answered_survives_on_ext4() {
@@ -257,7 +257,8 @@ fn a_disk_that_lies_is_found_out() {
 #[test]
 #[ignore = "minutes: PUTS_ROUNDS=, PUTS_SEED="]
 fn what_was_answered_survives_at_length() {
-    let setting = |name: &str, unless: u64| std::env::var(name).map_or(unless, |value| value.parse().expect("a number"));
+    let setting =
+        |name: &str, unless: u64| std::env::var(name).map_or(unless, |value| value.parse().expect("a number"));
     let (rounds_wanted, seed) = (setting("PUTS_ROUNDS", 60), setting("PUTS_SEED", 7));
     let mut dice = Dice::new(seed);
     let losses: Vec<(usize, Loss)> = (0..rounds_wanted)
