@@ -10,6 +10,7 @@ use super::wire::{Answer, Batch, Node, Statement, decode, is_name};
 use crate::capture::id::{Identity, identity, peer_id};
 use crate::capture::marks::names_in;
 use crate::ports::{Attr, FileKind, LowerError, LowerResult};
+use crate::record::{Phase, Record};
 use crate::types::{Inode, PairFileId};
 
 impl Applier {
@@ -50,12 +51,15 @@ impl Applier {
         })
     }
 
-    /// Removes from limbo what is of an id that another inode has: made twice by an older version of this. Content that is nowhere else stays.
+    /// Removes from limbo what is of an id that another inode has: made twice by an older version of this. Only a stub is nobody's content; whatever else
+    /// it may be stays.
     fn drop_second(&self, name: &OsStr, node: &Inode, attr: &Attr) -> LowerResult<()> {
+        let is_stub = || -> LowerResult<bool> {
+            let record = self.lower.load_record(node)?.and_then(|stored| Record::decode(&stored).ok());
+            Ok(record.and_then(|record| record.peer).is_some_and(|peer| peer.phase == Phase::Stub))
+        };
         let removed = match attr.kind {
-            FileKind::Regular if self.files.facts(node, attr)?.held => {
-                Err(LowerError::from_errno("it has content", libc::EBUSY))
-            }
+            FileKind::Regular if !is_stub()? => Err(LowerError::from_errno("it may have content", libc::EBUSY)),
             FileKind::Directory => self.lower.remove_dir(&self.limbo.dir, name),
             _ => self.files.remove(&self.limbo.dir, name),
         };

@@ -221,7 +221,7 @@ impl Round<'_> {
         if side == 0 {
             return self.removed(file, "delete", |name| s3.delete(name).map_err(|not| format!("{not:?}")));
         }
-        let known = file.write().unwrap();
+        let known = file.read().unwrap();
         let Some(name) = known.names[1].clone().filter(|_| !known.gone) else { return };
         let result = s3.delete(&name);
         self.count_s3("delete at the slave", &result);
