@@ -100,10 +100,11 @@ impl Round<'_> {
         for again in [false, true] {
             let known = file.read().unwrap();
             let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
+            let floor = known.floor(side);
             let found = whole(&self.sides.sides[side].mnt(name));
             self.count("read", &found);
             let Ok(found) = found else { return };
-            match known.read(side, &found) {
+            match known.read(side, floor, &found) {
                 Ok(()) => return,
                 // Several requests of one reader may see several generations, each whole; then once more.
                 Err(why) if again => self.complain(format!("{side}: {why}")),
@@ -202,6 +203,7 @@ impl Round<'_> {
     fn get(&self, side: usize, s3: &S3, file: &File) {
         let known = file.read().unwrap();
         let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
+        let floor = known.floor(side);
         let found = s3.get(&name);
         // A body that is cut short is an answer, too: the content cannot be had any more.
         if let Err(Not::Unknown(_)) = found {
@@ -210,7 +212,7 @@ impl Round<'_> {
         }
         self.count_s3("get", &found);
         if let Ok(found) = found
-            && let Err(why) = known.read(side, &found)
+            && let Err(why) = known.read(side, floor, &found)
         {
             self.complain(format!("{side}, by S3: {why}"));
         }
