@@ -183,7 +183,9 @@ impl Round<'_> {
     /// New content for all of a file, in one request or in parts.
     fn put(&self, side: usize, s3: &S3, file: &File, dice: &mut Dice) {
         let mut known = file.write().unwrap();
-        let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
+        // One that the other side does not know yet is replaced as by `mv`: who has it open for writing goes on with the old one, and the oracle does not know.
+        let paired = known.names[1].is_some();
+        let Some(name) = known.names[side].clone().filter(|_| paired && !known.gone) else { return };
         let len = if dice.below(6) == 0 { 0 } else { 1 + dice.below(LEN_MAX) as usize };
         let content = dice.bytes(len);
         known.tried(content.clone());
