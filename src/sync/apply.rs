@@ -76,8 +76,7 @@ pub(super) struct Work<'a> {
     pub book: &'a Book,
     pub answer: Answer,
     pub dry: bool,
-    /// Directories' own attributes, which what is done in them would move.
-    /// And whether they count by themselves.
+    /// Directories' own attributes, which what is done in them would move; and whether they count by themselves.
     dirs: BTreeMap<PairFileId, (Node, bool)>,
 }
 
