@@ -22,6 +22,7 @@ const PACKED_MIN: usize = 2;
 /// of a pair are often started one after the other.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(60);
+const PROBE_PEER_PAUSE_MAX: Duration = Duration::from_secs(4);
 
 pub(super) fn remote_config(pair: &Pair) -> RemoteConfig {
     let profile = pair.credentials_profile.clone();
@@ -71,6 +72,8 @@ pub(super) fn target(pair: &Pair, remote: Arc<dyn Remote>, probed: Option<capabi
 /// Tries the pair's endpoint until it answers; what is wrong is said once and kept for whoever asks.
 pub(super) async fn watch_pair(problems: Arc<PairProblems>, pair: PairName, remote: S3Remote, role: RemoteRole) {
     let mut pause = PROBE_PAUSE_FIRST;
+    // The other side's start takes no time, and what it was without it is not to be said of it after; a store that is down is often down for long.
+    let most = if role == RemoteRole::Gpeer { PROBE_PEER_PAUSE_MAX } else { PROBE_PAUSE_MAX };
     loop {
         match probe_remote(role, &remote).await {
             Ok(Found { peer: Some(false), .. }) => {
@@ -91,7 +94,7 @@ pub(super) async fn watch_pair(problems: Arc<PairProblems>, pair: PairName, remo
             }
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PROBE_PAUSE_MAX);
+        pause = (pause * 2).min(most);
     }
 }
 

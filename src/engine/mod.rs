@@ -176,7 +176,7 @@ pub struct Engine {
     choices: choices::Choices,
     restores: restore::Restores,
     /// Changes of owner that were not decided when the process before this one ended.
-    undecided: Mutex<Vec<(IntentId, Inode)>>,
+    undecided: Mutex<Vec<(IntentId, Inode, String)>>,
     /// Files of which a call of the pair's other side is being answered.
     calling: Mutex<HashSet<FileId>>,
     /// Stubs about which the other side is being asked.

@@ -3,6 +3,7 @@
 //! Invariant: a path is only told after it was opened and led to the very inode it was asked for.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use super::Step;
 use super::attr::stat_fd;
 use super::fdcache::Node;
-use super::handle::{FdPath, handle_of};
+use super::handle::{FdPath, handle_of, open_handle};
 use super::share::Share;
 use crate::ports::LowerResult;
 
@@ -25,8 +26,20 @@ pub(super) fn path_of(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>
     if node.inode.id == share.root_node().inode.id {
         return Ok(Some(PathBuf::new()));
     }
+    if let Some(path) = path_by(share, node, node.fd())? {
+        return Ok(Some(path));
+    }
+    // Somebody may have come by its name since this descriptor was made from a handle: the kernel gives the newest of its names.
+    match open_handle(share.mount_fd(), &node.inode.handle, OFlags::PATH) {
+        Ok(fd) => path_by(share, node, fd.as_fd()),
+        Err(error) if error.errno() == libc::ESTALE => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn path_by(share: &Share, node: &Node, fd: BorrowedFd<'_>) -> LowerResult<Option<PathBuf>> {
     for _ in 0..ATTEMPTS {
-        let Some(path) = told_by_kernel(share, node)? else { return Ok(None) };
+        let Some(path) = told_by_kernel(share, fd)? else { return Ok(None) };
         if leads_to(share, &path, node)? {
             return Ok(Some(path));
         }
@@ -34,15 +47,15 @@ pub(super) fn path_of(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>
     Ok(None)
 }
 
-fn told_by_kernel(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
-    let link = |node: &Node| match readlink(FdPath::new(node.fd()).as_c_str(), Vec::new()) {
+fn told_by_kernel(share: &Share, fd: BorrowedFd<'_>) -> LowerResult<Option<PathBuf>> {
+    let link = |fd: BorrowedFd<'_>| match readlink(FdPath::new(fd).as_c_str(), Vec::new()) {
         Ok(link) => Ok(Some(link.into_bytes())),
         // Deeper than one page of path.
         Err(Errno::NAMETOOLONG) => Ok(None),
         Err(errno) => Err(errno).step("readlink(/proc/self/fd)"),
     };
     // A private mount's own root is "/"; otherwise the share's place in the namespace comes off.
-    let (Some(root), Some(full)) = (link(share.root_node())?, link(node)?) else { return Ok(None) };
+    let (Some(root), Some(full)) = (link(share.root_node().fd())?, link(fd)?) else { return Ok(None) };
     let below = Path::new(OsStr::from_bytes(&full)).strip_prefix(OsStr::from_bytes(&root)).ok();
     Ok(below.filter(|path| !path.as_os_str().is_empty()).map(Path::to_path_buf))
 }

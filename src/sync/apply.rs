@@ -17,6 +17,7 @@ use super::{SyncError, SyncResult};
 use crate::capture::files::Files;
 use crate::capture::id::{Identity, identity, peer_id, set_identity};
 use crate::capture::marks::{Barrier, names_in};
+use crate::kill;
 use crate::ports::{Attr, Caller, Clock, FileKind, Lower, LowerError, LowerResult, NewNode, OpenFlags, RenameMode};
 use crate::types::{FileId, Inode, PairFileId, STAGING_NAME};
 
@@ -75,8 +76,7 @@ pub(super) struct Work<'a> {
     pub book: &'a Book,
     pub answer: Answer,
     pub dry: bool,
-    /// Directories' own attributes, which what is done in them would move.
-    /// And whether they count by themselves.
+    /// Directories' own attributes, which what is done in them would move; and whether they count by themselves.
     dirs: BTreeMap<PairFileId, (Node, bool)>,
 }
 
@@ -111,17 +111,18 @@ impl Applier {
         if batch.number == 0 {
             return self.work(book, batch);
         }
+        self.take_up_failed(book)?;
         // From here on a crash does it once more.
         book.set("pending", &encode(batch))?;
-        self.redo(book, batch)
+        self.carry_out(book, batch)
     }
 
-    /// Applies a batch that is kept in the book already.
-    pub fn redo(&self, book: &mut Book, batch: &Batch) -> SyncResult<Answer> {
+    pub(super) fn carry_out(&self, book: &mut Book, batch: &Batch) -> SyncResult<Answer> {
         self.limbo.tidy()?;
         let answer = book.batch(|book| {
             let worked = self.work(book, batch).and_then(|answer| {
                 self.barrier.wait()?;
+                kill::point("peer.sync.applied");
                 Ok(answer)
             });
             // What was made before a failure is remembered as well: the next batch may say something else.
@@ -143,7 +144,7 @@ impl Applier {
         }
         let dirs = std::mem::take(&mut work.dirs);
         for (id, (said, counts)) in &dirs {
-            let Some(node) = self.known(&work, *id)? else { continue };
+            let Some(node) = self.known(work.book, *id)? else { continue };
             let did = match counts {
                 true => self.dress(&mut work, &node, said),
                 false => self.dress_inode(&work, &node, said, true).map(drop),
@@ -159,12 +160,12 @@ impl Applier {
 
     fn statement(&self, work: &mut Work<'_>, statement: &Statement) -> SyncResult<()> {
         match statement {
-            Statement::Name { dir, name, is } => match self.directory(work, *dir)? {
+            Statement::Name { dir, name, is } => match self.directory(work.book, *dir)? {
                 Some(node) => self.name(work, (*dir, &node), name, is.as_ref()),
                 None => self.unknown(work, *dir, 1),
             },
             Statement::Names { dir, after, upto, names } => {
-                let Some(node) = self.directory(work, *dir)? else {
+                let Some(node) = self.directory(work.book, *dir)? else {
                     return self.unknown(work, *dir, names.len() as u64);
                 };
                 for (name, is) in names {
@@ -186,7 +187,7 @@ impl Applier {
                     work.directory_last(id, said, true);
                     return Ok(());
                 }
-                let Some(node) = self.known(work, id)? else { return Ok(()) };
+                let Some(node) = self.known(work.book, id)? else { return Ok(()) };
                 let did = self.dress(work, &node, said);
                 self.count(work, None, did)
             }
@@ -206,8 +207,8 @@ impl Applier {
     }
 
     /// What this side has of an id.
-    pub(super) fn known(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
-        let Some(known) = work.book.known(id)? else { return Ok(None) };
+    pub(super) fn known(&self, book: &Book, id: PairFileId) -> SyncResult<Option<Inode>> {
+        let Some(known) = book.known(id)? else { return Ok(None) };
         let there = self
             .lower
             .stat(&known.node)
@@ -219,11 +220,11 @@ impl Applier {
         }
     }
 
-    pub(super) fn directory(&self, work: &Work<'_>, id: PairFileId) -> SyncResult<Option<Inode>> {
+    pub(super) fn directory(&self, book: &Book, id: PairFileId) -> SyncResult<Option<Inode>> {
         if id == PairFileId::ROOT {
             return Ok(Some(self.lower.root()));
         }
-        let Some(node) = self.known(work, id)? else { return Ok(None) };
+        let Some(node) = self.known(book, id)? else { return Ok(None) };
         Ok((self.lower.stat(&node)?.kind == FileKind::Directory).then_some(node))
     }
 
@@ -378,7 +379,7 @@ impl Applier {
     /// Gives a free name to what the master has there.
     fn put(&self, work: &mut Work<'_>, dir: &Inode, name: &OsStr, is: &Node) -> Did<()> {
         let known = match is.id {
-            Some(id) => self.known(work, id)?,
+            Some(id) => self.known(work.book, id)?,
             None => None,
         };
         if work.dry {

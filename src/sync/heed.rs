@@ -18,13 +18,13 @@ const GONE_EVERY: Duration = Duration::from_secs(15);
 const REFUSED_MAX: usize = 10_000;
 
 impl Sender {
-    /// What the answer wants, and which of the changes are done with.
-    pub(super) async fn read(self: &Arc<Self>, told: &Told, answer: &Answer, taken: Vec<Turn>) -> SyncResult<()> {
+    /// What the answer wants, and which of the changes are done with. An error leaves all of it to be done once more.
+    pub(super) async fn read(self: &Arc<Self>, told: &Told, answer: &Answer, taken: &[Turn]) -> SyncResult<()> {
         let Answer { unknown, made, nameless, refused, .. } = answer;
         let (mut refused_turns, mut done) = (Vec::new(), Vec::new());
         {
             let mut going = self.going.lock();
-            for turn in taken {
+            for turn in taken.iter().cloned() {
                 let why = match &turn.1 {
                     Item::Name(dir, name) => {
                         let name = std::os::unix::ffi::OsStrExt::as_bytes(&**name);
@@ -37,8 +37,6 @@ impl Sender {
             }
             self.note_refused(&mut going, told, refused);
         }
-        let due = Instant::now() + REFUSED_EVERY;
-        self.later.lock().extend(refused_turns.into_iter().map(|turn| (due, turn)));
         let (this, unknown, made) = (self.clone(), unknown.clone(), made.clone());
         let dirs: Vec<Inode> = unknown.iter().filter_map(|id| told.dir(*id)).collect();
         let fresh = told.fresh.clone();
@@ -46,7 +44,10 @@ impl Sender {
         let others: Vec<(Inode, Vec<u8>)> = refused
             .iter()
             .filter_map(|no| Some((told.dir(no.dir)?, no.name.clone())))
-            .filter(|(dir, name)| !was_name(&self.later.lock(), dir.id, name))
+            .filter(|(dir, name)| {
+                let later = self.later.lock();
+                !later.iter().map(|(_, turn)| turn).chain(&refused_turns).any(|turn| is_name(turn, dir.id, name))
+            })
             .collect();
         let again = tokio::task::spawn_blocking(move || -> SyncResult<()> {
             for dir in dirs {
@@ -68,6 +69,8 @@ impl Sender {
         });
         again.await.map_err(|_| SyncError::Stopped)??;
         self.nameless(nameless.clone()).await?;
+        let due = Instant::now() + REFUSED_EVERY;
+        self.later.lock().extend(refused_turns.into_iter().map(|turn| (due, turn)));
         // Last: what follows from the answer has its marks by now.
         self.options.capture.confirm(done);
         Ok(())
@@ -130,10 +133,10 @@ impl Sender {
     }
 }
 
-/// Whether a name is to be told again already.
-fn was_name(later: &[(Instant, Turn)], of: FileId, name: &[u8]) -> bool {
-    later.iter().any(|(_, (_, item))| match item {
+/// Whether it is this name that is to be told again.
+fn is_name((_, item): &Turn, of: FileId, name: &[u8]) -> bool {
+    match item {
         Item::Name(dir, known) => *dir == of && std::os::unix::ffi::OsStrExt::as_bytes(&**known) == name,
         _ => false,
-    })
+    }
 }

@@ -1,4 +1,4 @@
-//! What leaves the slave's share, what stays although the master has it no more, and what a crash or a loss left in between.
+//! What leaves the slave's share, what stays although the master has it no more, and what a loss of the book left.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,11 @@ use crate::types::{Inode, PairFileId, STAGING_NAME};
 impl Applier {
     /// An inode is nowhere any more at the master.
     pub(super) fn gone(&self, work: &Work<'_>, id: PairFileId) -> Did<()> {
-        let Some(node) = self.known(work, id)? else {
+        let known = match self.known(work.book, id)? {
+            None => self.limbo.find(id)?,
+            known => known,
+        };
+        let Some(node) = known else {
             work.book.forget(id)?;
             return Ok(());
         };
@@ -48,7 +52,7 @@ impl Applier {
     fn give_back(&self, work: &Work<'_>, id: PairFileId, node: &Inode, waits: &OsStr) -> Did<()> {
         let was = work.book.last_name(id)?;
         let (dir_id, name) = was.unwrap_or((PairFileId::ROOT, id.to_string().into_bytes()));
-        let (dir_id, dir) = match self.directory(work, dir_id)? {
+        let (dir_id, dir) = match self.directory(work.book, dir_id)? {
             Some(dir) => (dir_id, dir),
             None => (PairFileId::ROOT, self.lower.root()),
         };
@@ -70,24 +74,6 @@ impl Applier {
             }
         }
         Err(LowerError::from_errno("rename: no name is free for a directory that stays", libc::EEXIST).into())
-    }
-
-    /// Takes up what was losing its name when a crash came.
-    pub fn take_up(&self, book: &mut Book) -> SyncResult<()> {
-        self.limbo.tidy()?;
-        book.batch(|book| {
-            for name in names_in(&*self.lower, &self.limbo.dir)? {
-                let (node, _) = self.lower.lookup(&self.limbo.dir, &name)?;
-                let Some(Identity { id, there }) = identity(&*self.lower, &node)? else { continue };
-                if book.known(id)?.is_none() {
-                    book.put(id, &node, there)?;
-                }
-                if book.last_name(id)?.is_none() {
-                    book.unnamed(id, PairFileId::ROOT, name.as_bytes())?;
-                }
-            }
-            Ok(())
-        })
     }
 
     /// Fills a book that was lost from what is in the share.

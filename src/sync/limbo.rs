@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use crate::capture::id::peer_id;
 use crate::capture::marks::{names_in, own_directory, sync_place};
 use crate::ports::{FileKind, Lower, LowerError, LowerResult, RenameMode};
 use crate::types::{Inode, PairFileId};
@@ -58,6 +59,15 @@ impl Limbo {
     fn names(id: PairFileId, node: &Inode) -> [OsString; 2] {
         // Two of one id: one of them was copied below the mount.
         [id.to_string().into(), format!("{id}-{}", node.id).into()]
+    }
+
+    /// What waits of an id, whatever the book says.
+    pub fn find(&self, id: PairFileId) -> LowerResult<Option<Inode>> {
+        match self.lower.lookup(&self.dir, OsStr::new(&id.to_string())) {
+            Ok((node, _)) => Ok((peer_id(&*self.lower, &node)? == Some(id)).then_some(node)),
+            Err(error) if error.errno() == libc::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Under which name an inode waits; `None`: it does not.

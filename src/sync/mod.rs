@@ -7,6 +7,7 @@
 //! heed     what follows from an answer     dress    attributes on the slave
 //! compare  the whole share, once           leave    what goes from the slave, or stays
 //! held     what the slave tells            limbo    what has no name for the moment
+//!                                          again    a batch that was interrupted
 //! ```
 //!
 //! What changed is known from [`crate::capture`], whose comment says why no change is lost. What is told is what is there when it is told.
@@ -21,6 +22,7 @@
 //! - What only the slave has is never overwritten, moved or removed.
 //! - Ownership of content is set when a stub is made, and never again by this module.
 
+mod again;
 mod apply;
 mod book;
 mod compare;

@@ -59,10 +59,14 @@ impl Receiver {
         (side, half): (Side, Half),
     ) -> SyncResult<Self> {
         let applier = match side {
-            Side::Master => None,
+            Side::Master => {
+                // What gets an id from now on is not in this book: should this side be the slave again, it looks.
+                book.unset("whole")?;
+                None
+            }
             Side::Slave => {
-                // A share that never was a slave has nothing to be found.
-                let whole = whole || !Limbo::is_there(&*lower)?;
+                // A share that was neither slave nor master has nothing to be found.
+                let whole = whole || (!Limbo::is_there(&*lower)? && book.number("run")? == 0);
                 let applier = Applier::new(lower.clone(), files.clone(), clock.clone())?;
                 if whole {
                     book.set("whole", b"")?;

@@ -350,7 +350,14 @@ impl Sender {
                 return Err(error);
             }
         };
-        self.read(&told, &outcome.answer, taken).await?;
+        // The slave says it once: what it wants is not forgotten because this side has no room for a mark just now.
+        while let Err(error) = self.read(&told, &outcome.answer, &taken).await {
+            self.fails(&error);
+            if self.is_stopping() {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE_MIN).await;
+        }
         Ok(true)
     }
 

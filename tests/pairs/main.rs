@@ -12,5 +12,6 @@ mod link;
 mod oracle;
 mod proxy;
 mod rounds;
+mod s3;
 mod sides;
 mod users;

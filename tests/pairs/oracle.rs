@@ -47,9 +47,13 @@ impl Known {
         self.versions.pop();
     }
 
-    /// A reader of this side found this.
-    pub fn read(&self, side: usize, found: &[u8]) -> Result<(), String> {
-        let floor = self.floor[side].load(Ordering::SeqCst);
+    /// What a reader of this side that begins now may not fall behind.
+    pub fn floor(&self, side: usize) -> usize {
+        self.floor[side].load(Ordering::SeqCst)
+    }
+
+    /// A reader of this side found this, who began when the floor was that: another may have seen more meanwhile.
+    pub fn read(&self, side: usize, floor: usize, found: &[u8]) -> Result<(), String> {
         match self.versions.iter().rposition(|version| version == found) {
             Some(at) if at >= floor => {
                 self.floor[side].fetch_max(at, Ordering::SeqCst);

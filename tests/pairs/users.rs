@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crate::dice::Dice;
 use crate::oracle::{File, Known};
+use crate::s3::{Not, S3};
 use crate::sides::Sides;
 use crate::tools::*;
 
@@ -54,7 +55,7 @@ impl Round<'_> {
 
     /// A file with content, made at the master; it gets its stub at the slave when the link allows.
     pub fn create(&self, dice: &mut Dice) {
-        let name = format!("round{}/f{}", self.number, self.names.fetch_add(1, Ordering::SeqCst));
+        let name = self.new_name();
         let len = match dice.below(4) {
             0 => dice.below(3_000),
             _ => dice.below(LEN_MAX),
@@ -71,11 +72,12 @@ impl Round<'_> {
         }
     }
 
-    /// A user of a side, until the round is over.
+    /// A user of a side, by its mount and by its gateway, until the round is over.
     pub fn user(&self, side: usize, dice: &mut Dice) {
+        let s3 = S3::new(&self.sides.link, side);
         while !self.is_over() {
             let file = self.any(dice);
-            match dice.below(20) {
+            match dice.below(28) {
                 0..6 => self.read(side, &file),
                 6..11 => self.write(side, &file, dice),
                 11..14 => self.cut(side, &file, dice),
@@ -84,6 +86,11 @@ impl Round<'_> {
                 17 if side == 0 => self.rename(&file),
                 18 if side == 0 => self.remove(&file),
                 19 if side == 0 => self.create(dice),
+                20..23 => self.put(side, &s3, &file, dice),
+                23 | 24 => self.get(side, &s3, &file),
+                25 => self.delete(side, &s3, &file),
+                26 if side == 0 => self.rename_by_s3(&s3, &file),
+                27 if side == 0 => self.create_by_s3(&s3, dice),
                 _ => std::thread::sleep(std::time::Duration::from_millis(dice.below(60))),
             }
         }
@@ -93,10 +100,11 @@ impl Round<'_> {
         for again in [false, true] {
             let known = file.read().unwrap();
             let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
+            let floor = known.floor(side);
             let found = whole(&self.sides.sides[side].mnt(name));
             self.count("read", &found);
             let Ok(found) = found else { return };
-            match known.read(side, &found) {
+            match known.read(side, floor, &found) {
                 Ok(()) => return,
                 // Several requests of one reader may see several generations, each whole; then once more.
                 Err(why) if again => self.complain(format!("{side}: {why}")),
@@ -110,6 +118,11 @@ impl Round<'_> {
         // Both sides may be at it at once.
         let opened = fs::OpenOptions::new().write(true).open(self.sides.sides[side].mnt(&name));
         self.count("open for writing", &opened);
+        if opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
+            let log = self.sides.sides[side].log();
+            let last = log.lines().rev().take(30).collect::<Vec<_>>();
+            eprintln!("EIO of {name} at {side}:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
         let Ok(opened) = opened else { return };
         let mut known = file.write().unwrap();
         if known.gone {
@@ -156,6 +169,91 @@ impl Round<'_> {
         }
     }
 
+    fn count_s3<T>(&self, what: &str, result: &Result<T, Not>) {
+        let how = match result {
+            Ok(_) => what.to_owned(),
+            Err(not) => format!("{what}: {}", not.code()),
+        };
+        *self.counts.lock().unwrap().entry(how).or_default() += 1;
+        if let Err(Not::Unknown(why)) = result {
+            self.complain(format!("{what}: the gateway of this side is there, and does not answer: {why}"));
+        }
+    }
+
+    /// New content for all of a file, in one request or in parts.
+    fn put(&self, side: usize, s3: &S3, file: &File, dice: &mut Dice) {
+        let mut known = file.write().unwrap();
+        // One that the other side does not know yet is replaced as by `mv`: who has it open for writing goes on with the old one, and the oracle does not know.
+        let paired = known.names[1].is_some();
+        let Some(name) = known.names[side].clone().filter(|_| paired && !known.gone) else { return };
+        let len = if dice.below(6) == 0 { 0 } else { 1 + dice.below(LEN_MAX) as usize };
+        let content = dice.bytes(len);
+        known.tried(content.clone());
+        let (what, result) = match dice.below(3) {
+            0 => ("put in parts", s3.put_in_parts(&name, &content)),
+            _ => ("put", s3.put(&name, &content)),
+        };
+        self.count_s3(what, &result);
+        match result {
+            Ok(()) => known.done(side),
+            // Whoever is told that it failed must not find it done later.
+            Err(Not::Refused(_)) => known.refused(),
+            Err(Not::Unknown(_)) => {}
+        }
+    }
+
+    fn get(&self, side: usize, s3: &S3, file: &File) {
+        let known = file.read().unwrap();
+        let Some(name) = known.names[side].clone().filter(|_| !known.gone) else { return };
+        let floor = known.floor(side);
+        let found = s3.get(&name);
+        // A body that is cut short is an answer, too: the content cannot be had any more.
+        if let Err(Not::Unknown(_)) = found {
+            *self.counts.lock().unwrap().entry("get: cut short".into()).or_default() += 1;
+            return;
+        }
+        self.count_s3("get", &found);
+        if let Ok(found) = found
+            && let Err(why) = known.read(side, floor, &found)
+        {
+            self.complain(format!("{side}, by S3: {why}"));
+        }
+    }
+
+    /// At the master it is a removal as any; the slave's gateway refuses it.
+    fn delete(&self, side: usize, s3: &S3, file: &File) {
+        if side == 0 {
+            return self.removed(file, "delete", |name| s3.delete(name).map_err(|not| format!("{not:?}")));
+        }
+        let known = file.read().unwrap();
+        let Some(name) = known.names[1].clone().filter(|_| !known.gone) else { return };
+        let result = s3.delete(&name);
+        self.count_s3("delete at the slave", &result);
+        if !matches!(&result, Err(Not::Refused(code)) if code == "KeyInTheWay") {
+            self.complain(format!("{name}: a name of the master's was deleted at the slave: {result:?}"));
+        }
+    }
+
+    fn rename_by_s3(&self, s3: &S3, file: &File) {
+        self.renamed(file, "rename by S3", |from, to| s3.rename(from, to).map_err(|not| format!("{not:?}")));
+    }
+
+    fn create_by_s3(&self, s3: &S3, dice: &mut Dice) {
+        let name = self.new_name();
+        let len = 1 + dice.below(LEN_MAX) as usize;
+        let content = dice.bytes(len);
+        let made = s3.put(&name, &content);
+        self.count_s3("create by S3", &made);
+        match made {
+            Ok(()) => self.files.write().unwrap().push(Arc::new(RwLock::new(Known::new(name, content)))),
+            Err(not) => self.complain(format!("{name}: {not:?}: nothing is in the way of the master's new file")),
+        }
+    }
+
+    fn new_name(&self) -> String {
+        format!("round{}/f{}", self.number, self.names.fetch_add(1, Ordering::SeqCst))
+    }
+
     fn command(&self, side: usize, verb: &str, file: &File) {
         let Some(name) = file.read().unwrap().names[side].clone() else { return };
         let side = &self.sides.sides[side];
@@ -164,30 +262,42 @@ impl Round<'_> {
         self.count(&format!("{verb}{what}"), &Ok(()));
     }
 
-    /// At the master; the slave's users have the file again when it has its new name there.
     fn rename(&self, file: &File) {
+        let master = &self.sides.sides[0];
+        self.renamed(file, "rename", |from, to| {
+            fs::rename(master.mnt(from), master.mnt(to)).map_err(|error| error.to_string())
+        });
+    }
+
+    /// At the master; the slave's users have the file again when it has its new name there.
+    fn renamed(&self, file: &File, what: &str, rename: impl FnOnce(&str, &str) -> Result<(), String>) {
         let mut known = file.write().unwrap();
         let Some(name) = known.names[0].clone().filter(|_| !known.gone) else { return };
-        let new = format!("round{}/f{}", self.number, self.names.fetch_add(1, Ordering::SeqCst));
-        let master = &self.sides.sides[0];
-        let result = fs::rename(master.mnt(name), master.mnt(&new));
-        self.count("rename", &result);
-        match result {
-            Ok(()) => known.names = [Some(new), None],
-            Err(error) => self.complain(format!("{new}: rename: {error}")),
+        let new = self.new_name();
+        match rename(&name, &new) {
+            Ok(()) => {
+                self.count(what, &Ok(()));
+                known.names = [Some(new), None];
+            }
+            Err(error) => self.complain(format!("{new}: {what}: {error}")),
         }
     }
 
     fn remove(&self, file: &File) {
+        let master = &self.sides.sides[0];
+        self.removed(file, "remove", |name| fs::remove_file(master.mnt(name)).map_err(|error| error.to_string()));
+    }
+
+    fn removed(&self, file: &File, what: &str, remove: impl FnOnce(&str) -> Result<(), String>) {
         let mut files = self.files.write().unwrap();
         let mut known = file.write().unwrap();
         let Some(name) = known.names[0].clone().filter(|_| !known.gone && files.len() > 2) else { return };
-        let result = fs::remove_file(self.sides.sides[0].mnt(&name));
-        self.count("remove", &result);
+        let result = remove(&name);
         known.gone = true;
         files.retain(|other| !std::ptr::eq(&**other, file));
-        if let Err(error) = result {
-            self.complain(format!("{name}: remove: {error}"));
+        match result {
+            Ok(()) => self.count(what, &Ok(())),
+            Err(error) => self.complain(format!("{name}: {what}: {error}")),
         }
     }
 

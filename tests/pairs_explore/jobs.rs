@@ -3,7 +3,7 @@
 use tierfs::peer::{Call, Event, Phase, Staged, Verdict};
 
 use crate::bugs::Bug;
-use crate::judge::judge;
+use crate::judge::{judge, judge_offer};
 use crate::state::{CHUNKS, Job, Message, NOTHING, State};
 use crate::steps::Out;
 
@@ -100,7 +100,7 @@ pub fn work(out: &mut Out, side: usize) {
             other => panic!("content is thrown away, {other:?}"),
         },
         Job::Want { .. } => {}
-        Job::Accept(call) => match judge(out.from, side, Event::Called(call), out.world.bug) {
+        Job::Accept(call) => match judge_offer(out.from, side, call, out.world.bug) {
             Verdict::Save(saved) => out.system(side, "a record of what was offered", |s| s.save(side, saved)),
             Verdict::Cut => cut(out, side),
             // The owner asks until he has heard it.

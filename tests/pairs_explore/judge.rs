@@ -31,7 +31,17 @@ pub fn local(state: &State, side: usize, bug: Option<Bug>) -> Local {
 
 /// What follows at `side`.
 pub fn judge(state: &State, side: usize, event: Event, bug: Option<Bug>) -> Verdict {
-    let (mut own, mut local) = (*state.sides[side].own(), local(state, side, bug));
+    judged(state, side, event, bug, local(state, side, bug))
+}
+
+/// The same of an offer that this side has asked for: it is accepted to be thrown away or not at all, whatever copy may be staged.
+pub fn judge_offer(state: &State, side: usize, call: Call, bug: Option<Bug>) -> Verdict {
+    let local = Local { staged: None, ..local(state, side, bug) };
+    judged(state, side, Event::Called(call), bug, local)
+}
+
+fn judged(state: &State, side: usize, event: Event, bug: Option<Bug>, mut local: Local) -> Verdict {
+    let mut own = *state.sides[side].own();
     let verdict = match bug {
         None => decide(&own, &local, event),
         Some(bug) => {

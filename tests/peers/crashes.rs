@@ -107,6 +107,26 @@ fn answers_get_lost() {
     }
 }
 
+/// The machine is started anew while a question is open: nobody has looked the file up by then, so the kernel cannot tell its path. The other side was asked
+/// about the bucket instead, for ever.
+#[test]
+fn questions_are_asked_after_a_start_of_the_machine() {
+    let Some((mut sides, contents)) = Sides::with_files("ext4", &[("given", LEN), ("taken", LEN)]) else { return };
+    sides.west.proxy.lose_answers(u32::MAX);
+    let _ = sides.east.on("migrate", &["given"]);
+    sides.east.proxy.lose_answers(u32::MAX);
+    let _ = sides.west.on("recall", &["taken"]);
+    assert!(sides.east.peer("given").is_handing_over() && sides.west.peer("taken").is_handing_over());
+    sides.east.restart_cold();
+    sides.west.restart_cold();
+    sides.west.proxy.lose_answers(0);
+    sides.east.proxy.lose_answers(0);
+    for (name, content) in ["given", "taken"].iter().zip(&contents) {
+        sides.decided(name);
+        sides.same(name, content);
+    }
+}
+
 /// What is asked about a file that is removed meanwhile is asked no more: nothing is left to be decided.
 #[test]
 fn questions_about_a_removed_file_end() {
@@ -150,6 +170,31 @@ fn a_question_lasts_as_long_as_its_file() {
     assert!(sides.west.noted() > 0);
     drop(reader);
     wait_for("no question to be open", || sides.west.noted() == 0);
+}
+
+/// The other side has lost the file, below its mount, while this side asks for it and has all of it: nobody will ever answer. It is read from here, and a
+/// copy in its place is a file like any other, which the other side gets; then nothing is asked any more.
+#[test]
+fn what_the_other_side_lost_can_be_copied() {
+    let Some(mut sides) = Sides::synced("ext4") else { return };
+    let content = noise("f", LEN);
+    fs::write(sides.east.mnt("f"), &content).unwrap();
+    wait_for("it to be on west", || sides.west.record("f").is_some());
+    wait_for("west to have it", || sides.decided("f") || sides.east.on("migrate", &["f"]).status.success());
+    assert!(sides.decided("f"));
+    sides.west.proxy.lose_answers(u32::MAX);
+    let _ = sides.east.on("recall", &["f"]);
+    assert!(sides.east.peer("f").is_handing_over());
+    sides.west.umount();
+    fs::remove_file(sides.west.low("f")).unwrap();
+    sides.west.mount();
+    sides.west.proxy.lose_answers(0);
+    assert_same(&fs::read(sides.east.mnt("f")).unwrap(), &content, "from here");
+    fs::copy(sides.east.mnt("f"), sides.east.mnt("copy")).unwrap();
+    fs::rename(sides.east.mnt("copy"), sides.east.mnt("f")).unwrap();
+    wait_for("west to have the copy", || fs::read(sides.west.mnt("f")).is_ok_and(|found| found == content));
+    sides.decided("f");
+    wait_for("no question to be open", || sides.east.noted() == 0);
 }
 
 /// Each call comes once more when it is long decided.

@@ -17,6 +17,7 @@ mod acceptance;
 mod conflicts;
 mod crashes;
 mod forgery;
+mod phases;
 mod plain;
 mod proxy;
 mod round_trips;

@@ -13,6 +13,10 @@ struct Orders {
     lose: AtomicU32,
     /// When a request comes by whose first line has this: nobody gets through from then on, not even it, or not its answer.
     cut_at: Mutex<Option<(&'static str, Cut)>>,
+    /// The same, but what comes by waits until it is let go.
+    hold_at: Mutex<Option<(&'static str, Cut)>>,
+    /// Something waits.
+    held: AtomicBool,
     /// Attribute calls that came by.
     calls: AtomicU32,
     /// Requests for content that came by.
@@ -23,7 +27,16 @@ struct Orders {
     repeat: AtomicBool,
 }
 
-/// What of a request is lost.
+impl Orders {
+    fn wait_here(&self) {
+        self.held.store(true, Ordering::SeqCst);
+        while self.held.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+}
+
+/// What of a request is lost, or late.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cut {
     Request,
@@ -66,6 +79,23 @@ impl Proxy {
         self.orders.cut.load(Ordering::SeqCst)
     }
 
+    /// Holds a request back whose first line has `what`, or its answer, until [`Proxy::let_go`].
+    pub fn hold_at(&self, what: &'static str, cut: Cut) {
+        *self.orders.hold_at.lock().unwrap() = Some((what, cut));
+    }
+
+    /// Whether something waits.
+    pub fn holds(&self) -> bool {
+        self.orders.held.load(Ordering::SeqCst)
+    }
+
+    /// What waits goes on; whether something did, or would have.
+    pub fn let_go(&self) -> bool {
+        let waited = self.orders.held.swap(false, Ordering::SeqCst);
+        self.orders.hold_at.lock().unwrap().take();
+        waited
+    }
+
     pub fn lose_answers(&self, count: u32) {
         self.orders.lose.store(count, Ordering::SeqCst);
     }
@@ -89,9 +119,9 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
         return;
     }
     let Ok(server) = TcpStream::connect(to) else { return };
-    let lost = Arc::new(AtomicBool::new(false));
+    let (lost, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (mut from, mut into) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    let (told, on) = (lost.clone(), orders.clone());
+    let (told, waits, on) = (lost.clone(), late.clone(), orders.clone());
     let up = std::thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(got @ 1..) = from.read(&mut buffer) {
@@ -108,6 +138,17 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
                 }
             }
             drop(at);
+            let held = on.hold_at.lock().unwrap().take_if(|(what, _)| line.contains(*what));
+            match held {
+                Some((_, Cut::Request)) => {
+                    on.wait_here();
+                    if on.cut.load(Ordering::SeqCst) {
+                        break;
+                    }
+                }
+                Some((_, Cut::Answer)) => waits.store(true, Ordering::SeqCst),
+                None => {}
+            }
             if text.starts_with("GET ") && text.lines().next().is_some_and(|line| line.contains("-gateway/content/")) {
                 on.contents.fetch_add(1, Ordering::SeqCst);
             }
@@ -137,6 +178,9 @@ fn pass(client: TcpStream, to: SocketAddr, orders: &Arc<Orders>) {
     let (mut from, mut into) = (server, client);
     let mut buffer = vec![0; 64 << 10];
     while let Ok(got @ 1..) = from.read(&mut buffer) {
+        if late.swap(false, Ordering::SeqCst) {
+            orders.wait_here();
+        }
         // The call has arrived and is answered; nobody hears of it.
         let silent = lost.load(Ordering::SeqCst) || orders.cut.load(Ordering::SeqCst);
         orders.answered.fetch_add(got as u64, Ordering::SeqCst);

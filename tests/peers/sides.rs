@@ -170,6 +170,15 @@ impl Side {
         self.daemon = None;
     }
 
+    /// As a start of the machine: the kernel knows of no file how it is called.
+    #[track_caller]
+    pub fn restart_cold(&mut self) {
+        self.umount();
+        wait_for("the filesystem's end", || self.fs.try_unmount());
+        self.fs.mount();
+        self.mount();
+    }
+
     /// Ends the daemon as a crash would, and takes its mount away.
     pub fn crash(&mut self) {
         if let Some(daemon) = self.daemon.take() {

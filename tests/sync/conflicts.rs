@@ -101,3 +101,44 @@ fn another_share_is_not_taken_for_the_master() {
     two.east.reconcile(&[]);
     two.equal();
 }
+
+/// The sides change their roles: whoever is the slave now knows by their ids what it had told as the master, and the other way round.
+#[test]
+fn the_other_side_becomes_the_master() {
+    let Some(mut two) = Two::new() else { return };
+    fs::create_dir(two.east.mnt("d")).unwrap();
+    for name in ["f", "g", "h"] {
+        fs::write(two.east.mnt("d").join(name), name).unwrap();
+    }
+    two.equal();
+    for turn in 0..3 {
+        for side in [&two.east, &two.west] {
+            wait_for("all told", || side.status()["waiting"] == 0);
+        }
+        two.east.umount();
+        two.west.umount();
+        let (now, then) = if turn % 2 == 0 { ("slave", "master") } else { ("master", "slave") };
+        two.east.set_role(now);
+        two.west.set_role(then);
+        two.west.mount();
+        two.east.mount();
+        let (master, slave) = if turn % 2 == 0 { (&two.west, &two.east) } else { (&two.east, &two.west) };
+        // By inode, by name, and by a new name.
+        let (old, new) = (format!("d/g{}", "x".repeat(turn)), format!("d/g{}", "x".repeat(turn + 1)));
+        let inode = |path: &std::path::Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let before = inode(&slave.low(&old));
+        set_mode(&master.mnt("d/f"), 0o600 + turn as u32);
+        fs::rename(master.mnt(&old), master.mnt(&new)).unwrap();
+        fs::write(master.mnt(format!("d/new{turn}")), "new").unwrap();
+        two.equal();
+        assert_eq!(inode(&slave.low(&new)), before, "turn {turn}: a rename is a rename");
+        assert_eq!(fs::read(slave.mnt("d/h")).unwrap(), b"h");
+        assert_eq!(errno(fs::remove_file(slave.mnt("d/h"))), Some(libc::EROFS));
+        wait_for("nothing without a name", || slave.left().0 == 0);
+        assert_eq!(master.reconcile(&["--dry-run"])["counts"]["made"], 0);
+    }
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}

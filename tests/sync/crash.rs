@@ -7,6 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tierfs::capture::files::Facts;
+use tierfs::sync::wire::{Kind, Node};
+use tierfs::types::PairFileId;
+
+use crate::hostile::{ROOT, Sends, name, node};
 use crate::tools::*;
 use crate::two::Two;
 
@@ -189,6 +194,52 @@ fn a_loss_of_power_at_the_slave_leaves_both_equal() {
             two.equal();
             wait_for("nothing without a name", || two.west.left().0 == 0);
         }
+    }
+}
+
+/// The slave dies when all of a batch is in its share, and nothing of it in its book. In the batch a file comes under one name and goes under another: its
+/// id was known by no one then, so the repeated batch made the file once more, under the first name, and when that went, the second inode waited for
+/// ever for a name.
+#[test]
+fn a_batch_that_is_repeated_makes_nothing_twice() {
+    for kind in ["ext4", "xfs"] {
+        let Some(mut two) = Two::unmounted(kind, "slave") else { return };
+        two.west.kill_at = Some("peer.sync.applied".into());
+        two.west.mount();
+        two.west.kill_at = None;
+        let facts = Facts { size: 5, held: true, ..Facts::default() };
+        let is = |id: u8, kind: Kind, links: u32| Some(Node { links, ..node(id, kind) });
+        let (file, link) = (Kind::Regular(facts), Kind::Symlink { target: b"x".to_vec() });
+        let d = PairFileId([9; 16]);
+        // One in a directory that came by the same batch, and was renamed in it.
+        let statements = vec![
+            name(ROOT, b"a", is(1, file.clone(), 1)),
+            name(ROOT, b"l", is(2, link.clone(), 1)),
+            name(ROOT, b"old", is(9, Kind::Directory, 2)),
+            name(d, b"in", is(3, file.clone(), 1)),
+            name(ROOT, b"b", is(1, file.clone(), 2)),
+            name(ROOT, b"m", is(2, link, 2)),
+            name(ROOT, b"new", is(9, Kind::Directory, 2)),
+            name(d, b"other", is(3, file, 2)),
+            name(ROOT, b"a", None),
+            name(ROOT, b"l", None),
+            name(ROOT, b"old", None),
+            name(d, b"in", None),
+        ];
+        let peer = Sends::to(&two.west, "east");
+        let run = 1 << 60;
+        peer.begin(&two.east, run).unwrap();
+        peer.batch(run, 1, statements).unwrap_err();
+        wait_for("its end", || !alive(two.west.daemon.unwrap()));
+        two.west.crash();
+        let before = two.west.tree();
+        two.west.mount();
+        assert_eq!(two.west.left().0, 0, "{kind}: in limbo");
+        let names: Vec<PathBuf> = two.west.tree().into_keys().collect();
+        assert_eq!(names, ["b", "m", "new", "new/other"].map(PathBuf::from), "{kind}");
+        assert_eq!(two.west.tree(), before, "{kind}: the repeated batch");
+        peer.begin(&two.east, run + 1).unwrap();
+        assert_eq!(peer.batch(run + 1, 1, Vec::new()).unwrap().nameless, [], "{kind}");
     }
 }
 

@@ -15,7 +15,8 @@ use tokio::runtime::Runtime;
 use crate::tools::*;
 use crate::two::{BUCKET, PAIR, Side, Two};
 
-struct Sends {
+/// Messages to a side's gateway, by whoever has the keys.
+pub struct Sends {
     runtime: Runtime,
     client: Client,
 }
@@ -34,7 +35,7 @@ pub fn client(side: &Side, key: &str) -> Client {
 }
 
 impl Sends {
-    fn to(side: &Side, key: &str) -> Self {
+    pub fn to(side: &Side, key: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { runtime, client: client(side, key) }
     }
@@ -58,7 +59,7 @@ impl Sends {
         })
     }
 
-    fn begin(&self, east: &Side, run: u64) -> Result<String, (String, String)> {
+    pub fn begin(&self, east: &Side, run: u64) -> Result<String, (String, String)> {
         let master = Half {
             pair: PAIR.into(),
             local_cluster: "east".into(),
@@ -70,7 +71,7 @@ impl Sends {
         self.put(&format!("begin/{run}"), encode(&Begin { run, master, share }))
     }
 
-    fn batch(&self, run: u64, number: u64, statements: Vec<Statement>) -> Result<Answer, (String, String)> {
+    pub fn batch(&self, run: u64, number: u64, statements: Vec<Statement>) -> Result<Answer, (String, String)> {
         let path = format!("batch/{run}-{number}");
         let etag = self.put(&path, encode(&Batch { run, number, statements }))?;
         if etag.ends_with("-0") {
@@ -80,16 +81,16 @@ impl Sends {
     }
 }
 
-fn node(id: u8, kind: Kind) -> Node {
+pub fn node(id: u8, kind: Kind) -> Node {
     let attributes = Attributes { mode: 0o777, ..Attributes::default() };
     Node { id: Some(PairFileId([id; 16])), origin: FileId { ino: 1_000_000, birth: 1 }, links: 1, kind, attributes }
 }
 
-fn name(dir: PairFileId, name: &[u8], is: Option<Node>) -> Statement {
+pub fn name(dir: PairFileId, name: &[u8], is: Option<Node>) -> Statement {
     Statement::Name { dir, name: name.to_vec(), is }
 }
 
-const ROOT: PairFileId = PairFileId::ROOT;
+pub const ROOT: PairFileId = PairFileId::ROOT;
 
 #[test]
 fn only_the_peer_can_send() {

@@ -3,6 +3,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../suites/dice.rs"]
+mod dice;
+#[allow(dead_code, reason = "the crash tests use the rest")]
+#[path = "../crash/disk.rs"]
+mod disk;
 #[path = "../mount/tools.rs"]
 #[allow(dead_code, reason = "the mount tests use the rest")]
 mod tools;
@@ -14,4 +19,5 @@ mod delay;
 mod each;
 mod held;
 mod hostile;
+mod puts;
 mod two;

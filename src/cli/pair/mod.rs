@@ -101,13 +101,15 @@ fn print(pair: &Pair, probed: Option<Probed>) {
     row("credentials_profile", pair.credentials_profile.clone().unwrap_or_else(unset));
     row("chunk_size", pair.chunk_size.map_or("auto".into(), |size| exact_size(size.into())));
     row("retention", exact_duration(pair.retention_s));
-    row(
-        "after recall",
-        pair.recalled_for_s().map_or("the object is kept".into(), |kept| match kept {
-            0 => "the object is deleted".into(),
-            kept => format!("the object is deleted after {}", exact_duration(kept)),
-        }),
-    );
+    let has_peer =
+        pair.role == crate::pair::RemoteRole::Gpeer && probed.is_none_or(|probed| probed.peer != Some(false));
+    let after_recall = match pair.recalled_for_s() {
+        _ if has_peer => "the other side's file is the stub".into(),
+        None => "the object is kept".into(),
+        Some(0) => "the object is deleted".into(),
+        Some(kept) => format!("the object is deleted after {}", exact_duration(kept)),
+    };
+    row("after recall", after_recall);
     row("recall", pair.recall.as_str().into());
     row("archived", pair.archived.as_str().to_owned());
     row("restore_days", pair.restore_days.to_string());

@@ -97,7 +97,7 @@ impl Engine {
             EngineError::Defect
         };
         let request = AttributeCall {
-            key: named.path.clone(),
+            key: named.call_key(),
             tag: tag.into(),
             value: target.pair.identifiers(),
             headers: super::wire::headers(&serde_json::to_string(&call).map_err(text)?, named, cell.node.id, root),
@@ -186,9 +186,10 @@ impl Engine {
         let intent = {
             let inner = cell.lock();
             let peer = self.peer_of(cell, &inner.record)?;
+            let key = super::wire::note_key(&self.named(&cell.node, &peer), inner.record.generation);
             Intent {
                 pair: peer.pair,
-                key: super::wire::note_key(peer.id, inner.record.generation),
+                key,
                 manifest: false,
                 node: cell.node,
                 kind: IntentKind::Settle { mtime: peer.content.mtime },
@@ -207,14 +208,18 @@ impl Engine {
         let record = super::super::load_record(&*self.lower, &intent.node);
         let open = record.is_ok_and(|record| record.peer.is_some_and(|peer| peer.is_handing_over()));
         if open {
-            self.undecided.lock().push((id, intent.node));
+            let path = super::wire::noted_path(&intent.key).to_owned();
+            self.undecided.lock().push((id, intent.node, path));
         }
         open
     }
 
     /// Goes on with what was not decided when the process before this one ended.
     pub(in crate::engine) fn resume_handovers(self: &Arc<Self>) {
-        for (note, node) in std::mem::take(&mut *self.undecided.lock()) {
+        for (note, node, path) in std::mem::take(&mut *self.undecided.lock()) {
+            // The kernel knows paths of what somebody has looked up, and after a start of the machine nobody has: the other side would be asked about a file
+            // without a path, and would not find one that has another inode there since.
+            self.at_path(&path);
             match self.cells.get(&node) {
                 Ok(cell) => self.spawn_ask(cell, note),
                 Err(error) => tracing::error!(file = %node.id, "who owns it stays undecided: {error}"),

@@ -100,7 +100,7 @@ impl Engine {
         Ok(same.then_some(cell))
     }
 
-    fn at_path(&self, path: &str) -> Option<Inode> {
+    pub(super) fn at_path(&self, path: &str) -> Option<Inode> {
         if path.is_empty() {
             return None;
         }

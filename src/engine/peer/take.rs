@@ -207,7 +207,8 @@ impl Engine {
                 // It was restored from a backup, or so was this side.
                 Owner { .. } | Offering => PeerTrouble::Contradiction,
             },
-            Ok(_) => PeerTrouble::NotThere,
+            // Removed since, or on its way to another name: the next try finds out which.
+            Ok(_) => PeerTrouble::Moved,
             Err(error) => return error,
         };
         EngineError::Peer { file: cell.node.id, why }

@@ -81,6 +81,11 @@ impl Named {
         ObjectKey(format!("{STAGING_NAME}/{word}/{}/{what}/{}/{}", self.id, self.node, self.path))
     }
 
+    /// The object that an attribute call is made of: never the bucket itself, of which nobody is asked who owns it.
+    pub fn call_key(&self) -> String {
+        if self.path.is_empty() { format!("{STAGING_NAME}/call/{}", self.id) } else { self.path.clone() }
+    }
+
     /// What a key asks; `None`: it is no such key.
     pub fn parse(key: &str) -> Option<(Self, Verb)> {
         let rest = key.strip_prefix(STAGING_NAME)?.strip_prefix('/')?;
@@ -122,9 +127,15 @@ pub(super) fn headers(
     headers
 }
 
-/// The key that notes of a file's handover have.
-pub(super) fn note_key(id: PairFileId, generation: Generation) -> ObjectKey {
-    peer_key(id, generation)
+/// The key that notes of a file's handover have; with its path, which a start may not get from the kernel.
+pub(super) fn note_key(named: &Named, generation: Generation) -> ObjectKey {
+    ObjectKey(format!("{}/{}", peer_key(named.id, generation).0, named.path))
+}
+
+/// The path in a note's key; empty where it has none.
+pub(super) fn noted_path(key: &ObjectKey) -> &str {
+    // Behind `.tierfs-gateway/peer/ID.GENERATION`.
+    key.0.splitn(4, '/').nth(3).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -147,6 +158,12 @@ mod tests {
                 assert_eq!(Named::parse(&named.key(verb).0), Some((named.clone(), verb)));
             }
         }
+        for path in ["a.b/c d", "", "x/.y./z"] {
+            let named = Named::new(PairFileId([0xa1; 16]), node, Some(Path::new(path)));
+            assert_eq!(noted_path(&note_key(&named, Generation(7))), path);
+            assert!(!named.call_key().is_empty());
+        }
+        assert_eq!(noted_path(&peer_key(PairFileId([0xa1; 16]), Generation(7))), "");
         assert!(Named::new(PairFileId([0; 16]), node, Some(Path::new(&"x".repeat(2_000)))).path.is_empty());
     }
 
