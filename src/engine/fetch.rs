@@ -176,11 +176,14 @@ impl Fill {
         self.recall.wrote.store(true, Ordering::SeqCst);
         let (this, file) = (self.clone(), file.clone());
         let hole = !self.spoilt.lock().contains(&chunk);
-        let written = blocking(move || match this.is_patched() {
+        let write = move || match this.is_patched() {
             true => this.write_around(&*file, place, Some(&content)),
             false => content.write(&*file, place.offset, hole),
-        });
-        match written.await? {
+        };
+        // Those of a large file wait for each other.
+        let written =
+            if self.object.chunks() == 1 { self.engine.hands.run(write).await } else { blocking(write).await };
+        match written? {
             Ok(()) => self.recall.arrived(chunk),
             Err(error) => {
                 // Some of it may be there.

@@ -168,7 +168,7 @@ impl Fill {
             return Ok(());
         }
         let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
-        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
+        self.engine.hands.run(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Fill {
     /// Opens the file and finds what is in it.
     async fn look(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
         let this = self.clone();
-        blocking(move || {
+        let look = move || {
             let flags = if this.engine.lower.features().read_only {
                 OpenFlags { read: true, no_atime: true, ..Default::default() }
             } else if this.is_patched() {
@@ -272,8 +272,8 @@ impl Fill {
                 this.recall.with_plan(|plan| plan.perhaps(plan.chunks_of(range)));
             }
             Ok(file)
-        })
-        .await?
+        };
+        self.engine.hands.run(look).await?
     }
 
     fn changed_below(&self) -> EngineError {

@@ -15,6 +15,7 @@ mod facts;
 mod failures;
 mod fetch;
 mod fill;
+mod hands;
 mod hashes;
 mod health;
 mod history;
@@ -184,6 +185,8 @@ pub struct Engine {
     peer_manifests: peer::Manifests,
     announcing: announce::Announcing,
     packer: packing::Packer,
+    /// For short steps of many files.
+    hands: Arc<hands::Hands>,
 }
 
 impl Engine {
@@ -234,6 +237,7 @@ impl Engine {
             peer_manifests: peer::Manifests::default(),
             announcing: announce::Announcing::default(),
             packer: packing::Packer::default(),
+            hands: Arc::default(),
         };
         engine.find_choices();
         Arc::new(engine)
