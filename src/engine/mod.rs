@@ -7,6 +7,7 @@ mod adopt;
 mod after_recall;
 mod announce;
 mod archive;
+mod bulk;
 mod cell;
 mod choices;
 mod content;
@@ -185,6 +186,7 @@ pub struct Engine {
     peer_manifests: peer::Manifests,
     announcing: announce::Announcing,
     packer: packing::Packer,
+    bulk: bulk::Bulk,
     /// For short steps of many files.
     hands: Arc<hands::Hands>,
 }
@@ -237,6 +239,7 @@ impl Engine {
             peer_manifests: peer::Manifests::default(),
             announcing: announce::Announcing::default(),
             packer: packing::Packer::default(),
+            bulk: bulk::Bulk::default(),
             hands: Arc::default(),
         };
         engine.find_choices();
