@@ -255,17 +255,23 @@ impl Engine {
         let Open { remote, uid, mut waiting, .. } = open;
         // Who has left meanwhile needs nothing.
         waiting.retain(|waiting| !waiting.answer.is_closed());
-        let fetches = runs(waiting).into_iter().filter(|(_, members)| members.len() > 1).map(|(range, members)| {
+        let fetches = runs(waiting).into_iter().filter(|(_, members)| members.len() > 1).map(|(range, mut members)| {
             let (this, pack, remote) = (&self, &pack, &remote);
             async move {
-                let permit = this.slots.acquire(Class::Bulk, uid, range.len).await.ok()?;
-                // A failure is not told: each asks by himself then, and hears what is wrong with his own.
-                let got = remote.get(&pack.pack, range, Some(&pack.etag)).await;
-                let got = got.inspect_err(
-                    |error| tracing::info!(pack = %pack.pack, "its members are fetched one by one: {error}"),
-                );
-                let bytes = got.ok().filter(|bytes| bytes.len() as u64 == range.len)?;
-                let all = Bytes::from_owner(Fetched { bytes, _permit: permit });
+                let fetch = async {
+                    let permit = this.slots.acquire(Class::Bulk, uid, range.len).await.ok()?;
+                    // A failure is not told: each asks by himself then, and hears what is wrong with his own.
+                    let got = remote.get(&pack.pack, range, Some(&pack.etag)).await.inspect_err(
+                        |error| tracing::info!(pack = %pack.pack, "its members are fetched one by one: {error}"),
+                    );
+                    let bytes = got.ok().filter(|bytes| bytes.len() as u64 == range.len)?;
+                    Some(Bytes::from_owner(Fetched { bytes, _permit: permit }))
+                };
+                let all = tokio::select! {
+                    biased;
+                    all = fetch => all?,
+                    () = left(&mut members) => return None,
+                };
                 for Waiting { range: part, answer } in members {
                     let at = (part.offset - range.offset) as usize;
                     // Who has left meanwhile gives his part back.
@@ -275,6 +281,13 @@ impl Engine {
             }
         });
         futures::future::join_all(fetches).await;
+    }
+}
+
+/// Ends when nobody waits any more.
+async fn left(members: &mut [Waiting]) {
+    for member in members {
+        member.answer.closed().await;
     }
 }
 

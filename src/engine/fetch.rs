@@ -193,10 +193,7 @@ impl Fill {
             true => this.write_around(&*file, place, Some(&content)),
             false => content.write(&*file, place.offset, hole),
         };
-        // Those of a large file wait for each other.
-        let written =
-            if self.object.chunks() == 1 { self.engine.hands.run(write).await } else { blocking(write).await };
-        match written? {
+        match self.step(write).await? {
             Ok(()) => self.recall.arrived(chunk),
             Err(error) => {
                 // Some of it may be there.

@@ -22,6 +22,7 @@ use super::recall::Recall;
 use super::session::date;
 use super::slots::Permit;
 use super::{Engine, blocking, moving};
+use crate::admission::Class;
 use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
 use crate::record::{Claim, ObjectRef, is_peer_key};
@@ -93,6 +94,12 @@ impl Fill {
             spoilt,
             writing,
         })
+    }
+
+    /// A step of local I/O. Those of many small files that nobody waits for by name share threads.
+    pub(super) async fn step<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
+        let bulk = self.object.chunks() == 1 && self.engine.running.class_of(self.cell.node.id).0 == Class::Bulk;
+        if bulk { self.engine.hands.run(work).await } else { blocking(work).await }
     }
 
     pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
@@ -168,7 +175,7 @@ impl Fill {
             return Ok(());
         }
         let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
-        self.engine.hands.run(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
+        self.step(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
         Ok(())
     }
@@ -273,7 +280,7 @@ impl Fill {
             }
             Ok(file)
         };
-        self.engine.hands.run(look).await?
+        self.step(look).await?
     }
 
     fn changed_below(&self) -> EngineError {
