@@ -172,7 +172,7 @@ impl Engine {
         let _memory = self.memory_for_packing(before.size).await?;
         let source = HashingSource::new(file.clone(), before.size, target.chunk_size(before.size));
         let changed = || EngineError::Refused { file: cell.node.id, why: Refusal::Changed };
-        let content = source.read(ByteRange { offset: 0, len: before.size }).await.map_err(|_| changed())?;
+        let content = source.whole(&self.hands).await.map_err(|_| changed())?;
         self.check_unchanged(cell, file, before)?;
         let root = source.manifest().map(|manifest| manifest.root());
         let metadata = self.metadata_of(cell, path, target, before, generation, root)?;
@@ -366,7 +366,7 @@ impl Engine {
         if !record.fits() {
             return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::RecordTooLong });
         }
-        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        self.lower.save_record_through(&cell.node, file, &record.encode()).map_err(&failed)?;
         kill::point("archive.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Dual));

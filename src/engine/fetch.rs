@@ -13,7 +13,7 @@ use super::error::EngineError;
 use super::fill::Fill;
 use super::plan::Run;
 use crate::kill;
-use crate::ports::{LowerError, LowerFile, RemoteError, RemoteErrorKind};
+use crate::ports::{LowerError, LowerFile, RemoteError, RemoteErrorKind, whole};
 use crate::types::{ByteRange, ContentHash};
 
 /// Chunks that are asked for before it is known whether they are zeros.
@@ -92,11 +92,21 @@ impl Fill {
     ) -> Result<(), Bad> {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
-        let _slot =
-            self.while_wanted(&chunks, self.slot(wanted, u64::from(self.object.chunk_size).min(range.len))).await??;
-        let begun = Instant::now();
-        let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
-        let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
+        let in_bulk = self.engine.content_in_bulk(self.cell.node.id, &self.object, range);
+        let in_bulk = self.while_wanted(&chunks, in_bulk).await?;
+        let by_itself = in_bulk.is_none();
+        let (_slot, begun, mut body);
+        match in_bulk {
+            // It has its memory.
+            Some(all) => (_slot, begun, body) = (None, Instant::now(), whole(all)),
+            None => {
+                let slot = self.slot(wanted, u64::from(self.object.chunk_size).min(range.len));
+                _slot = Some(self.while_wanted(&chunks, slot).await??);
+                begun = Instant::now();
+                let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
+                body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
+            }
+        }
         let (mut first, mut piece) = (None, Bytes::new());
         for chunk in chunks.clone() {
             let place = self.object.chunk_range(chunk as u64);
@@ -123,6 +133,9 @@ impl Fill {
             }
             self.put(file, chunk, place, content).await?;
             *at = chunk + 1;
+        }
+        if !by_itself {
+            return Ok(());
         }
         let first = first.unwrap_or_default();
         self.engine.line.note(first, begun.elapsed().saturating_sub(first), range.len);
@@ -176,11 +189,11 @@ impl Fill {
         self.recall.wrote.store(true, Ordering::SeqCst);
         let (this, file) = (self.clone(), file.clone());
         let hole = !self.spoilt.lock().contains(&chunk);
-        let written = blocking(move || match this.is_patched() {
+        let write = move || match this.is_patched() {
             true => this.write_around(&*file, place, Some(&content)),
             false => content.write(&*file, place.offset, hole),
-        });
-        match written.await? {
+        };
+        match self.step(write).await? {
             Ok(()) => self.recall.arrived(chunk),
             Err(error) => {
                 // Some of it may be there.

@@ -22,6 +22,7 @@ use super::recall::Recall;
 use super::session::date;
 use super::slots::Permit;
 use super::{Engine, blocking, moving};
+use crate::admission::Class;
 use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
 use crate::record::{Claim, ObjectRef, is_peer_key};
@@ -93,6 +94,12 @@ impl Fill {
             spoilt,
             writing,
         })
+    }
+
+    /// A step of local I/O. Those of many small files that nobody waits for by name share threads.
+    pub(super) async fn step<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
+        let bulk = self.object.chunks() == 1 && self.engine.running.class_of(self.cell.node.id).0 == Class::Bulk;
+        if bulk { self.engine.hands.run(work).await } else { blocking(work).await }
     }
 
     pub(super) fn failed(&self) -> impl Fn(LowerError) -> EngineError + use<> {
@@ -168,7 +175,7 @@ impl Fill {
             return Ok(());
         }
         let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
-        blocking(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
+        self.step(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
         kill::point("recall.dated");
         Ok(())
     }
@@ -245,7 +252,7 @@ impl Fill {
     /// Opens the file and finds what is in it.
     async fn look(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
         let this = self.clone();
-        blocking(move || {
+        let look = move || {
             let flags = if this.engine.lower.features().read_only {
                 OpenFlags { read: true, no_atime: true, ..Default::default() }
             } else if this.is_patched() {
@@ -272,8 +279,8 @@ impl Fill {
                 this.recall.with_plan(|plan| plan.perhaps(plan.chunks_of(range)));
             }
             Ok(file)
-        })
-        .await?
+        };
+        self.step(look).await?
     }
 
     fn changed_below(&self) -> EngineError {

@@ -1,6 +1,6 @@
 //! Jobs: the same action on many files, several at a time.
 //!
-//! Invariant: a job holds at most `Limits::transfers` files in hand, and besides [`PACKED_IN_HAND`] that go into packs, whatever the number of its files.
+//! Invariant: a job holds at most `Limits::transfers` files in hand, and besides [`PACKED_IN_HAND`] that go into packs or come from them, whatever the number of its files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Engine;
 use super::announce::Finished;
+use super::bulk::Coming;
 use super::cell::HOLLOW;
 use super::error::{EngineError, EngineResult, Unfit};
 use super::verify::{Checked, Verified};
@@ -30,7 +31,7 @@ pub const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::f
 /// so tries again himself (`control::by_xattr`).
 const IN_USE_PAUSES_LOCKED: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
 
-/// Files in hand that go into packs: enough to fill one while another is stored.
+/// Files in hand that go into packs, or come from them: enough to fill one while another is stored, or fetched.
 const PACKED_IN_HAND: usize = 1024;
 
 /// How long a job waits for another transfer of a file.
@@ -138,16 +139,21 @@ impl Engine {
     ) -> EngineResult<()> {
         let mut failed_in_a_row = 0;
         let mut open = true;
-        // Of those that run, who goes into packs.
+        let mut listing = (kind == JobKind::Recall).then(|| self.list_recalls());
+        // Of those that run, who goes into packs, or comes from one.
         let mut packed = 0;
         while open || !running.is_empty() {
             let room = running.len() - packed < self.limits.transfers && packed < PACKED_IN_HAND;
             tokio::select! {
                 candidate = candidates.recv(), if open && room => match candidate {
-                    None => open = false,
+                    None => {
+                        open = false;
+                        drop(listing.take());
+                    }
                     Some(file) => {
                         // Decided once: a pair can change while the file is in hand.
-                        let packs = self.is_packed_by(kind, &file);
+                        let announced = self.announce(kind, &file);
+                        let packs = announced.is_some() || self.is_packed_by(kind, &file);
                         packed += usize::from(packs);
                         let (this, asker) = (self.clone(), asker.clone());
                         running.spawn_on(async move {
@@ -156,6 +162,7 @@ impl Engine {
                                 Asker::Policy => Arc::default(),
                             };
                             let ended = this.run_patiently(kind, &file, &who, &IN_USE_PAUSES).await;
+                            drop(announced);
                             let outcome = ended.unwrap_or_else(Outcome::Failed);
                             let later = matches!(&outcome, Outcome::Failed(error) if error.is_transient());
                             if !(later && asker == Asker::Policy) {
@@ -203,6 +210,12 @@ impl Engine {
         copies
             && self.all_targets().iter().any(|target| target.pack.is_some())
             && self.target_for(&file.node).is_ok_and(|target| target.packs(file.attr.size))
+    }
+
+    /// A file whose content is in a pack comes back with others of the job.
+    fn announce(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> Option<Coming> {
+        let recalls = kind == JobKind::Recall && file.attr.kind == FileKind::Regular && !self.gives_to_peer();
+        recalls.then(|| self.cells.get(&file.node).ok()).flatten().and_then(|cell| self.announce_recall(cell))
     }
 
     /// One file, with patience for what passes.

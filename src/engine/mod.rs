@@ -7,6 +7,7 @@ mod adopt;
 mod after_recall;
 mod announce;
 mod archive;
+mod bulk;
 mod cell;
 mod choices;
 mod content;
@@ -15,6 +16,7 @@ mod facts;
 mod failures;
 mod fetch;
 mod fill;
+mod hands;
 mod hashes;
 mod health;
 mod history;
@@ -184,6 +186,9 @@ pub struct Engine {
     peer_manifests: peer::Manifests,
     announcing: announce::Announcing,
     packer: packing::Packer,
+    bulk: bulk::Bulk,
+    /// For short steps of many files.
+    hands: Arc<hands::Hands>,
 }
 
 impl Engine {
@@ -234,6 +239,8 @@ impl Engine {
             peer_manifests: peer::Manifests::default(),
             announcing: announce::Announcing::default(),
             packer: packing::Packer::default(),
+            bulk: bulk::Bulk::default(),
+            hands: Arc::default(),
         };
         engine.find_choices();
         Arc::new(engine)

@@ -319,12 +319,14 @@ async fn put_pack(remote: &dyn Remote, pack: &PackName, members: &[Noted]) -> Re
     };
     let index = Index::new(members.iter().map(entry).collect()).expect("they were laid out in order");
     let contents = members.last().map_or(0, |last| last.range.end());
-    let mut body = vec![0; contents as usize];
+    let index = index.encode();
+    let mut body = Vec::with_capacity(contents as usize + index.len());
     for member in members {
         // Who could not be noted has left a gap.
-        body[member.range.offset as usize..member.range.end() as usize].copy_from_slice(&member.file.content);
+        body.resize(member.range.offset as usize, 0);
+        body.extend_from_slice(&member.file.content);
     }
-    body.extend_from_slice(&index.encode());
+    body.extend_from_slice(&index);
     let (key, len) = (pack.key(), body.len() as u64);
     let metadata = [(SHARE_METADATA.to_owned(), pack.share.clone())];
     let stored = remote.put(&key, len, Arc::new(MemorySource(body.into())), &metadata).await?;

@@ -112,7 +112,7 @@ impl Engine {
         }
         let exclusive = {
             let (this, cell, confirmed) = (self.clone(), cell.clone(), object.clone());
-            let marked = blocking(move || {
+            let marked = self.hands.run(move || {
                 let mut inner = cell.lock();
                 this.mark_releasing(&cell, &mut inner, claim, &confirmed)
             });
@@ -225,7 +225,7 @@ impl Engine {
         }
         let mut record = inner.record.clone();
         record.claim = Claim::Releasing;
-        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        self.lower.save_record_through(&cell.node, &*file, &record.encode()).map_err(&failed)?;
         kill::point("release.recorded");
         inner.record = record;
         inner.machine.apply(Event::Saved(Claim::Releasing));
@@ -260,15 +260,16 @@ impl Engine {
         kill::point("release.synced");
         cell.lock().machine.apply(Event::ReleaseMarked);
         let (lower, node, mtime) = (self.lower.clone(), cell.node, object.mtime);
-        let punched = blocking(move || {
+        let punch = move || {
             exclusive.file.punch_all()?;
             kill::point("release.punched");
             lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
             kill::point("release.dated");
             Ok(exclusive)
-        })
-        .await?
-        .map_err(&failed);
+        };
+        // The blocks of a large file take a while.
+        let punched = if object.chunks() == 1 { self.hands.run(punch).await } else { blocking(punch).await };
+        let punched = punched?.map_err(&failed);
         let durable = match punched {
             // The lease is held until the stub is complete.
             Ok(exclusive) => {
@@ -278,12 +279,12 @@ impl Engine {
         };
         let mut inner = cell.lock();
         inner.shown_mtime = None;
-        let saved = durable.and_then(|_exclusive| {
+        let saved = durable.and_then(|exclusive| {
             kill::point("release.freed");
             inner.machine.apply(Event::ReleasePunched);
             let mut record = inner.record.clone();
             record.claim = Claim::Stub;
-            self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+            self.lower.save_record_through(&cell.node, &*exclusive.file, &record.encode()).map_err(&failed)?;
             kill::point("release.ended");
             inner.record = record;
             inner.machine.apply(Event::Saved(Claim::Stub));

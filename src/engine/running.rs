@@ -114,11 +114,25 @@ pub struct RequesterStatus {
 
 impl Running {
     /// As what a file's recall is fetched, and for whom. What nobody is known to have asked for is somebody's who waits.
-    fn class_of(&self, file: FileId) -> (Class, u32) {
+    pub(super) fn class_of(&self, file: FileId) -> (Class, u32) {
         let listed =
             self.files.lock().get(&file).map(|entry| (entry.class, entry.requesters.first().map_or(0, |who| who.uid)));
         let asking = self.asking.lock().get(&file).and_then(|line| line.iter().min().copied());
         listed.into_iter().chain(asking).min().unwrap_or((Class::Interactive, 0))
+    }
+
+    /// Waits until somebody of a higher class than `class` wants the file's recall.
+    pub(super) async fn until_above(&self, file: FileId, class: Class) {
+        loop {
+            let raised = self.raised.notified();
+            tokio::pin!(raised);
+            // Registered before looking, or somebody who joins in between would be missed.
+            raised.as_mut().enable();
+            if self.class_of(file).0 < class {
+                return;
+            }
+            raised.await;
+        }
     }
 
     /// The recall of a file that is to be ended; remembers for whom.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::blocking;
+use super::hands::Hands;
 use crate::kill;
 use crate::ports::{LowerFile, ObjectSource, SourceError};
 use crate::remote::manifest::Manifest;
@@ -35,7 +36,41 @@ impl HashingSource {
         let hashes = self.hashes.lock().iter().copied().collect::<Option<Vec<_>>>()?;
         Manifest::new(self.len, self.chunk_size, hashes).ok()
     }
+
+    /// All of a small file.
+    pub(super) async fn whole(&self, hands: &Arc<Hands>) -> Result<Bytes, SourceError> {
+        let all = ByteRange { offset: 0, len: self.len };
+        let read = hands.run(self.reading(all)).await.map_err(|error| SourceError(error.to_string()))?;
+        self.keep(all, read)
+    }
+
+    /// Reads whole chunks, and hashes them while they are in the processor's cache.
+    fn reading(&self, range: ByteRange) -> impl FnOnce() -> ReadChunks + Send + 'static {
+        let (file, chunk_size) = (self.file.clone(), self.chunk_size as usize);
+        move || {
+            let mut buffer = vec![0; range.len as usize];
+            let got = file.read_at(&mut buffer, range.offset).map_err(|error| error.to_string())?;
+            if got != buffer.len() {
+                return Err("the file became shorter".to_owned());
+            }
+            let hashes: Vec<_> = buffer.chunks(chunk_size).map(ContentHash::of).collect();
+            Ok((buffer, hashes))
+        }
+    }
+
+    fn keep(&self, range: ByteRange, read: ReadChunks) -> Result<Bytes, SourceError> {
+        let (buffer, hashes) = read.map_err(SourceError)?;
+        kill::point("archive.read");
+        let first = (range.offset / u64::from(self.chunk_size)) as usize;
+        for (slot, hash) in self.hashes.lock()[first..].iter_mut().zip(hashes) {
+            *slot = Some(hash);
+        }
+        Ok(buffer.into())
+    }
 }
+
+/// What was read, with the hash of each chunk; or why it was not.
+type ReadChunks = Result<(Vec<u8>, Vec<ContentHash>), String>;
 
 #[async_trait]
 impl ObjectSource for HashingSource {
@@ -48,23 +83,8 @@ impl ObjectSource for HashingSource {
                 range.offset, range.len
             )));
         }
-        let file = self.file.clone();
-        let read = blocking(move || {
-            let mut buffer = vec![0; range.len as usize];
-            let got = file.read_at(&mut buffer, range.offset).map_err(|error| error.to_string())?;
-            if got != buffer.len() {
-                return Err("the file became shorter".to_owned());
-            }
-            let hashes: Vec<_> = buffer.chunks(chunk_size as usize).map(ContentHash::of).collect();
-            Ok((buffer, hashes))
-        });
-        let (buffer, hashes) = read.await.map_err(|error| SourceError(error.to_string()))?.map_err(SourceError)?;
-        kill::point("archive.read");
-        let first = (range.offset / chunk_size) as usize;
-        for (slot, hash) in self.hashes.lock()[first..].iter_mut().zip(hashes) {
-            *slot = Some(hash);
-        }
-        Ok(buffer.into())
+        let read = blocking(self.reading(range)).await.map_err(|error| SourceError(error.to_string()))?;
+        self.keep(range, read)
     }
 }
 

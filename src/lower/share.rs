@@ -450,6 +450,13 @@ impl Lower for Share {
         self.set_xattr(node, OsStr::new(self.record_xattr()), record, 0)
     }
 
+    fn save_record_through(&self, node: &Inode, file: &dyn LowerFile, record: &[u8]) -> LowerResult<()> {
+        match file.as_fd() {
+            Some(fd) => xattr::set_open(fd, OsStr::new(self.record_xattr()), record),
+            None => self.save_record(node, record),
+        }
+    }
+
     /// Cheapest with the file's own open descriptor ([`LowerFile::sync`]), which also sees write-back errors from before
     /// this call that somebody else was told of. Symlinks and special nodes take a `syncfs`.
     fn sync_node(&self, node: &Inode) -> LowerResult<()> {

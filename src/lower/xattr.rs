@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{XattrFlags, fgetxattr, getxattr, listxattr, removexattr, setxattr};
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, getxattr, listxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
 use super::Step;
@@ -41,6 +41,11 @@ pub(super) fn list(fd: BorrowedFd<'_>) -> LowerResult<Vec<OsString>> {
 pub(super) fn set(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8], flags: i32) -> LowerResult<()> {
     let flags = XattrFlags::from_bits_retain(flags as u32);
     setxattr(FdPath::new(fd).as_c_str(), name, value, flags).step("setxattr")
+}
+
+/// On a descriptor open for I/O, for reading only as well.
+pub(super) fn set_open(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> LowerResult<()> {
+    fsetxattr(fd, name, value, XattrFlags::empty()).step("fsetxattr")
 }
 
 pub(super) fn remove(fd: BorrowedFd<'_>, name: &OsStr) -> LowerResult<()> {

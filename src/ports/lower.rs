@@ -376,6 +376,10 @@ pub trait Lower: Send + Sync {
     }
     /// Stores a record. Durable only after [`Lower::sync_node`] or [`Lower::sync_all`].
     fn save_record(&self, node: &Inode, record: &[u8]) -> LowerResult<()>;
+    /// As [`Lower::save_record`], by way of `file`, which is the inode, open: cheaper.
+    fn save_record_through(&self, node: &Inode, _file: &dyn LowerFile, record: &[u8]) -> LowerResult<()> {
+        self.save_record(node, record)
+    }
 
     /// Makes one inode's data and attributes, record included, durable (`fsync`). Must not need write permission on the inode.
     fn sync_node(&self, node: &Inode) -> LowerResult<()>;

@@ -19,7 +19,7 @@ pub use lower::{
 };
 pub use remote::{
     AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,
-    RestoreState, SourceError, Stored,
+    RestoreState, SourceError, Stored, whole,
 };
 
 use crate::types::Timestamp;

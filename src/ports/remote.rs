@@ -125,7 +125,11 @@ pub trait Body: Send {
     async fn next(&mut self) -> RemoteResult<Option<Bytes>>;
 }
 
-/// A body that has come.
+/// A body that has come, not empty.
+pub fn whole(bytes: Bytes) -> Box<dyn Body> {
+    Box::new(Whole(Some(bytes)))
+}
+
 struct Whole(Option<Bytes>);
 
 #[async_trait]
@@ -167,7 +171,7 @@ pub trait Remote: Send + Sync {
     /// the transfer.
     async fn stream(&self, key: &ObjectKey, range: ByteRange, etag: Option<&str>) -> RemoteResult<Box<dyn Body>> {
         let whole = self.get(key, range, etag).await?;
-        Ok(Box::new(Whole(Some(whole))))
+        Ok(self::whole(whole))
     }
     /// All of an object whose length is not known; Corrupt if it is longer than `len_max` bytes (or empty).
     async fn get_all(&self, key: &ObjectKey, len_max: u64) -> RemoteResult<Bytes> {

@@ -25,6 +25,7 @@ mod listing;
 mod migrate;
 mod namespace;
 mod packs;
+mod packs_bulk;
 mod pairs;
 mod partial;
 mod patched;

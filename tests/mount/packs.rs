@@ -12,26 +12,26 @@ use crate::rig::*;
 
 const PACKED: [&str; 2] = ["--pack", "true"];
 
-fn setup(retention: &'static str) -> Setup {
+pub fn setup(retention: &'static str) -> Setup {
     // One process reads them all.
     Setup { retention, pair: PACKED.to_vec(), mount: vec!["-o", "recall_scan=off"], ..Setup::default() }
 }
 
 /// Small files of many lengths in `dir`, by name.
-fn populate(rig: &Rig, dir: &str, files: usize) -> BTreeMap<String, Vec<u8>> {
+pub fn populate(rig: &Rig, dir: &str, files: usize) -> BTreeMap<String, Vec<u8>> {
     fs::create_dir_all(rig.mnt(dir)).unwrap();
     let name = |n: usize| format!("{dir}/f{n}");
     (0..files).map(|n| (name(n), rig.write(&name(n), 1 + n * 997 % (CHUNK - 1)))).collect()
 }
 
 /// Keys of all packs, without the pair's prefix.
-fn packs(rig: &Rig) -> BTreeSet<String> {
+pub fn packs(rig: &Rig) -> BTreeSet<String> {
     rig.all_objects().into_iter().filter(|key| key.starts_with(".tierfs/packs/")).collect()
 }
 
 /// The pack that a file's content is in, without the pair's prefix.
 #[track_caller]
-fn pack_of(rig: &Rig, name: &str) -> String {
+pub fn pack_of(rig: &Rig, name: &str) -> String {
     let record = rig.record(name).unwrap();
     let object = record.object.as_ref().unwrap();
     let place = place_of(&object.key).unwrap_or_else(|| panic!("{name} is not in a pack: {}", object.key));
@@ -41,7 +41,7 @@ fn pack_of(rig: &Rig, name: &str) -> String {
 
 /// Those of the files that are in packs. Who comes late, on a busy machine, may have an object of its own.
 #[track_caller]
-fn members<'a>(rig: &Rig, files: &'a BTreeMap<String, Vec<u8>>) -> Vec<&'a str> {
+pub fn members<'a>(rig: &Rig, files: &'a BTreeMap<String, Vec<u8>>) -> Vec<&'a str> {
     let in_pack = |name: &&String| {
         let object = rig.record(name).unwrap().object;
         object.is_some_and(|object| place_of(&object.key).is_some())
@@ -51,12 +51,12 @@ fn members<'a>(rig: &Rig, files: &'a BTreeMap<String, Vec<u8>>) -> Vec<&'a str> 
     members
 }
 
-fn same(rig: &Rig, files: &BTreeMap<String, Vec<u8>>) {
+pub fn same(rig: &Rig, files: &BTreeMap<String, Vec<u8>>) {
     files.iter().for_each(|(name, content)| rig.same(name, content));
 }
 
 /// Waits until the transfers' notes are gone: the daemon takes them away behind the answer.
-fn rest(rig: &Rig) {
+pub fn rest(rig: &Rig) {
     wait_for("the notes' end", || rig.info()["intents"][0] == 0);
 }
 
