@@ -12,8 +12,9 @@ use super::content::Content;
 use super::error::EngineError;
 use super::fill::Fill;
 use super::plan::Run;
+use super::slots::Permit;
 use crate::kill;
-use crate::ports::{LowerError, LowerFile, RemoteError, RemoteErrorKind};
+use crate::ports::{LowerError, RemoteError, RemoteErrorKind};
 use crate::types::{ByteRange, ContentHash};
 
 /// Chunks that are asked for before it is known whether they are zeros.
@@ -40,7 +41,7 @@ impl From<EngineError> for Bad {
 
 impl Fill {
     /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
-    pub(super) async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> Result<(), Bad> {
+    pub(super) async fn fetch(self: &Arc<Self>, run: &Run) -> Result<(), Bad> {
         let mut at = run.chunks.start;
         let mut again = None;
         if run.chunks.len() > FEW {
@@ -49,8 +50,9 @@ impl Fill {
         }
         while at < run.chunks.end {
             if self.is_zeros(at) {
+                let file = self.file().await?;
                 if self.is_patched() {
-                    let (this, file, place) = (self.clone(), file.clone(), self.object.chunk_range(at as u64));
+                    let (this, place) = (self.clone(), self.object.chunk_range(at as u64));
                     blocking(move || this.write_around(&*file, place, None)).await?.map_err(self.failed())?;
                 }
                 self.recall.arrived(at);
@@ -58,7 +60,7 @@ impl Fill {
                 continue;
             }
             let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
-            let mut fetched = self.request(&file, at..end, run.wanted, &mut at).await;
+            let mut fetched = self.request(at..end, run.wanted, &mut at).await;
             if let Err(Bad::Else(error)) = &fetched
                 && is_archived(error)
             {
@@ -85,15 +87,16 @@ impl Fill {
     /// One request. `at` moves on with each chunk that is there.
     async fn request(
         self: &Arc<Self>,
-        file: &Arc<dyn LowerFile>,
         chunks: Range<usize>,
         wanted: bool,
         at: &mut usize,
     ) -> Result<(), Bad> {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
-        let _slot =
-            self.while_wanted(&chunks, self.slot(wanted, u64::from(self.object.chunk_size).min(range.len))).await??;
+        // What is written is in memory one chunk after the other; what is only served may be so all at once.
+        let kept = self.recall.keeps();
+        let in_memory = if kept { u64::from(self.object.chunk_size).min(range.len) } else { range.len };
+        let slot = self.while_wanted(&chunks, self.slot(wanted, in_memory)).await??;
         let begun = Instant::now();
         let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
         let mut body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
@@ -121,8 +124,12 @@ impl Fill {
                 tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
                 return Err(Bad::Body(self.corrupt(place)));
             }
-            self.put(file, chunk, place, content).await?;
+            self.put(chunk, place, content, &slot).await?;
             *at = chunk + 1;
+            if kept && !self.recall.keeps() {
+                // There is room for this one only: the others are asked for with room for all of them.
+                return Ok(());
+            }
         }
         let first = first.unwrap_or_default();
         self.engine.line.note(first, begun.elapsed().saturating_sub(first), range.len);
@@ -156,14 +163,15 @@ impl Fill {
     /// Serves a chunk that is verified from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
     async fn put(
         self: &Arc<Self>,
-        file: &Arc<dyn LowerFile>,
         chunk: usize,
         place: ByteRange,
         content: Content,
+        slot: &Permit,
     ) -> Result<(), Bad> {
+        let file = self.file().await?;
         let keeps = self.recall.keeps();
         self.engine.totals.fetched_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
-        self.recall.hold(chunk, content.clone(), keeps);
+        self.recall.hold(chunk, content.clone(), keeps, slot.room());
         if !keeps {
             return Ok(());
         }
@@ -174,7 +182,7 @@ impl Fill {
             return Err(Bad::Unwanted);
         }
         self.recall.wrote.store(true, Ordering::SeqCst);
-        let (this, file) = (self.clone(), file.clone());
+        let this = self.clone();
         let hole = !self.spoilt.lock().contains(&chunk);
         let written = blocking(move || match this.is_patched() {
             true => this.write_around(&*file, place, Some(&content)),

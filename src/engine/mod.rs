@@ -17,6 +17,7 @@ mod fetch;
 mod fill;
 mod hashes;
 mod health;
+mod held;
 mod history;
 mod intents;
 mod jobs;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::Fs;
 use super::error::{FsError, FsResult};
 use super::requester::Requesters;
-use super::wait::Waiter;
+use super::wait::{Taken, Waiter};
 use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
 use crate::engine::{CUT_WITHIN, Cell, Demand, EngineError, EngineResult, Wish};
@@ -59,7 +59,7 @@ impl Drop for Share {
     }
 }
 
-/// What a request waits for. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile.
+/// What a request waits for; until the request has had its next attempt it may be nowhere else. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile.
 struct Unmet {
     demand: Option<Demand>,
     goes_on: bool,
@@ -67,11 +67,11 @@ struct Unmet {
 }
 
 impl Unmet {
-    async fn met(&mut self) -> EngineResult<()> {
-        let Some(demand) = &self.demand else { return Ok(()) };
+    async fn met(mut self) -> EngineResult<Option<Demand>> {
+        let Some(demand) = &self.demand else { return Ok(None) };
         let ended = demand.met().await;
-        self.demand = None;
-        ended
+        let demand = self.demand.take();
+        ended.map(|()| demand)
     }
 }
 
@@ -208,7 +208,7 @@ impl Fs {
         range: Option<ByteRange>,
         opens: bool,
         waiter: Waiter,
-    ) -> FsResult<()> {
+    ) -> FsResult<Option<Taken>> {
         let file = cell.node.id;
         let who = self.gate.requesters.of(waiter);
         let (len, done) = {
@@ -224,7 +224,7 @@ impl Fs {
             }
             if self.gate.is_scan(&self.lower, cell, &who).await {
                 if opens {
-                    return Ok(());
+                    return Ok(None);
                 }
                 // What is read once need not stay. Who wants all of it is about to change it.
                 (class, keep) = (Class::Bulk, range.is_none());
@@ -233,9 +233,9 @@ impl Fs {
             _share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
         let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
-            return Ok(());
+            return Ok(None);
         };
-        let mut unmet = Unmet {
+        let unmet = Unmet {
             demand: Some(demand),
             goes_on: self.delays.passes_on(&who.program),
             runtime: self.engine.runtime.clone(),
@@ -244,9 +244,9 @@ impl Fs {
             // Somebody cuts the file to nothing, or has it set aside: the next attempt finds what is there then.
             Err(EngineError::Cancelled) => {
                 tokio::time::sleep(CUT_WITHIN).await;
-                Ok(())
+                Ok(None)
             }
-            ended => Ok(ended?),
+            ended => Ok(ended?.map(Taken::Content)),
         }
     }
 }
