@@ -85,12 +85,7 @@ impl Fill {
     }
 
     /// One request. `at` moves on with each chunk that is there.
-    async fn request(
-        self: &Arc<Self>,
-        chunks: Range<usize>,
-        wanted: bool,
-        at: &mut usize,
-    ) -> Result<(), Bad> {
+    async fn request(self: &Arc<Self>, chunks: Range<usize>, wanted: bool, at: &mut usize) -> Result<(), Bad> {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
         // What is written is in memory one chunk after the other; what is only served may be so all at once.
@@ -161,13 +156,7 @@ impl Fill {
     }
 
     /// Serves a chunk that is verified from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
-    async fn put(
-        self: &Arc<Self>,
-        chunk: usize,
-        place: ByteRange,
-        content: Content,
-        slot: &Permit,
-    ) -> Result<(), Bad> {
+    async fn put(self: &Arc<Self>, chunk: usize, place: ByteRange, content: Content, slot: &Permit) -> Result<(), Bad> {
         let file = self.file().await?;
         let keeps = self.recall.keeps();
         self.engine.totals.fetched_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);

@@ -83,8 +83,7 @@ impl Fill {
             (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
         let (moved, writing) = (AtomicBool::new(false), tokio::sync::Mutex::default());
         // What an interrupted handover has left of a peer's file is compared like any part.
-        let bare =
-            claim == Claim::Stub && !engine.is_leftover(cell.node.id, &object.key) && !is_peer_key(&object.key);
+        let bare = claim == Claim::Stub && !engine.is_leftover(cell.node.id, &object.key) && !is_peer_key(&object.key);
         Arc::new(Self {
             engine,
             cell,

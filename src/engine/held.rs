@@ -107,6 +107,11 @@ impl Held {
         gone
     }
 
+    /// Whether any chunk has the room of a request.
+    pub fn borrows(&self) -> bool {
+        self.chunks.iter().any(|chunk| matches!(chunk.room, Room::Request(_)))
+    }
+
     /// A chunk is in the file. It stays in memory as well where there is room for what is held. `None`: it was not here.
     pub fn written(&mut self, number: usize) -> Option<Gone> {
         let at = self.position(number)?;
@@ -127,11 +132,18 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
     use bytes::Bytes;
 
+    use super::super::line::Line;
+    use super::super::recall::{Demand, Recall, Wish};
     use super::*;
     use crate::admission::Class;
-    use crate::engine::SlotLimits;
+    use crate::engine::{Permit, SlotLimits};
+    use crate::types::{ByteRange, RecallPolicy};
 
     fn content(len: usize) -> Content {
         let mut content = Content::default();
@@ -140,7 +152,7 @@ mod tests {
     }
 
     /// Room for 30 bytes of requests, and 10 that are held.
-    async fn request(slots: &Arc<Slots>, bytes: u64) -> crate::engine::Permit {
+    async fn request(slots: &Arc<Slots>, bytes: u64) -> Permit {
         slots.acquire(Class::Interactive, 1, bytes).await.unwrap()
     }
 
@@ -191,5 +203,91 @@ mod tests {
         assert_eq!(held.written(1).unwrap().numbers().collect::<Vec<_>>(), [1]);
         assert!(held.written(1).is_none());
         assert_eq!((slots.held(), held.get(0).is_some()), ((0, 0), true));
+    }
+
+    /// A file of three chunks, of which nothing may stay.
+    fn file(slots: &Arc<Slots>) -> Arc<Recall> {
+        Recall::new((30, 10), false, RecallPolicy::PassThrough, Arc::new(Line::new(8)), slots.clone())
+    }
+
+    fn bytes(offset: u64, len: u64) -> ByteRange {
+        ByteRange { offset, len }
+    }
+
+    fn wants(file: &Arc<Recall>, range: ByteRange) -> Demand {
+        file.join(Wish { range: Some(range), keep: false }).unwrap()
+    }
+
+    fn poll<T>(waiting: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        match waiting.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Carries out the next request of a file, as soon as there is room for it: at once, or this fails.
+    fn fetches(file: &Arc<Recall>, slots: &Arc<Slots>) {
+        let run = file.next_run(false).unwrap();
+        let permit = poll(pin!(slots.acquire(Class::Interactive, 1, 10 * run.chunks.len() as u64))).unwrap().unwrap();
+        for chunk in run.chunks.clone() {
+            file.hold(chunk, content(10), false, permit.room());
+        }
+        file.run_ended(&run, None);
+    }
+
+    fn reads(file: &Arc<Recall>, range: ByteRange) -> bool {
+        file.read_held(range).is_some()
+    }
+
+    /// Readers of many files that are only served, each of which stays open.
+    #[test]
+    fn files_that_are_only_served_stay_within_the_bound_together() {
+        let slots = Slots::new(SlotLimits { fetches: 8, bytes: 40 });
+        let files: Vec<_> = (0..20).map(|_| file(&slots)).collect();
+        for (n, file) in files.iter().enumerate() {
+            let first = bytes(0, 10);
+            let demand = wants(file, first);
+            fetches(file, &slots);
+            assert!(reads(file, first), "{n}");
+            drop(demand);
+            let in_memory = files.iter().filter(|file| reads(file, first)).count();
+            assert_eq!(in_memory, (n + 1).min(4), "{n}");
+        }
+    }
+
+    #[test]
+    fn who_is_about_to_read_keeps_it_until_he_has() {
+        let slots = Slots::new(SlotLimits { fetches: 8, bytes: 40 });
+        let files: Vec<_> = (0..4).map(|_| file(&slots)).collect();
+        let mut demands = Vec::new();
+        for file in &files {
+            demands.push(wants(file, bytes(0, 10)));
+            fetches(file, &slots);
+        }
+        let mut next = pin!(slots.acquire(Class::Interactive, 2, 10));
+        assert!(poll(next.as_mut()).is_none(), "all is in use");
+        assert!(files.iter().all(|file| reads(file, bytes(0, 10))));
+        demands.pop();
+        assert!(poll(next.as_mut()).is_some());
+        assert_eq!(files.iter().filter(|file| reads(file, bytes(0, 10))).count(), 3);
+    }
+
+    /// Each has one chunk of two, and there is room for no more: nobody would ever have both.
+    #[test]
+    fn readers_across_chunks_do_not_wait_for_each_other() {
+        let slots = Slots::new(SlotLimits { fetches: 8, bytes: 27 });
+        let files: Vec<_> = (0..2).map(|_| file(&slots)).collect();
+        for file in &files {
+            let first = wants(file, bytes(0, 10));
+            fetches(file, &slots);
+            drop(first);
+        }
+        assert_eq!(slots.held(), (0, 20));
+        let demands: Vec<_> = files.iter().map(|file| wants(file, bytes(5, 10))).collect();
+        for (file, demand) in files.iter().zip(demands) {
+            fetches(file, &slots);
+            assert!(poll(pin!(demand.met())).is_some_and(|met| met.is_ok()));
+            assert!(reads(file, bytes(5, 10)));
+        }
     }
 }

@@ -5,8 +5,8 @@
 //! record partial → sync → note removed. Until the record says dual, nothing local is believed without its hash, so any lost step costs a refetch.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,6 @@ use super::plan::{Plan, Run};
 use super::readers::Readers;
 use super::slots::{RequestRoom, Slots, Spare};
 use crate::ports::{LowerFile, LowerResult};
-use crate::record::ObjectRef;
 use crate::types::{ByteRange, RecallPolicy};
 
 /// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
@@ -160,17 +159,16 @@ impl State {
 
 impl Recall {
     pub(super) fn new(
-        object: &ObjectRef,
+        (len, chunk_size): (u64, u64),
         may_keep: bool,
         policy: RecallPolicy,
         line: Arc<Line>,
         slots: Arc<Slots>,
     ) -> Arc<Self> {
-        let chunk_size = u64::from(object.chunk_size);
         Arc::new(Self {
             chunk_size,
             state: Mutex::new(State {
-                plan: Plan::new(object.len, chunk_size),
+                plan: Plan::new(len, chunk_size),
                 readers: Readers::default(),
                 held: Held::new(chunk_size),
                 failed: HashMap::new(),
@@ -469,17 +467,19 @@ impl Recall {
     /// A chunk is verified, and in memory, where its bytes have the room of the request that brought it; `stays`: until it is written, too.
     pub(super) fn hold(self: &Arc<Self>, chunk: usize, content: Content, stays: bool, of_request: &Arc<RequestRoom>) {
         self.bytes_done.fetch_add(content.len() as u64, Ordering::Relaxed);
-        if !self.spares.swap(true, Ordering::SeqCst) {
-            let this: Weak<Self> = Arc::downgrade(self);
-            self.slots.register(this);
-        }
         let mut state = self.state.lock();
         let State { plan, held, .. } = &mut *state;
         plan.is_held(chunk);
         let gone = held.add(chunk, content, stays, of_request, &self.slots, |other| plan.is_awaited(other));
         gone.numbers().filter(|other| *other != chunk).for_each(|other| _ = plan.dropped(other));
+        let borrows = held.borrows();
         drop(state);
         drop(gone);
+        // Before its request is over, and with it the first time that anything could be asked back.
+        if borrows && !self.spares.swap(true, Ordering::SeqCst) {
+            let this: Weak<Self> = Arc::downgrade(self);
+            self.slots.register(this);
+        }
         self.moved.notify_waiters();
     }
 

@@ -231,7 +231,12 @@ impl Slots {
 
     fn ask_back(&self) {
         let spares: Vec<_> = self.spares.lock().iter().filter_map(Weak::upgrade).collect();
-        spares.iter().for_each(|spare| spare.give_back());
+        for spare in spares {
+            if !self.is_waited_for() {
+                return;
+            }
+            spare.give_back();
+        }
     }
 
     /// Fetches that hold a permit now, and their bytes.

@@ -59,9 +59,12 @@ impl Drop for Share {
     }
 }
 
-/// What a request waits for; until the request has had its next attempt it may be nowhere else. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile.
+/// What a request waits for. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile. What has
+/// come may be nowhere else but with the demand, which is kept until the request has had its next attempt.
 struct Unmet {
     demand: Option<Demand>,
+    /// What it has of budgets, for as long as it goes on.
+    share: Option<Share>,
     goes_on: bool,
     runtime: Handle,
 }
@@ -78,8 +81,12 @@ impl Unmet {
 impl Drop for Unmet {
     fn drop(&mut self) {
         if let Some(demand) = self.demand.take().filter(|_| self.goes_on) {
-            // Whether it is there then or not, its client asks again.
-            self.runtime.spawn(async move { tokio::time::timeout(GOES_ON, demand.met()).await.map(drop) });
+            let share = self.share.take();
+            self.runtime.spawn(async move {
+                // Whether it is there then or not, its client asks again.
+                let _ = tokio::time::timeout(GOES_ON, demand.met()).await;
+                drop(share);
+            });
         }
     }
 }
@@ -216,7 +223,7 @@ impl Fs {
             let away = inner.record.object.as_ref().filter(|_| !inner.machine.is_local());
             (away.map(|object| object.len), inner.recall.as_ref().map_or(0, |recall| recall.bytes_done()))
         };
-        let (mut class, mut keep, mut _share) = (Class::Interactive, true, None);
+        let (mut class, mut keep, mut share) = (Class::Interactive, true, None);
         // Else nothing is fetched: it is here, or what is in doubt is settled.
         if let Some(len) = len {
             if self.gate.refuses(&who) {
@@ -230,13 +237,14 @@ impl Fs {
                 (class, keep) = (Class::Bulk, range.is_none());
             }
             let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
-            _share = self.gate.share(&who, file, Wanted { done, more }).await;
+            share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
         let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
             return Ok(None);
         };
         let unmet = Unmet {
             demand: Some(demand),
+            share,
             goes_on: self.delays.passes_on(&who.program),
             runtime: self.engine.runtime.clone(),
         };
