@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::slots::Permit;
+use super::slots::RequestRoom;
 use super::{Cell, Engine};
 use crate::admission::Class;
 use crate::ports::Remote;
@@ -83,10 +83,17 @@ enum Announced {
     Came,
 }
 
+/// What one of several files gets of what was fetched together.
+pub(super) struct Part {
+    pub content: Bytes,
+    /// Of all of it.
+    pub room: Arc<RequestRoom>,
+}
+
 /// Somebody who waits for his part.
 struct Waiting {
     range: ByteRange,
-    answer: oneshot::Sender<Bytes>,
+    answer: oneshot::Sender<Part>,
 }
 
 /// Members of a pack that will be fetched together.
@@ -128,10 +135,10 @@ pub(super) struct Bulk {
     state: Mutex<State>,
 }
 
-/// Keeps the memory as long as any part of the bytes is in use.
+/// Keeps the room as long as any part of the bytes is in use.
 struct Fetched {
     bytes: Bytes,
-    _permit: Permit,
+    _room: Arc<RequestRoom>,
 }
 
 impl AsRef<[u8]> for Fetched {
@@ -172,7 +179,7 @@ impl Engine {
         file: FileId,
         object: &ObjectRef,
         range: ByteRange,
-    ) -> Option<Bytes> {
+    ) -> Option<Part> {
         if self.bulk.announced.load(Ordering::SeqCst) == 0 || (range.offset, range.len) != (0, object.len) {
             return None;
         }
@@ -265,9 +272,11 @@ impl Engine {
                         |error| tracing::info!(pack = %pack.pack, "its members are fetched one by one: {error}"),
                     );
                     let bytes = got.ok().filter(|bytes| bytes.len() as u64 == range.len)?;
-                    Some(Bytes::from_owner(Fetched { bytes, _permit: permit }))
+                    // The slot is given back here: what is left of the request is its room.
+                    let room = permit.room().clone();
+                    Some((Bytes::from_owner(Fetched { bytes, _room: room.clone() }), room))
                 };
-                let all = tokio::select! {
+                let (all, room) = tokio::select! {
                     biased;
                     all = fetch => all?,
                     () = left(&mut members) => return None,
@@ -275,7 +284,8 @@ impl Engine {
                 for Waiting { range: part, answer } in members {
                     let at = (part.offset - range.offset) as usize;
                     // Who has left meanwhile gives his part back.
-                    drop(answer.send(all.slice(at..at + part.len as usize)));
+                    let content = all.slice(at..at + part.len as usize);
+                    drop(answer.send(Part { content, room: room.clone() }));
                 }
                 Some(())
             }

@@ -8,12 +8,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::blocking;
+use super::bulk::Part;
 use super::content::Content;
 use super::error::EngineError;
 use super::fill::Fill;
 use super::plan::Run;
+use super::slots::RequestRoom;
 use crate::kill;
-use crate::ports::{LowerError, LowerFile, RemoteError, RemoteErrorKind, whole};
+use crate::ports::{LowerError, RemoteError, RemoteErrorKind, whole};
 use crate::types::{ByteRange, ContentHash};
 
 /// Chunks that are asked for before it is known whether they are zeros.
@@ -40,7 +42,7 @@ impl From<EngineError> for Bad {
 
 impl Fill {
     /// Fetches a run in one request, or in several around what is all zeros; a chunk that does not match its hash once more.
-    pub(super) async fn fetch(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> Result<(), Bad> {
+    pub(super) async fn fetch(self: &Arc<Self>, run: &Run) -> Result<(), Bad> {
         let mut at = run.chunks.start;
         let mut again = None;
         if run.chunks.len() > FEW {
@@ -49,8 +51,9 @@ impl Fill {
         }
         while at < run.chunks.end {
             if self.is_zeros(at) {
+                let file = self.file().await?;
                 if self.is_patched() {
-                    let (this, file, place) = (self.clone(), file.clone(), self.object.chunk_range(at as u64));
+                    let (this, place) = (self.clone(), self.object.chunk_range(at as u64));
                     blocking(move || this.write_around(&*file, place, None)).await?.map_err(self.failed())?;
                 }
                 self.recall.arrived(at);
@@ -58,7 +61,7 @@ impl Fill {
                 continue;
             }
             let end = (at + 1..run.chunks.end).find(|chunk| self.is_zeros(*chunk)).unwrap_or(run.chunks.end);
-            let mut fetched = self.request(&file, at..end, run.wanted, &mut at).await;
+            let mut fetched = self.request(at..end, run.wanted, &mut at).await;
             if let Err(Bad::Else(error)) = &fetched
                 && is_archived(error)
             {
@@ -83,26 +86,24 @@ impl Fill {
     }
 
     /// One request. `at` moves on with each chunk that is there.
-    async fn request(
-        self: &Arc<Self>,
-        file: &Arc<dyn LowerFile>,
-        chunks: Range<usize>,
-        wanted: bool,
-        at: &mut usize,
-    ) -> Result<(), Bad> {
+    async fn request(self: &Arc<Self>, chunks: Range<usize>, wanted: bool, at: &mut usize) -> Result<(), Bad> {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
+        // What is written is in memory one chunk after the other; what is only served may be so all at once.
+        let kept = self.recall.keeps();
+        let in_memory = if kept { u64::from(self.object.chunk_size).min(range.len) } else { range.len };
         let in_bulk = self.engine.content_in_bulk(self.cell.node.id, &self.object, range);
         let in_bulk = self.while_wanted(&chunks, in_bulk).await?;
         let by_itself = in_bulk.is_none();
-        let (_slot, begun, mut body);
+        let (_slot, room, begun, mut body);
         match in_bulk {
             // It has its memory.
-            Some(all) => (_slot, begun, body) = (None, Instant::now(), whole(all)),
+            Some(Part { content, room: of_all }) => {
+                (_slot, room, begun, body) = (None, of_all, Instant::now(), whole(content));
+            }
             None => {
-                let slot = self.slot(wanted, u64::from(self.object.chunk_size).min(range.len));
-                _slot = Some(self.while_wanted(&chunks, slot).await??);
-                begun = Instant::now();
+                let slot = self.while_wanted(&chunks, self.slot(wanted, in_memory)).await??;
+                (room, _slot, begun) = (slot.room().clone(), Some(slot), Instant::now());
                 let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
                 body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
             }
@@ -131,8 +132,12 @@ impl Fill {
                 tracing::warn!(file = %self.cell.node.id, %object, offset = place.offset, "a chunk does not match its hash");
                 return Err(Bad::Body(self.corrupt(place)));
             }
-            self.put(file, chunk, place, content).await?;
+            self.put(chunk, place, content, &room).await?;
             *at = chunk + 1;
+            if kept && !self.recall.keeps() {
+                // There is room for this one only: the others are asked for with room for all of them.
+                return Ok(());
+            }
         }
         if !by_itself {
             return Ok(());
@@ -169,14 +174,15 @@ impl Fill {
     /// Serves a chunk that is verified from memory, and writes it where it may stay. Never given up halfway: a write must not outlive its task.
     async fn put(
         self: &Arc<Self>,
-        file: &Arc<dyn LowerFile>,
         chunk: usize,
         place: ByteRange,
         content: Content,
+        room: &Arc<RequestRoom>,
     ) -> Result<(), Bad> {
+        let file = self.file().await?;
         let keeps = self.recall.keeps();
         self.engine.totals.fetched_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
-        self.recall.hold(chunk, content.clone(), keeps);
+        self.recall.hold(chunk, content.clone(), keeps, room);
         if !keeps {
             return Ok(());
         }
@@ -187,7 +193,7 @@ impl Fill {
             return Err(Bad::Unwanted);
         }
         self.recall.wrote.store(true, Ordering::SeqCst);
-        let (this, file) = (self.clone(), file.clone());
+        let this = self.clone();
         let hole = !self.spoilt.lock().contains(&chunk);
         let write = move || match this.is_patched() {
             true => this.write_around(&*file, place, Some(&content)),

@@ -54,6 +54,10 @@ pub(super) struct Fill {
     /// The file's mtime was not the record's: somebody has been there below the mount.
     dated_below: bool,
     pub recall: Arc<Recall>,
+    /// Nothing of it may be in the file: nothing is to be compared.
+    bare: bool,
+    /// Opened, and looked at.
+    looked: OnceCell<Arc<dyn LowerFile>>,
     /// Whether there is a note, or is to be one.
     notes: AtomicBool,
     noted: OnceCell<IntentId>,
@@ -79,6 +83,8 @@ impl Fill {
         let (notes, noted, hashes, spoilt) =
             (AtomicBool::new(false), OnceCell::new(), OnceCell::new(), Mutex::default());
         let (moved, writing) = (AtomicBool::new(false), tokio::sync::Mutex::default());
+        // What an interrupted handover has left of a peer's file is compared like any part.
+        let bare = claim == Claim::Stub && !engine.is_leftover(cell.node.id, &object.key) && !is_peer_key(&object.key);
         Arc::new(Self {
             engine,
             cell,
@@ -87,6 +93,8 @@ impl Fill {
             mtime,
             dated_below,
             recall,
+            bare,
+            looked: OnceCell::new(),
             notes,
             noted,
             hashes,
@@ -182,18 +190,14 @@ impl Fill {
 
     /// Fetches what is wanted until all is local, nobody wants more, or the file is cut.
     pub async fn run(self: &Arc<Self>) -> EngineResult<Ending> {
-        let file = self.look().await?;
-        if self.recall.keeps() {
-            // Under way while the first bytes come; none is written before it is there.
-            self.notes.store(true, Ordering::SeqCst);
-            let this = self.clone();
-            self.engine.runtime.spawn(async move { this.noted().await.map(drop) });
+        if !self.bare {
+            self.file().await?;
         }
         if self.object.has_manifest() {
             let this = self.clone();
             self.engine.runtime.spawn(async move { this.hashes().await.map(drop) });
         }
-        let mut runs = JoinSet::new();
+        let (mut runs, mut begun) = (JoinSet::new(), false);
         let mut since = Instant::now();
         loop {
             let open = self.cell.lock().machine.handles() > 0 && !self.engine.is_stopping();
@@ -205,8 +209,23 @@ impl Fill {
                 let (most, ahead_max) = (self.engine.limits.fetches_per_file, self.engine.limits.ahead_per_file());
                 while runs.len() < most {
                     let Some(run) = self.recall.next_run(runs.len() < ahead_max) else { break };
-                    let (this, file) = (self.clone(), file.clone());
-                    runs.spawn_on(async move { this.work(file, run).await }, &self.engine.runtime);
+                    let this = self.clone();
+                    runs.spawn_on(async move { this.work(run).await }, &self.engine.runtime);
+                }
+            }
+            if !std::mem::replace(&mut begun, true) {
+                // The first bytes are on their way meanwhile; none is served or written before the file was looked at, and none written before the note is there.
+                if let Err(error) = self.file().await {
+                    self.recall.pause();
+                    while let Some(ended) = runs.join_next().await {
+                        go_on_panicking(ended);
+                    }
+                    return Err(error);
+                }
+                if self.recall.keeps() {
+                    self.notes.store(true, Ordering::SeqCst);
+                    let this = self.clone();
+                    self.engine.runtime.spawn(async move { this.noted().await.map(drop) });
                 }
             }
             if runs.is_empty() {
@@ -230,9 +249,7 @@ impl Fill {
             // nobody wants end at once, writes end by themselves.
             tokio::select! {
                 biased;
-                Some(ended) = runs.join_next() => if let Err(error) = ended && error.is_panic() {
-                    std::panic::resume_unwind(error.into_panic());
-                },
+                Some(ended) = runs.join_next() => go_on_panicking(ended),
                 () = self.recall.stirred() => since = Instant::now(),
                 () = tokio::time::sleep_until(since + LINGER), if runs.is_empty() => {}
             }
@@ -249,6 +266,11 @@ impl Fill {
         Ok(Ending::Complete)
     }
 
+    /// The file, opened and looked at. Nothing is served or written before.
+    pub(super) async fn file(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
+        self.looked.get_or_try_init(|| self.look()).await.cloned()
+    }
+
     /// Opens the file and finds what is in it.
     async fn look(self: &Arc<Self>) -> EngineResult<Arc<dyn LowerFile>> {
         let this = self.clone();
@@ -262,9 +284,7 @@ impl Fill {
                 moving(Keep::OwnAndLeft)
             };
             let file = this.engine.lower.open(&this.cell.node, flags).map_err(this.failed())?;
-            let leftover = this.engine.is_leftover(this.cell.node.id, &this.object.key);
-            // What an interrupted handover has left of a peer's file is compared like any part.
-            if this.claim == Claim::Stub && !leftover && !is_peer_key(&this.object.key) {
+            if this.bare {
                 if has_data(&*file, this.object.len).map_err(this.failed())? {
                     return Err(this.changed_below());
                 }
@@ -287,10 +307,10 @@ impl Fill {
         EngineError::ChangedBelow { file: self.cell.node.id, object: self.object.key.to_string(), why: FOREIGN_DATA }
     }
 
-    async fn work(self: Arc<Self>, file: Arc<dyn LowerFile>, run: Run) {
+    async fn work(self: Arc<Self>, run: Run) {
         let result = match run.work {
-            Work::Compare => self.compare(file, &run).await,
-            Work::Fetch => self.fetch(file, &run).await,
+            Work::Compare => self.compare(&run).await,
+            Work::Fetch => self.fetch(&run).await,
         };
         let failure = match result {
             Ok(()) | Err(Bad::Unwanted) => None,
@@ -313,7 +333,8 @@ impl Fill {
     }
 
     /// Looks whether chunks that are in the file are what they should be.
-    async fn compare(self: &Arc<Self>, file: Arc<dyn LowerFile>, run: &Run) -> Result<(), Bad> {
+    async fn compare(self: &Arc<Self>, run: &Run) -> Result<(), Bad> {
+        let file = self.file().await?;
         let hashes = self.hashes_for(&run.chunks).await?;
         for chunk in run.chunks.clone() {
             let range = self.object.chunk_range(chunk as u64);
@@ -347,6 +368,14 @@ impl Engine {
     pub(super) fn leftover_is_gone(self: &Arc<Self>, cell: &Arc<Cell>) {
         let left = self.leftovers.lock().remove(&cell.node.id);
         self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
+    }
+}
+
+fn go_on_panicking(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 

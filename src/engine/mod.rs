@@ -19,6 +19,7 @@ mod fill;
 mod hands;
 mod hashes;
 mod health;
+mod held;
 mod history;
 mod intents;
 mod jobs;

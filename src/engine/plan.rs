@@ -276,6 +276,33 @@ impl Plan {
         was_held
     }
 
+    /// Those who wait for some chunks, without those who wait for all.
+    fn parts(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.demands.iter().filter(|demand| !demand.whole).map(|demand| &demand.chunks)
+    }
+
+    /// Whether somebody waits for a chunk, or has waited and is about to read it.
+    pub fn is_awaited(&self, chunk: usize) -> bool {
+        self.parts().any(|chunks| chunks.contains(&chunk))
+    }
+
+    /// Whether somebody has waited for a chunk, all he waited for is here, and he is about to read it.
+    pub fn is_served(&self, chunk: usize) -> bool {
+        self.parts().any(|chunks| chunks.contains(&chunk) && self.is_here(chunks.clone()))
+    }
+
+    /// What somebody waits for, where some of it is in memory and some not on its way.
+    pub fn torn(&self) -> Vec<Range<usize>> {
+        let has = |chunks: &Range<usize>, kind| self.chunks[chunks.clone()].contains(&kind);
+        let is_torn = |chunks: &&Range<usize>| has(chunks, Chunk::Held) && has(chunks, Chunk::Absent);
+        self.parts().filter(is_torn).cloned().collect()
+    }
+
+    /// The most chunks that one reader waits for.
+    pub fn widest(&self) -> usize {
+        self.parts().map(ExactSizeIterator::len).max().unwrap_or(0)
+    }
+
     /// Whether somebody wants one of these chunks, or will.
     pub fn is_still_wanted(&self, chunks: &Range<usize>) -> bool {
         let touches = |other: &Range<usize>| other.start < chunks.end && chunks.start < other.end;

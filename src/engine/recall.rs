@@ -4,9 +4,9 @@
 //! where somebody wants all of it. Order: note (durable) → fetch, verify, write → mtime back → where all is local: sync → record dual, else
 //! record partial → sync → note removed. Until the record says dual, nothing local is believed without its hash, so any lost step costs a refetch.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,21 +15,17 @@ use tokio::sync::Notify;
 
 use super::content::Content;
 use super::error::{EngineError, EngineResult};
+use super::held::{Gone, Held};
 use super::line::Line;
 use super::plan::{Plan, Run};
 use super::readers::Readers;
-use super::slots::{HeldRoom, Slots};
+use super::slots::{RequestRoom, Slots, Spare};
 use crate::ports::{LowerFile, LowerResult};
-use crate::record::ObjectRef;
 use crate::types::{ByteRange, RecallPolicy};
 
 /// How long a cut may take that has cancelled a recall. An attempt before it would start another recall for nothing.
 pub const CUT_WITHIN: Duration = Duration::from_millis(20);
 
-/// Content of one file stays in memory for its readers, so many bytes at most, as long as there is room for all recalls ([`Slots::hold`]). Where it is
-/// only served and not kept it is nowhere else: then so many chunks stay in any case.
-const HELD_BYTES: u64 = 16 << 20;
-const HELD_CHUNKS_MIN: usize = 4;
 /// How far is read ahead for readers that are only served, in bytes: no further than is held.
 const HELD_WINDOW: u64 = 8 << 20;
 /// Bytes of one request at most.
@@ -74,6 +70,8 @@ pub struct Recall {
     /// Set before anything written is freed again: from then on no chunk counts as local.
     gone: AtomicBool,
     bytes_done: AtomicU64,
+    /// Whether it is asked for room when others wait.
+    spares: AtomicBool,
     policy: RecallPolicy,
     line: Arc<Line>,
     slots: Arc<Slots>,
@@ -82,8 +80,8 @@ pub struct Recall {
 struct State {
     plan: Plan,
     readers: Readers,
-    /// Chunks that are verified and in memory, the oldest first.
-    held: VecDeque<Held>,
+    /// Chunks that are verified and in memory.
+    held: Held,
     /// What became of demands that cannot be met.
     failed: HashMap<u64, EngineError>,
     /// Nobody can join any more.
@@ -91,17 +89,8 @@ struct State {
     outcome: Option<EngineResult<()>>,
 }
 
-/// A chunk in memory.
-struct Held {
-    chunk: usize,
-    content: Content,
-    /// It is being written: until then it is nowhere else.
-    stays: bool,
-    /// Its share of the memory for what is held. Without one it is among the few that stay in any case, or goes when it is written.
-    room: Option<HeldRoom>,
-}
-
-/// What somebody waits for; dropping it takes the wish back.
+/// What somebody waits for; dropping it takes the wish back. Until then what has come of it stays in memory, if it is nowhere else: whoever waited keeps
+/// it until he has read.
 pub struct Demand {
     pub recall: Arc<Recall>,
     id: u64,
@@ -140,6 +129,25 @@ impl Drop for Demand {
         if gave_up || at_rest {
             self.recall.stirred.notify_one();
         }
+        if self.recall.slots.is_waited_for() {
+            self.recall.give_back();
+        }
+    }
+}
+
+impl Spare for Recall {
+    fn give_back(&self) {
+        let gone = {
+            let mut state = self.state.lock();
+            let State { plan, held, .. } = &mut *state;
+            let gone = held.give_back(|chunk| plan.is_served(chunk));
+            gone.numbers().for_each(|chunk| _ = plan.dropped(chunk));
+            gone
+        };
+        if gone.numbers().next().is_some() {
+            // Somebody may wait for a chunk of these and for others that are not here: it has to come again.
+            self.stirred.notify_one();
+        }
     }
 }
 
@@ -151,19 +159,18 @@ impl State {
 
 impl Recall {
     pub(super) fn new(
-        object: &ObjectRef,
+        (len, chunk_size): (u64, u64),
         may_keep: bool,
         policy: RecallPolicy,
         line: Arc<Line>,
         slots: Arc<Slots>,
     ) -> Arc<Self> {
-        let chunk_size = u64::from(object.chunk_size);
         Arc::new(Self {
             chunk_size,
             state: Mutex::new(State {
-                plan: Plan::new(object.len, chunk_size),
+                plan: Plan::new(len, chunk_size),
                 readers: Readers::default(),
-                held: VecDeque::new(),
+                held: Held::new(chunk_size),
                 failed: HashMap::new(),
                 closed: false,
                 outcome: None,
@@ -178,6 +185,7 @@ impl Recall {
             wrote: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             bytes_done: AtomicU64::new(0),
+            spares: AtomicBool::new(false),
             policy,
             line,
             slots,
@@ -252,8 +260,7 @@ impl Recall {
     pub fn read_held(&self, range: ByteRange) -> Option<Bytes> {
         {
             let state = self.state.lock();
-            let is_held = |chunk| state.held.iter().any(|held| held.chunk == chunk);
-            if !state.plan.chunks_of(range).all(is_held) {
+            if !state.plan.chunks_of(range).all(|chunk| state.held.get(chunk).is_some()) {
                 return None;
             }
         }
@@ -274,11 +281,11 @@ impl Recall {
         }
         let mut found = Vec::new();
         for chunk in state.plan.chunks_of(range) {
-            let Some(at) = state.held.iter().position(|held| held.chunk == chunk) else { continue };
-            found.push((chunk, state.held[at].content.clone()));
+            let Some(content) = state.held.get(chunk) else { continue };
+            found.push((chunk, content.clone()));
             // Read to its end, it will hardly be read again; who does finds it in the file.
             if range.end() >= self.place(chunk, u64::MAX).end() && state.plan.is_local(chunk..chunk + 1) {
-                state.held.remove(at);
+                state.held.remove(|held| held == chunk);
             }
         }
         Some(found)
@@ -321,11 +328,11 @@ impl Recall {
         }
         let passes = !self.may_keep || self.policy == RecallPolicy::PassThrough || !wish.keep;
         let range = wish.range.filter(|_| passes || self.policy != RecallPolicy::Full);
+        let mut gone = Gone::default();
         // Where there was no room before, there may be some now.
         if (range.is_none() || !passes) && !self.keeps.swap(true, Ordering::SeqCst) {
-            for held in std::mem::take(&mut state.held) {
-                state.plan.dropped(held.chunk);
-            }
+            gone = state.held.remove(|_| true);
+            gone.numbers().for_each(|chunk| _ = state.plan.dropped(chunk));
         }
         let chunks = range.map(|range| state.plan.chunks_of(range));
         let mut comes = chunks.as_ref().is_some_and(|chunks| state.plan.is_coming(chunks.clone()));
@@ -338,6 +345,7 @@ impl Recall {
             self.look_ahead(&mut state, range, true);
         }
         drop(state);
+        drop(gone);
         if !comes {
             self.stirred.notify_one();
         }
@@ -361,7 +369,7 @@ impl Recall {
     pub(super) fn stop_keeping(&self, why: &EngineError) {
         self.keeps.store(false, Ordering::SeqCst);
         let mut state = self.state.lock();
-        Self::let_go(&mut state);
+        state.held.let_go();
         let gone = state.plan.give_up_the_whole();
         state.failed.extend(gone.into_iter().map(|id| (id, why.clone())));
         drop(state);
@@ -428,20 +436,27 @@ impl Recall {
 
     /// The next run, of few enough chunks that several requests share what is wanted soon; `ahead`: also one that nobody waits for yet.
     pub(super) fn next_run(&self, ahead: bool) -> Option<Run> {
-        self.with_plan(|plan| plan.next_run((REQUEST_BYTES / self.chunk_size) as usize, ahead))
+        let most = (REQUEST_BYTES / self.chunk_size) as usize;
+        let mut state = self.state.lock();
+        if self.keeps() {
+            return state.plan.next_run(most, ahead);
+        }
+        // What one reader waits for comes in one request, with room for all of it: several readers, each of whom has a part, could wait for each other.
+        let State { plan, held, .. } = &mut *state;
+        let torn = plan.torn();
+        let gone = held.give_back(|chunk| plan.is_served(chunk) || !torn.iter().any(|chunks| chunks.contains(&chunk)));
+        gone.numbers().for_each(|chunk| _ = plan.dropped(chunk));
+        let run = plan.next_run(most.max(plan.widest()), ahead);
+        drop(state);
+        drop(gone);
+        run
     }
 
     /// A chunk is verified, and in the lower file. It stays in memory for its reader as well, where there is room.
     pub(super) fn arrived(&self, chunk: usize) {
         let mut state = self.state.lock();
         state.plan.arrived(chunk);
-        let held = state.held.iter().position(|held| held.chunk == chunk);
-        if let Some(at) = held {
-            state.held[at].stays = false;
-            if state.held[at].room.is_none() {
-                state.held.remove(at);
-            }
-        }
+        let held = state.held.written(chunk);
         drop(state);
         // Who waits for what was held has been told.
         if held.is_none() {
@@ -449,36 +464,23 @@ impl Recall {
         }
     }
 
-    /// A chunk is verified, and in memory; `stays`: until it is written, too.
-    pub(super) fn hold(&self, chunk: usize, content: Content, stays: bool) {
-        let len = content.len() as u64;
-        self.bytes_done.fetch_add(len, Ordering::Relaxed);
-        let most = ((HELD_BYTES / self.chunk_size) as usize).max(HELD_CHUNKS_MIN);
-        let mut gone = Vec::new();
+    /// A chunk is verified, and in memory, where its bytes have the room of the request that brought it; `stays`: until it is written, too.
+    pub(super) fn hold(self: &Arc<Self>, chunk: usize, content: Content, stays: bool, of_request: &Arc<RequestRoom>) {
+        self.bytes_done.fetch_add(content.len() as u64, Ordering::Relaxed);
         let mut state = self.state.lock();
-        state.plan.is_held(chunk);
-        state.held.retain(|held| held.chunk != chunk);
-        let mut room = if state.held.len() < most { self.slots.hold(len) } else { None };
-        // Nobody waits for the oldest any more, or he asks again.
-        while room.is_none()
-            && let Some(at) = state.held.iter().position(|held| !held.stays)
-            && (state.held.len() >= HELD_CHUNKS_MIN || state.held[at].room.is_some())
-            && let Some(oldest) = state.held.remove(at)
-        {
-            state.plan.dropped(oldest.chunk);
-            drop(oldest.room);
-            room = self.slots.hold(len);
-            // Freed when the lock is given back.
-            gone.push(oldest.content);
-        }
-        state.held.push_back(Held { chunk, content, stays, room });
+        let State { plan, held, .. } = &mut *state;
+        plan.is_held(chunk);
+        let gone = held.add(chunk, content, stays, of_request, &self.slots, |other| plan.is_awaited(other));
+        gone.numbers().filter(|other| *other != chunk).for_each(|other| _ = plan.dropped(other));
+        let borrows = held.borrows();
         drop(state);
+        drop(gone);
+        // Before its request is over, and with it the first time that anything could be asked back.
+        if borrows && !self.spares.swap(true, Ordering::SeqCst) {
+            let this: Weak<Self> = Arc::downgrade(self);
+            self.slots.register(this);
+        }
         self.moved.notify_waiters();
-    }
-
-    /// Chunks that were to be written were not: they are held like others.
-    fn let_go(state: &mut State) {
-        state.held.iter_mut().for_each(|held| held.stays = false);
     }
 
     /// What of a run did not come goes back; with an error, who waits for it is told.
@@ -488,7 +490,7 @@ impl Recall {
         if self.keeps() {
             // What could not be written after all has not come either.
             let gone: Vec<_> = run.chunks.clone().filter(|chunk| state.plan.dropped(*chunk)).collect();
-            state.held.retain(|held| !gone.contains(&held.chunk));
+            state.held.remove(|held| gone.contains(&held));
             left.extend(gone);
         }
         if let (Some(error), Some(first), Some(last)) = (error, left.iter().min(), left.iter().max()) {

@@ -348,7 +348,7 @@ impl Engine {
     }
 
     /// Tells a recall that somebody ended by hand from one that became needless.
-    pub fn or_stopped(&self, file: FileId, who: &Requester, ended: EngineResult<()>) -> EngineResult<()> {
+    pub fn or_stopped<T>(&self, file: FileId, who: &Requester, ended: EngineResult<T>) -> EngineResult<T> {
         match ended {
             Err(EngineError::Cancelled) if self.was_stopped(file, who) => Err(EngineError::Stopped),
             ended => ended,

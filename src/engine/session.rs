@@ -120,7 +120,8 @@ impl Engine {
         }
         let keeps = !self.lower.features().read_only;
         let policy = self.recall_policy(&cell.node, &object);
-        let recall = Recall::new(&object, keeps, policy, self.line.clone(), self.slots.clone());
+        let recall =
+            Recall::new((object.len, object.chunk_size.into()), keeps, policy, self.line.clone(), self.slots.clone());
         self.check_room(cell, &recall, wish)?;
         // A release cut short by a crash may have moved the lower mtime; the record was made with the right one.
         let mtime = if inner.record.claim == Claim::Releasing { object.mtime } else { attr.mtime };

@@ -5,10 +5,12 @@
 //! bulk ones to end.
 //!
 //! Invariants: who is next and does not fit is waited for, nobody of its class or below passes it; a fetch larger than all room goes alone; nothing
-//! that holds a permit waits for another one. So there is no deadlock, and nobody waits for ever.
+//! that holds a permit waits for another one. Room may be held longer than a permit, by content that waits for its reader: it is asked back
+//! before anybody waits ([`Spare`]). So there is no deadlock, and nobody waits for ever.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -103,6 +105,13 @@ pub struct Slots {
     limits: SlotLimits,
     held_max: u64,
     state: Mutex<State>,
+    spares: Mutex<Vec<Weak<dyn Spare>>>,
+}
+
+/// Who may have room of requests that are over.
+pub trait Spare: Send + Sync {
+    /// Gives back what it can do without. Called without any lock held.
+    fn give_back(&self);
 }
 
 /// Room for content that stays in memory; given back when it is dropped.
@@ -117,26 +126,56 @@ impl Drop for HeldRoom {
     }
 }
 
-/// A slot and room for bytes; both are given back when it is dropped.
-pub struct Permit {
+/// Room for the bytes of a request; given back by the last who has it.
+pub struct RequestRoom {
     slots: Arc<Slots>,
     bytes: u64,
+    over: AtomicBool,
+}
+
+impl RequestRoom {
+    /// Whether the request has ended: only what it brought is left.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for RequestRoom {
+    fn drop(&mut self) {
+        self.slots.state.lock().bytes -= self.bytes;
+        Slots::let_in(&self.slots);
+    }
+}
+
+/// A slot and room for bytes; the slot is given back when it is dropped, and the room, unless somebody else has it as well.
+pub struct Permit {
+    slots: Arc<Slots>,
+    room: Arc<RequestRoom>,
+    /// It was handed over: until then nothing was brought.
+    used: bool,
+}
+
+impl Permit {
+    /// Its room, for what the request brings.
+    pub fn room(&self) -> &Arc<RequestRoom> {
+        &self.room
+    }
 }
 
 impl std::fmt::Debug for Permit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Permit({} bytes)", self.bytes)
+        write!(f, "Permit({} bytes)", self.room.bytes)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        {
-            let mut state = self.slots.state.lock();
-            state.fetches -= 1;
-            state.bytes -= self.bytes;
-        }
+        self.room.over.store(true, Ordering::SeqCst);
+        self.slots.state.lock().fetches -= 1;
         Slots::let_in(&self.slots);
+        if self.used && self.slots.is_waited_for() {
+            self.slots.ask_back();
+        }
     }
 }
 
@@ -144,7 +183,7 @@ impl Slots {
     pub fn new(limits: SlotLimits) -> Arc<Self> {
         let held_max = limits.bytes / HELD;
         let limits = SlotLimits { fetches: limits.fetches.max(1), bytes: limits.bytes - held_max };
-        Arc::new(Self { limits, held_max, state: Mutex::default() })
+        Arc::new(Self { limits, held_max, state: Mutex::default(), spares: Mutex::default() })
     }
 
     /// Whether there is room for `bytes` that stay for their readers.
@@ -164,10 +203,40 @@ impl Slots {
 
     /// Waits for a slot and room for `bytes`, for the user `uid`. Who gives up waiting (drops the future) gives everything back.
     pub async fn acquire(self: &Arc<Self>, class: Class, uid: u32, bytes: u64) -> EngineResult<Permit> {
-        let (granted, mine) = oneshot::channel();
+        let (granted, mut mine) = oneshot::channel();
         self.state.lock().lines[class as usize].push(uid, Waiting { bytes, granted });
         Self::let_in(self);
-        mine.await.map_err(|_| EngineError::ShuttingDown)
+        let mut permit = match mine.try_recv() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.ask_back();
+                mine.await.map_err(|_| EngineError::ShuttingDown)?
+            }
+        };
+        permit.used = true;
+        Ok(permit)
+    }
+
+    /// Whether somebody waits.
+    pub fn is_waited_for(&self) -> bool {
+        self.state.lock().lines.iter_mut().any(|line| line.peek().is_some())
+    }
+
+    /// From now on `spare` is asked for room when somebody waits.
+    pub fn register(&self, spare: Weak<dyn Spare>) {
+        let mut spares = self.spares.lock();
+        spares.retain(|spare| spare.strong_count() > 0);
+        spares.push(spare);
+    }
+
+    fn ask_back(&self) {
+        let spares: Vec<_> = self.spares.lock().iter().filter_map(Weak::upgrade).collect();
+        for spare in spares {
+            if !self.is_waited_for() {
+                return;
+            }
+            spare.give_back();
+        }
     }
 
     /// Fetches that hold a permit now, and their bytes.
@@ -183,7 +252,7 @@ impl Slots {
 
     /// Whether a fetch of `class` fits beside those that run.
     fn fits(&self, state: &State, class: Class, bytes: u64) -> bool {
-        if state.fetches == 0 {
+        if state.fetches == 0 && state.bytes == 0 {
             return true;
         }
         // With too few to share, nothing is set aside.
@@ -203,7 +272,8 @@ impl Slots {
                 let Some(next) = this.next(&mut state) else { return };
                 state.fetches += 1;
                 state.bytes += next.bytes;
-                let permit = Permit { slots: this.clone(), bytes: next.bytes };
+                let room = RequestRoom { slots: this.clone(), bytes: next.bytes, over: AtomicBool::new(false) };
+                let permit = Permit { slots: this.clone(), room: Arc::new(room), used: false };
                 (next, permit)
             };
             // Not under the lock: one that was given up a moment ago comes back here, and gives its permit back.

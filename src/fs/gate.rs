@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::Fs;
 use super::error::{FsError, FsResult};
 use super::requester::Requesters;
-use super::wait::Waiter;
+use super::wait::{Taken, Waiter};
 use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
 use crate::engine::{CUT_WITHIN, Cell, Demand, EngineError, EngineResult, Wish};
@@ -59,27 +59,34 @@ impl Drop for Share {
     }
 }
 
-/// What a request waits for. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile.
+/// What a request waits for. Of a server of others it goes on after its request was told to come back later: nobody else asks for it meanwhile. What has
+/// come may be nowhere else but with the demand, which is kept until the request has had its next attempt.
 struct Unmet {
     demand: Option<Demand>,
+    /// What it has of budgets, for as long as it goes on.
+    share: Option<Share>,
     goes_on: bool,
     runtime: Handle,
 }
 
 impl Unmet {
-    async fn met(&mut self) -> EngineResult<()> {
-        let Some(demand) = &self.demand else { return Ok(()) };
+    async fn met(mut self) -> EngineResult<Option<Demand>> {
+        let Some(demand) = &self.demand else { return Ok(None) };
         let ended = demand.met().await;
-        self.demand = None;
-        ended
+        let demand = self.demand.take();
+        ended.map(|()| demand)
     }
 }
 
 impl Drop for Unmet {
     fn drop(&mut self) {
         if let Some(demand) = self.demand.take().filter(|_| self.goes_on) {
-            // Whether it is there then or not, its client asks again.
-            self.runtime.spawn(async move { tokio::time::timeout(GOES_ON, demand.met()).await.map(drop) });
+            let share = self.share.take();
+            self.runtime.spawn(async move {
+                // Whether it is there then or not, its client asks again.
+                let _ = tokio::time::timeout(GOES_ON, demand.met()).await;
+                drop(share);
+            });
         }
     }
 }
@@ -208,7 +215,7 @@ impl Fs {
         range: Option<ByteRange>,
         opens: bool,
         waiter: Waiter,
-    ) -> FsResult<()> {
+    ) -> FsResult<Option<Taken>> {
         let file = cell.node.id;
         let who = self.gate.requesters.of(waiter);
         let (len, done) = {
@@ -216,7 +223,7 @@ impl Fs {
             let away = inner.record.object.as_ref().filter(|_| !inner.machine.is_local());
             (away.map(|object| object.len), inner.recall.as_ref().map_or(0, |recall| recall.bytes_done()))
         };
-        let (mut class, mut keep, mut _share) = (Class::Interactive, true, None);
+        let (mut class, mut keep, mut share) = (Class::Interactive, true, None);
         // Else nothing is fetched: it is here, or what is in doubt is settled.
         if let Some(len) = len {
             if self.gate.refuses(&who) {
@@ -224,19 +231,20 @@ impl Fs {
             }
             if self.gate.is_scan(&self.lower, cell, &who).await {
                 if opens {
-                    return Ok(());
+                    return Ok(None);
                 }
                 // What is read once need not stay. Who wants all of it is about to change it.
                 (class, keep) = (Class::Bulk, range.is_none());
             }
             let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
-            _share = self.gate.share(&who, file, Wanted { done, more }).await;
+            share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
         let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
-            return Ok(());
+            return Ok(None);
         };
-        let mut unmet = Unmet {
+        let unmet = Unmet {
             demand: Some(demand),
+            share,
             goes_on: self.delays.passes_on(&who.program),
             runtime: self.engine.runtime.clone(),
         };
@@ -244,9 +252,9 @@ impl Fs {
             // Somebody cuts the file to nothing, or has it set aside: the next attempt finds what is there then.
             Err(EngineError::Cancelled) => {
                 tokio::time::sleep(CUT_WITHIN).await;
-                Ok(())
+                Ok(None)
             }
-            ended => Ok(ended?),
+            ended => Ok(ended?.map(Taken::Content)),
         }
     }
 }

@@ -60,11 +60,19 @@ pub fn look_up(thread: u32, uid: u32) -> Requester {
     Requester { uid, pid, parent, program, cgroup: cgroup.to_owned() }
 }
 
-/// A file of `/proc` in one go: they tell no size, and would be read in small pieces.
+/// A file of `/proc` in one go: they tell no size, and give all that fits at once.
 fn read(path: &str) -> std::io::Result<String> {
-    let mut text = String::with_capacity(4096);
-    std::fs::File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    let mut file = std::fs::File::open(path)?;
+    let (mut bytes, mut len) = (vec![0; 4096], 0);
+    loop {
+        let read = file.read(&mut bytes[len..])?;
+        len += read;
+        if len < bytes.len() {
+            bytes.truncate(len);
+            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        bytes.resize(2 * len, 0);
+    }
 }
 
 struct Process {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Fs;
 use super::error::{FsError, FsResult};
-use crate::engine::{Admission, Cell, Emptying, Inner, Stall, shown};
+use crate::engine::{Admission, Cell, Demand, Emptying, Inner, Stall, shown};
 use crate::tier::Activity;
 use crate::types::ByteRange;
 
@@ -42,6 +42,14 @@ pub struct Waiter {
     pub uid: u32,
     /// When its request came.
     pub since: Instant,
+}
+
+/// What was taken for the next attempt, and may go when this is dropped.
+pub enum Taken {
+    /// The content, to be thrown away.
+    Empty(Emptying),
+    /// What is to be read.
+    Content(Demand),
 }
 
 /// What an attempt waits for.
@@ -112,7 +120,7 @@ impl Fs {
     /// [`FsError::TryLater`] when it is one that can wait elsewhere ([`super::Delay`]); what it waited for goes on.
     ///
     /// What this gives is to be kept until that attempt is over: it was taken for it, and may be taken away after.
-    pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Emptying>> {
+    pub async fn unblock(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Taken>> {
         let (begun, stall, file) = (Instant::now(), blocker.on.stall(), blocker.cell.node.id);
         let ended = self.wait(blocker, waiter).await;
         if let Some(stall) = stall {
@@ -125,7 +133,7 @@ impl Fs {
         ended
     }
 
-    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Emptying>> {
+    async fn wait(&self, blocker: Blocker, waiter: Waiter) -> FsResult<Option<Taken>> {
         let (file, cell) = (blocker.cell.node.id, blocker.cell.clone());
         let on = match blocker.on {
             // NFS servers open first, as root, and look afterwards whether their client may: that must recall nothing. The client's
@@ -140,7 +148,7 @@ impl Fs {
         let waiting = async {
             match on {
                 On::Disk | On::Leave => Ok(None),
-                On::Owner => Ok(Some(self.engine.take_empty(&blocker.cell).await?)),
+                On::Owner => Ok(Some(Taken::Empty(self.engine.take_empty(&blocker.cell).await?))),
                 On::Step => {
                     // Who waits for a recall's cancelled end must not wait for the next recall as well, but cancel it, too.
                     let mut cancelled = false;
@@ -168,8 +176,8 @@ impl Fs {
                         _ => Ok(None),
                     }
                 }
-                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await.map(|()| None),
-                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await.map(|()| None),
+                On::Open(all) => self.bring(&blocker.cell, Some(all), true, waiter).await,
+                On::Content(range) => self.bring(&blocker.cell, range, false, waiter).await,
             }
         };
         let mut waiting = Box::pin(waiting);
@@ -184,7 +192,7 @@ impl Fs {
                     // From here on nothing comes of it; what has is not taken back.
                     drop(waiting);
                     let emptied = if owned { self.engine.emptied(&cell) } else { None };
-                    return emptied.map_or(Err(FsError::Interrupted), |emptied| Ok(Some(emptied)));
+                    return emptied.map_or(Err(FsError::Interrupted), |emptied| Ok(Some(Taken::Empty(emptied))));
                 }
                 Err(_) => {}
             }

@@ -19,8 +19,9 @@ use tower_service::Service;
 
 use super::endpoints::{IDLE_MAX, IDLE_TIME};
 
-/// Most read from a connection at once, bytes; also the largest piece of a body.
-const READ_MAX: usize = 512 << 10;
+/// Most read from a connection at once, bytes; also the largest piece of a body. A little more than half of the smallest chunk of a large file, so that two
+/// reads bring one with the answer's head.
+const READ_MAX: usize = (512 + 4) << 10;
 
 type Pooled<C> = Client<Timed<C>, Full<Bytes>>;
 

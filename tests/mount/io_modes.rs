@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
 
 use rustix::fs::{FallocateFlags, SeekFrom as Whence, copy_file_range, fallocate, seek};
 
@@ -188,6 +189,46 @@ fn holes_of_a_stub_are_not_told() {
         wanted[40 * CHUNK..].copy_from_slice(b"end");
         drop(file);
         check(rig, "sparse", &wanted);
+    });
+}
+
+/// What a program finds of holes must not make it skip content that is elsewhere.
+#[test]
+fn programs_that_skip_holes_skip_nothing_of_a_stub() {
+    both(|rig| {
+        let mut content = vec![0; 40 * CHUNK + 3];
+        content[7 * CHUNK..9 * CHUNK].copy_from_slice(&noise("data", 2 * CHUNK));
+        content[40 * CHUNK..].copy_from_slice(b"end");
+        fs::write(rig.mnt("sparse"), &content).unwrap();
+        let into = rig.scratch("into");
+        fs::create_dir(&into).unwrap();
+        // tar says that the file has changed: a recall moves its ctime.
+        let programs = [
+            "tar -Scf - sparse | tar -C INTO -Sxf -",
+            "cp --sparse=always sparse INTO/",
+            "cp --sparse=auto sparse INTO/",
+            "rsync -S sparse INTO/",
+        ];
+        for (n, program) in programs.iter().enumerate() {
+            for state in ["stub", "patched"] {
+                wait_for("a stub", || {
+                    let _ = rig.try_on(&["migrate"], &["sparse"]);
+                    rig.state("sparse") == "stub"
+                });
+                if state == "patched" {
+                    let at = (20 + n) * CHUNK;
+                    content[at..at + 3].copy_from_slice(b"new");
+                    let file = File::options().write(true).open(rig.mnt("sparse")).unwrap();
+                    file.write_all_at(b"new", at as u64).unwrap();
+                }
+                assert_eq!(rig.state("sparse"), state);
+                let script = program.replace("INTO", into.to_str().unwrap());
+                let output = Command::new("sh").args(["-ec", &script]).current_dir(rig.mountpoint()).output().unwrap();
+                assert!(output.status.success(), "{script}: {}", said(&output));
+                assert_same(&fs::read(into.join("sparse")).unwrap(), &content, &format!("{program} of a {state} file"));
+                fs::remove_file(into.join("sparse")).unwrap();
+            }
+        }
     });
 }
 

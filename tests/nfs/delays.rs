@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tierfs::gateway::faults::{Effect, Rule};
 
-use crate::ganesha::Export;
+use crate::ganesha::{Export, USER};
 use crate::rig::*;
 
 const PENDING: usize = 200;
@@ -116,6 +116,52 @@ fn who_is_put_off_can_be_chosen() {
     assert_same(&read("md5sum", "b").stdout[..32], &md5_of("b"), "b");
     wait_for("the recall that went on", || read("cat", "a").status.success());
     rig.same("a", &noise("a", 5000));
+}
+
+/// Ganesha reads as root, whoever its client is: `uid:` does not tell its users apart, and `prog:` bounds all of them together; also what goes on for a client
+/// that was told to come back later, and asks for more.
+#[test]
+fn a_budget_of_the_server_bounds_its_clients_together() {
+    let mount = vec!["-o", "delay_after=1s,recall_budget=uid:1000:files=1+prog:ganesha.nfsd:files=2"];
+    let Some(export) = Export::of((Setup { mount, ..Setup::default() }).build()) else { return };
+    let rig = &export.rig;
+    let listed = || {
+        let mut lines = rig.json(&["recalls", rig.mountpoint().to_str().unwrap()], 0);
+        lines.pop();
+        lines
+    };
+    for version in [3, 4] {
+        let names: Vec<_> = (0..6).map(|n| format!("v{version}-{n}")).collect();
+        for name in &names {
+            rig.write(name, 24 * CHUNK);
+            export.migrate(name);
+        }
+        let hang = rig.fault(Effect::Hang, "GET");
+        let into = rig.scratch("into");
+        let mut clients = [export.client(version), export.client_as(version, USER + 1)];
+        for (client, names) in clients.iter_mut().zip(names.chunks(3)) {
+            for (slot, name) in names.iter().enumerate() {
+                client.does(&format!("open {slot} 0 /{name}"));
+            }
+        }
+        for round in 0..2 {
+            for client in &mut clients {
+                client.send(&format!("storm 3 5000 {}", into.display()));
+                assert_eq!(client.line(), "sent");
+            }
+            for client in &mut clients {
+                assert_eq!(client.line(), "ok 0 3 0", "all are to come back later");
+            }
+            let lines = listed();
+            let users: Vec<_> = lines.iter().map(|recall| recall["requesters"][0]["uid"].as_u64().unwrap()).collect();
+            assert_eq!(users, [0, 0], "NFSv{version}, round {round}: {lines:?}");
+        }
+        rig.faults.remove(hang);
+        for recall in listed() {
+            rig.json(&["recalls", "--cancel", &recall["inode"].to_string()], 0);
+        }
+        wait_for("the end of all", || listed().is_empty());
+    }
 }
 
 fn md5_of(name: &str) -> Vec<u8> {

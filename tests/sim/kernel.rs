@@ -135,6 +135,7 @@ impl Kernel {
     async fn drive<T>(&self, mut attempt: impl FnMut(&Fs, Patience) -> Try<T>) -> Answer<T> {
         let waiter = Waiter { pid: 0, uid: 0, since: Instant::now() };
         let mut patience = Patience::None;
+        let mut taken = None;
         loop {
             self.check()?;
             let blocker = match attempt(&self.fs, patience) {
@@ -145,7 +146,9 @@ impl Kernel {
                 Try::Blocked(blocker) => blocker,
             };
             self.with(|state| state.stats.count("waited"))?;
-            let _taken = self.fs.unblock(blocker, waiter).await?;
+            // What was taken for an attempt goes when it is over.
+            drop(taken.take());
+            taken = self.fs.unblock(blocker, waiter).await?;
             self.world.pause().await;
             patience = Patience::Disk;
         }

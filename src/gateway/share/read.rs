@@ -25,12 +25,17 @@ async fn drive<T: Send + 'static>(
     let waiter = Waiter { pid: 0, uid, since: Instant::now() };
     // The first as for the mount's users: a small stub is recalled when it is opened.
     let mut patience = Patience::None;
+    let mut taken = None;
     loop {
         let (on, attempt) = (fs.clone(), attempt.clone());
         let tried = tokio::task::spawn_blocking(move || attempt(&on, patience)).await;
         match tried.map_err(|_| FsError::Engine(crate::engine::EngineError::ShuttingDown))? {
             Try::Done(result) => return result,
-            Try::Blocked(blocker) => drop(fs.unblock(blocker, waiter).await?),
+            Try::Blocked(blocker) => {
+                // What was taken for an attempt goes when it is over.
+                drop(taken.take());
+                taken = fs.unblock(blocker, waiter).await?;
+            }
         }
         patience = Patience::Disk;
     }
