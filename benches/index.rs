@@ -223,8 +223,8 @@ fn scan(what: &str, index: &Index, files: usize, find: Took) -> Scanned {
     let rate = files as f64 / done.seconds;
     let times = find.took.as_secs_f64() / done.seconds;
     println!(
-        "{what}: {:.2} s, {rate:.0} files/s, {times:.2} × find; {processor:.2} s of processor; {} rows written, {} records read",
-        done.seconds, done.changes, done.records
+        "{what}: {:.2} s, {rate:.0} files/s, {times:.2} × find; {processor:.2} s of processor; {} of {} directories as printed, {} rows written, {} records read",
+        done.seconds, done.as_printed, done.dirs, done.changes, done.records
     );
     done
 }

@@ -104,7 +104,12 @@ impl Survey {
         self.names.is_empty()
     }
 
-    fn name(&self, at: usize) -> &CStr {
+    /// The name of entry `at`.
+    pub fn name(&self, at: usize) -> &OsStr {
+        OsStr::from_bytes(self.name_c(at).to_bytes())
+    }
+
+    fn name_c(&self, at: usize) -> &CStr {
         let Name { start, len, .. } = self.names[at];
         let start = start as usize;
         CStr::from_bytes_with_nul(&self.text[start..=start + usize::from(len)]).unwrap_or(c"")
@@ -116,7 +121,7 @@ impl Survey {
 
     /// Looks at entry `at`. `None`: it is gone, or of another filesystem.
     pub fn look(&self, at: usize) -> LowerResult<Option<Surveyed<'_>>> {
-        let name = self.name(at);
+        let name = self.name_c(at);
         match stat_name_c(self.dir()?, name) {
             Ok(stat) if stat.dev != self.dev => Ok(None),
             Ok(stat) => Ok(Some(Surveyed { name: OsStr::from_bytes(name.to_bytes()), id: stat.id, attr: stat.attr })),
@@ -127,7 +132,7 @@ impl Survey {
 
     /// The stored record of entry `at`.
     pub fn record(&self, at: usize) -> LowerResult<Option<Vec<u8>>> {
-        let (dir, name) = (self.dir()?, self.name(at));
+        let (dir, name) = (self.dir()?, self.name_c(at));
         let mut value = [0; RECORD_BYTES_MAX];
         let got = match xattr_at(dir.as_fd(), name, &self.record, &mut value) {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
@@ -148,7 +153,7 @@ impl Survey {
     /// The directory that entry `at` is, to be entered later; `None`: it is another one by now.
     pub fn below(&self, at: usize) -> LowerResult<Option<Inode>> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = match openat(self.dir()?, self.name(at), flags, Mode::empty()) {
+        let fd = match openat(self.dir()?, self.name_c(at), flags, Mode::empty()) {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(None),
             opened => opened.step("openat")?,
         };

@@ -5,6 +5,9 @@
 //! harm; it can be thrown away and made again at will.
 
 mod during;
+mod print;
+mod queue;
+mod read;
 mod recorder;
 mod row;
 mod scan;
@@ -410,7 +413,7 @@ impl Inner {
                     let mut project = store.db.prepare_cached("SELECT project FROM f WHERE ino = ?1")?;
                     project.query_row([dir.id.ino as i64], |row| row.get::<_, i64>(0)).unwrap_or(0) as u32
                 };
-                let tier = self.tier(&node, &attr);
+                let Some(tier) = self.tier(&node, &attr) else { return Ok(()) };
                 self.saw(store, node.id);
                 let facts = Facts::new(node.id, &attr, project, tier);
                 replaced.extend(store.put(dir.id.ino as i64, name.as_bytes(), &facts)?);
@@ -426,14 +429,20 @@ impl Inner {
         Ok(())
     }
 
-    fn tier(&self, node: &Inode, attr: &Attr) -> Tier {
+    /// `None`: nobody knows. A row that said so would be kept by scans, whose listings are none the wiser.
+    fn tier(&self, node: &Inode, attr: &Attr) -> Option<Tier> {
         if attr.kind != FileKind::Regular {
-            return Tier::none();
+            return Some(Tier::none());
         }
         match self.share.load_record(node) {
-            Ok(stored) => Tier::of(attr, stored.as_deref()),
+            Ok(stored) => Some(Tier::of(attr, stored.as_deref())),
             // Gone meanwhile: another hint says so.
-            Err(_) => Tier::none(),
+            Err(error) if matches!(error.errno(), libc::ESTALE | libc::ENOENT) => Some(Tier::none()),
+            Err(error) => {
+                tracing::warn!(inode = node.id.ino, "the index cannot read a record: {error}");
+                self.recorder.lose();
+                None
+            }
         }
     }
 
@@ -445,7 +454,7 @@ impl Inner {
 
     fn look(&self, store: &mut Store, node: &Inode, attr: Attr) -> IndexResult<()> {
         self.saw(store, node.id);
-        let tier = self.tier(node, &attr);
+        let Some(tier) = self.tier(node, &attr) else { return Ok(()) };
         store.update(&Facts::new(node.id, &attr, 0, tier))?;
         Ok(())
     }

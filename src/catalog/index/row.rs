@@ -244,6 +244,28 @@ pub(super) fn heat_now(heat: f64, now: i64) -> f64 {
     (heat - now as f64 / HEAT_HALF_LIFE_S).exp2()
 }
 
+/// For tests.
+#[cfg(test)]
+pub(super) fn some_facts(ino: u64, kind: FileKind, nlink: u32) -> Facts {
+    Facts {
+        id: FileId { ino, birth: 9 },
+        kind,
+        mode: 0o644,
+        nlink,
+        uid: 0,
+        gid: 0,
+        project: 0,
+        size: ino,
+        blocks: 8,
+        atime: 1,
+        mtime: 2,
+        ctime_ns: 3,
+        btime: 4,
+        sealed: false,
+        tier: Tier::none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,26 +1,27 @@
 //! A scan: every directory of the share is read once, by several threads, and compared with what the index knows of it.
 //!
-//! Threads read directories (names, then attributes in the order of inode numbers, then records where they may be new) and tell only what
-//! differs; one thread writes that, a few directories a transaction, together with which directories are still to be read. So a scan that
+//! Threads read directories ([`Reader`]) and tell only what differs; one thread writes that, a few directories a transaction, together with which directories are still to be read. So a scan that
 //! was stopped, by a crash too, goes on where it was.
 //!
 //! Memory goes by the largest directories being read and by the directories waiting to be, 60 bytes each; deep ones go first.
 
-use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 
-use super::row::{Facts, Tier, ctime_ns};
-use super::store::{Known, NO_PARENT, Store, known};
+use super::print::stored;
+use super::queue::{Queue, Rate};
+use super::read::{Found, Outcome, Reader};
+use super::recorder::Recorder;
+use super::row::{Facts, Tier};
+use super::store::{NO_PARENT, Store};
 use super::{IndexResult, Inner, sql};
-use crate::lower::{Share, Survey, Surveyed};
-use crate::ports::{FileKind, Lower, LowerResult};
+use crate::ports::Lower;
 use crate::types::{FileId, Inode, RawHandle};
 
 /// Directories read and not yet written.
@@ -29,10 +30,6 @@ const AHEAD: usize = 64;
 const CHANGES_AT_ONCE: usize = 20_000;
 /// Directories in one transaction.
 const DIRS_AT_ONCE: usize = 500;
-/// A change time so young may be followed by a change that does not move it: the record is read again.
-const YOUNG_NS: i64 = 2_000_000_000;
-/// Rows waiting for each thread that is told of them at a time.
-const PACE_STEP: Duration = Duration::from_millis(100);
 
 /// How a scan is to be done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +45,8 @@ pub struct ScanOptions {
 pub struct Progress {
     pub dirs: AtomicU64,
     pub inodes: AtomicU64,
+    /// Directories that were as their prints say.
+    pub as_printed: AtomicU64,
     /// Rows that were written or taken away.
     pub changes: AtomicU64,
     /// Records that had to be read.
@@ -61,6 +60,7 @@ pub struct Progress {
 pub struct Scanned {
     pub dirs: u64,
     pub inodes: u64,
+    pub as_printed: u64,
     pub changes: u64,
     pub records: u64,
     pub failed: u64,
@@ -69,194 +69,6 @@ pub struct Scanned {
     pub seconds: f64,
     /// It was stopped: the next one goes on.
     pub stopped: bool,
-}
-
-/// What one directory has to tell.
-struct Found {
-    dir: Inode,
-    text: Vec<u8>,
-    /// Rows that are new or differ; where their names are in `text`.
-    rows: Vec<(std::ops::Range<usize>, Facts)>,
-    /// Names that are no more.
-    gone: Vec<Vec<u8>>,
-    below: Vec<Inode>,
-    /// The directory itself is no more.
-    lost: bool,
-}
-
-/// Directories to be read, and those who read them.
-struct Queue {
-    state: Mutex<Waiting>,
-    moved: Condvar,
-    stop: AtomicBool,
-}
-
-struct Waiting {
-    dirs: Vec<Inode>,
-    /// Threads that may yet add some.
-    busy: usize,
-}
-
-impl Queue {
-    /// The next directory; `None` when all is read, or the scan is stopped.
-    fn next(&self) -> Option<Inode> {
-        let mut state = self.state.lock();
-        loop {
-            if self.stop.load(Ordering::SeqCst) {
-                return None;
-            }
-            if let Some(dir) = state.dirs.pop() {
-                state.busy += 1;
-                return Some(dir);
-            }
-            if state.busy == 0 {
-                return None;
-            }
-            self.moved.wait(&mut state);
-        }
-    }
-
-    fn add(&self, dirs: &[Inode]) {
-        if !dirs.is_empty() {
-            self.state.lock().dirs.extend_from_slice(dirs);
-            self.moved.notify_all();
-        }
-    }
-
-    fn done(&self) {
-        self.state.lock().busy -= 1;
-        self.moved.notify_all();
-    }
-
-    fn end(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _state = self.state.lock();
-        self.moved.notify_all();
-    }
-}
-
-/// Holds a rate over all threads.
-struct Rate {
-    per_s: u64,
-    begun: Instant,
-    booked: AtomicU64,
-}
-
-impl Rate {
-    /// Waits until `inodes` more may be looked at.
-    fn wait(&self, inodes: usize, stop: &AtomicBool) {
-        if self.per_s == 0 {
-            return;
-        }
-        let booked = self.booked.fetch_add(inodes as u64, Ordering::Relaxed) + inodes as u64;
-        let due = Duration::from_secs_f64(booked as f64 / self.per_s as f64);
-        while !stop.load(Ordering::SeqCst) {
-            let left = due.saturating_sub(self.begun.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            std::thread::sleep(left.min(PACE_STEP));
-        }
-    }
-}
-
-struct Reader<'a> {
-    share: &'a Share,
-    survey: Survey,
-    /// `None` while the index is filled for the first time: nothing is known.
-    db: Option<Connection>,
-    progress: &'a Progress,
-    began_ns: i64,
-}
-
-impl Reader<'_> {
-    fn read(&mut self, dir: Inode) -> IndexResult<Found> {
-        let mut found =
-            Found { dir, text: Vec::new(), rows: Vec::new(), gone: Vec::new(), below: Vec::new(), lost: false };
-        if let Err(error) = self.survey.enter(self.share, &dir) {
-            found.lost = matches!(error.errno(), libc::ESTALE | libc::ENOTDIR | libc::ENOENT);
-            if !found.lost {
-                self.progress.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(inode = dir.id.ino, "a directory cannot be read, and is left as it is known: {error}");
-            }
-            return Ok(found);
-        }
-        let project = self.survey.project();
-        let mut known = match &self.db {
-            Some(db) => known(db, dir.id.ino)?,
-            None => Known::default(),
-        };
-        let mut records = 0;
-        let mut blind = HashSet::new();
-        for at in 0..self.survey.len() {
-            match self.entry(at, project, &mut known, &mut records, &mut found) {
-                Ok(()) => {}
-                Err(error) => {
-                    self.progress.failed.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(directory = dir.id.ino, "a name cannot be looked at: {error}");
-                    blind.insert(at);
-                }
-            }
-        }
-        if blind.is_empty() {
-            found.gone.extend(known.rows.into_values().map(|(name, _)| name));
-            found.gone.extend(known.links.into_iter().map(|(name, _)| name));
-        }
-        self.progress.dirs.fetch_add(1, Ordering::Relaxed);
-        self.progress.inodes.fetch_add(self.survey.len() as u64, Ordering::Relaxed);
-        self.progress.records.fetch_add(records, Ordering::Relaxed);
-        Ok(found)
-    }
-
-    fn entry(
-        &self,
-        at: usize,
-        project: u32,
-        known: &mut Known,
-        records: &mut u64,
-        found: &mut Found,
-    ) -> LowerResult<()> {
-        let Some(Surveyed { name, id, attr }) = self.survey.look(at)? else { return Ok(()) };
-        let name = name.as_bytes();
-        if attr.kind == FileKind::Directory {
-            match self.survey.below(at)? {
-                Some(below) => found.below.push(below),
-                None => return Ok(()),
-            }
-        }
-        let before = known.rows.get(&id.ino).filter(|(known, facts)| known == name && facts.id == id);
-        let ctime = ctime_ns(&attr);
-        let tier = match before {
-            // Storing a record moves the change time.
-            Some((_, facts))
-                if facts.ctime_ns == ctime && facts.size == attr.size && ctime < self.began_ns - YOUNG_NS =>
-            {
-                facts.tier.clone()
-            }
-            // An empty file has its content whatever its record says.
-            _ if attr.kind != FileKind::Regular || attr.size == 0 => Tier::none(),
-            _ => {
-                *records += 1;
-                Tier::of(&attr, self.survey.record(at)?.as_deref())
-            }
-        };
-        let facts = Facts::new(id, &attr, project, tier);
-        let same = before.is_some_and(|(_, before)| *before == facts);
-        if before.is_some() {
-            known.rows.remove(&id.ino);
-        }
-        let linked = !facts.has_links() || known.links.remove(&(name.to_vec(), id.ino));
-        if facts.has_links() {
-            // Its row may be under another of its names, which is as good.
-            known.rows.remove(&id.ino);
-        }
-        if !(same && linked) {
-            let start = found.text.len();
-            found.text.extend_from_slice(name);
-            found.rows.push((start..found.text.len(), facts));
-        }
-        Ok(())
-    }
 }
 
 /// What goes on while a scan runs.
@@ -272,15 +84,15 @@ impl Running {
 
 /// Everything a scan writes, on the thread that called for it.
 struct Writer<'a> {
-    inner: &'a Inner,
+    recorder: &'a Recorder,
     filling: bool,
 }
 
 impl Writer<'_> {
     /// Writes what comes until there is no more.
-    fn run(&self, found: &Receiver<Found>, progress: &Progress) -> IndexResult<()> {
+    fn run(&self, store: &Mutex<Store>, found: &Receiver<Found>, progress: &Progress) -> IndexResult<()> {
         while let Ok(first) = found.recv() {
-            let mut store = self.inner.store.lock();
+            let mut store = store.lock();
             store.batch(|store| {
                 let (mut dirs, mut changes) = (0, 0);
                 let mut next = Some(first);
@@ -305,32 +117,47 @@ impl Writer<'_> {
         for below in &found.below {
             add_todo(&store.db, below)?;
         }
-        if found.lost {
+        if matches!(found.outcome, Outcome::Unread | Outcome::AsPrinted) {
             return Ok(0);
         }
-        let mut changes = 0;
         if self.filling {
             let rows = found.rows.iter().map(|(name, facts)| (&found.text[name.clone()], facts));
             store.fill(parent, rows)?;
+            if let Outcome::Whole { began, print, .. } = found.outcome {
+                store.filled(parent, began, print)?;
+            }
             return Ok(found.rows.len());
         }
+        let (mut changes, mut overtaken) = (0, false);
+        // What others have changed since the rows were read is not what they were compared with.
+        let before = stored(&store.db, parent)?;
         // Names that are gone first: one of them may be an inode's that has another name here.
-        for name in &found.gone {
+        for (name, ino) in &found.gone {
             if store.during.overtaken(parent, name, None) {
-                self.inner.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
+                overtaken = true;
+                self.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
             } else {
-                store.lose(parent as i64, name)?;
+                store.lose_of(parent as i64, name, Some(*ino))?;
                 changes += 1;
             }
         }
         for (name, facts) in &found.rows {
             let name = &found.text[name.clone()];
             if store.during.overtaken(parent, name, Some(facts.id.ino)) {
-                self.inner.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
+                overtaken = true;
+                self.recorder.named(&found.dir, std::ffi::OsStr::from_bytes(name));
             } else {
                 store.put(parent as i64, name, facts)?;
                 changes += 1;
             }
+        }
+        // Last: the rows just written have taken the print away.
+        if let Outcome::Whole { changes, began, print } = found.outcome
+            && changes == before.changes
+            && !overtaken
+            && (print.is_some() || began != before.compared)
+        {
+            store.compared(parent, began, print)?;
         }
         Ok(changes)
     }
@@ -361,13 +188,13 @@ fn begin(inner: &Inner) -> IndexResult<(Vec<Inode>, bool)> {
     let mut store = inner.store.lock();
     let left = todo(&store.db)?;
     let empty: bool = store.db.query_row("SELECT NOT EXISTS (SELECT 1 FROM f)", [], |row| row.get(0))?;
-    if empty {
+    if empty || (store.is_filling() && !left.is_empty()) {
         store.begin_filling()?;
+    } else if store.is_filling() {
+        // All had been read when it was cut off. Read once more, it is compared: filling takes nothing away.
+        store.end_filling()?;
     }
     let filling = store.is_filling();
-    if filling && !empty {
-        store.begin_filling()?;
-    }
     store.set("state", "scanning")?;
     store.during.watch(!filling);
     if !left.is_empty() {
@@ -395,18 +222,12 @@ pub(super) fn run(
 ) -> IndexResult<Scanned> {
     let begun = Instant::now();
     let (dirs, filling) = begin(inner)?;
-    let running = std::sync::Arc::new(Running {
-        queue: Queue {
-            state: Mutex::new(Waiting { dirs, busy: 0 }),
-            moved: Condvar::new(),
-            stop: AtomicBool::new(false),
-        },
-    });
+    let running = std::sync::Arc::new(Running { queue: Queue::new(dirs) });
     wanted(&running);
     let queue = &running.queue;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = if options.threads == 0 { cores * 2 } else { options.threads };
-    let rate = Rate { per_s: options.rate, begun, booked: AtomicU64::new(0) };
+    let rate = Rate::new(options.rate, begun);
     let (tell, told) = sync_channel(AHEAD);
     let path = inner.store.lock().path().to_owned();
     let read = std::thread::scope(|scope| {
@@ -423,7 +244,7 @@ pub(super) fn run(
             })
             .collect();
         drop(tell);
-        let written = Writer { inner, filling }.run(&told, progress);
+        let written = Writer { recorder: &inner.recorder, filling }.run(&inner.store, &told, progress);
         if written.is_err() {
             queue.end();
             // Who waits for room must not wait for ever.
@@ -432,7 +253,7 @@ pub(super) fn run(
         let read: IndexResult<Vec<()>> = readers.into_iter().map(|reader| reader.join().unwrap_or(Ok(()))).collect();
         written.and(read.map(drop))
     });
-    let stopped = queue.stop.load(Ordering::SeqCst);
+    let stopped = queue.has_ended();
     let mut gone = 0;
     let mut store = inner.store.lock();
     store.during.watch(false);
@@ -449,6 +270,7 @@ pub(super) fn run(
     Ok(Scanned {
         dirs: count(&progress.dirs),
         inodes: count(&progress.inodes),
+        as_printed: count(&progress.as_printed),
         changes: count(&progress.changes),
         records: count(&progress.records),
         failed: count(&progress.failed),
@@ -470,8 +292,7 @@ fn read_all(
 ) -> IndexResult<()> {
     let db = if filling { None } else { Some(sql::reader(path)?) };
     let share = &*inner.share;
-    let began_ns = sql::now_s().saturating_mul(1_000_000_000);
-    let mut reader = Reader { share, survey: Survey::new(share), db, progress, began_ns };
+    let mut reader = Reader::new(share, db, progress);
     while let Some(dir) = queue.next() {
         let told = reader.read(dir).map(|found| {
             let below = found.below.clone();
@@ -484,7 +305,117 @@ fn read_all(
         if !told? {
             break;
         }
-        rate.wait(reader.survey.len() + 1, &queue.stop);
+        rate.wait(reader.survey.len() + 1, queue);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::index::print::{Print, Printer};
+    use crate::catalog::index::row::some_facts;
+    use crate::ports::FileKind;
+
+    fn node(ino: u64) -> Inode {
+        Inode { id: FileId { ino, birth: 9 }, handle: RawHandle::new(1, &ino.to_ne_bytes()).unwrap() }
+    }
+
+    fn store(filling: bool) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("index"), "1-2").unwrap();
+        if filling { store.begin_filling() } else { store.end_filling() }.unwrap();
+        store.put(NO_PARENT, b"", &some_facts(1, FileKind::Directory, 2)).unwrap();
+        for dir in [2, 3] {
+            store.put(1, &[dir as u8], &some_facts(dir, FileKind::Directory, 2)).unwrap();
+        }
+        store.during.watch(true);
+        (dir, store)
+    }
+
+    fn a_print() -> Option<Print> {
+        Some(Printer::default().end())
+    }
+
+    /// Directory `dir`, met with regular files of these numbers, whose names are `a`.
+    fn found(store: &Store, dir: u64, inos: &[u64]) -> Found {
+        let changes = stored(&store.db, dir).unwrap().changes;
+        let rows = inos.iter().map(|ino| (0..1, some_facts(*ino, FileKind::Regular, 1)));
+        let outcome = Outcome::Whole { changes, began: 100, print: a_print() };
+        Found { dir: node(dir), text: b"a".to_vec(), rows: rows.collect(), gone: vec![], below: vec![], outcome }
+    }
+
+    fn is_printed(store: &Store, dir: u64) -> bool {
+        stored(&store.db, dir).unwrap().print.is_some()
+    }
+
+    #[test]
+    fn what_was_compared_is_printed() {
+        let (_dir, mut store) = store(false);
+        let recorder = Recorder::default();
+        let writer = Writer { recorder: &recorder, filling: false };
+        let one = found(&store, 2, &[10]);
+        writer.write(&mut store, &one).unwrap();
+        assert!(is_printed(&store, 2) && !is_printed(&store, 1));
+        // Moved: the directory that had it is another one now.
+        let other = found(&store, 3, &[10]);
+        writer.write(&mut store, &other).unwrap();
+        assert!(is_printed(&store, 3) && !is_printed(&store, 2));
+    }
+
+    #[test]
+    fn what_changed_since_it_was_compared_is_not_printed() {
+        let (_dir, mut store) = store(false);
+        let recorder = Recorder::default();
+        let writer = Writer { recorder: &recorder, filling: false };
+        store.put(2, b"b", &some_facts(11, FileKind::Regular, 1)).unwrap();
+        let one = found(&store, 2, &[10]);
+        assert!(store.update(&some_facts(11, FileKind::Regular, 1)).unwrap());
+        writer.write(&mut store, &one).unwrap();
+        assert!(!is_printed(&store, 2));
+        assert_eq!(stored(&store.db, 2).unwrap().compared, 0, "its records were not all read");
+    }
+
+    #[test]
+    fn what_was_overtaken_is_not_printed() {
+        for gone in [false, true] {
+            let (_dir, mut store) = store(false);
+            let recorder = Recorder::default();
+            recorder.switch(true);
+            let writer = Writer { recorder: &recorder, filling: false };
+            // Looked at after the listing was read, and before the rows were.
+            store.during.saw_name(2, b"a");
+            let mut one = found(&store, 2, if gone { &[] } else { &[10] });
+            if gone {
+                one.gone.push((b"a".to_vec(), 10));
+            }
+            writer.write(&mut store, &one).unwrap();
+            assert!(!is_printed(&store, 2));
+            assert_eq!(recorder.pending(), 1, "it is looked at once more");
+        }
+    }
+
+    #[test]
+    fn a_first_filling_prints_what_nothing_was_taken_from() {
+        for order in [[2, 3], [3, 2]] {
+            let (_dir, mut store) = store(true);
+            let recorder = Recorder::default();
+            let writer = Writer { recorder: &recorder, filling: true };
+            for dir in order {
+                // The file is met in both: it was moved meanwhile, and who was written last has it.
+                let one = found(&store, dir, &[10]);
+                writer.write(&mut store, &one).unwrap();
+            }
+            assert!(!is_printed(&store, order[0]));
+            // Met again, after it was moved itself: nothing of the first time is taken away by filling.
+            let again = found(&store, order[1], &[]);
+            writer.write(&mut store, &again).unwrap();
+            assert!(!is_printed(&store, order[1]));
+        }
+        let (_dir, mut store) = store(true);
+        let recorder = Recorder::default();
+        let one = found(&store, 2, &[10]);
+        Writer { recorder: &recorder, filling: true }.write(&mut store, &one).unwrap();
+        assert!(is_printed(&store, 2));
+    }
 }

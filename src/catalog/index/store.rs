@@ -6,18 +6,19 @@
 //! Invariants: `f` has one row an inode, with one of its names; a file with several has all of them in `links`. `parent` 0: no name is known
 //! at present; such a row keeps its counts until it is swept, in case the name turns up elsewhere.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Statement, params, params_from_iter};
 
 use super::during::During;
-use super::row::{FACTS, Facts, Name, heated, name_of, state_number, state_of};
-use super::{IndexError, IndexResult, sql};
+use super::row::{FACTS, Facts, Name, heated, state_number, state_of};
+use super::{IndexError, IndexResult, print, sql};
 use crate::types::{FileId, FileState, StateTotal};
 
 /// Raised whenever the tables change: older files are made anew.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 /// Bytes of pages kept in memory by the writer.
 const CACHE_KIB: i64 = 64 << 10;
 /// `parent` of the share's root.
@@ -90,6 +91,8 @@ impl Store {
         made.map_err(|error| IndexError::Io { path: path.to_owned(), error })?;
         let store = Self::open_file(path)?;
         store.db.execute_batch(TABLES)?;
+        store.db.execute_batch(print::TABLE)?;
+        store.db.execute_batch(&print::triggers())?;
         store.set("version", VERSION)?;
         store.set("identity", identity)?;
         Ok(store)
@@ -158,6 +161,7 @@ impl Store {
 
     pub fn begin_filling(&self) -> IndexResult<()> {
         self.db.execute_batch("DROP INDEX IF EXISTS f_name; DROP INDEX IF EXISTS f_dirs;")?;
+        self.db.execute_batch(print::NOT_COMING)?;
         self.db.pragma_update(None, "synchronous", "OFF")?;
         self.set("boot", boot())?;
         self.set("filling", 1)
@@ -165,6 +169,7 @@ impl Store {
 
     pub fn end_filling(&self) -> IndexResult<()> {
         self.db.execute_batch(BY_NAME)?;
+        self.db.execute_batch(print::COMING)?;
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         self.set("filling", 0)
@@ -172,18 +177,9 @@ impl Store {
 
     /// Adds rows that are not there yet, or are of an earlier attempt.
     pub fn fill<'a>(&self, parent: u64, rows: impl Iterator<Item = (&'a [u8], &'a Facts)>) -> IndexResult<()> {
-        let sql = format!(
-            "INSERT OR REPLACE INTO f ({FACTS}, parent, name) \
-             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21)"
-        );
-        let mut insert = self.db.prepare_cached(&sql)?;
+        let mut put = self.db.prepare_cached(&PUT)?;
         for (name, facts) in rows {
-            for (at, value) in facts.values().iter().enumerate() {
-                insert.raw_bind_parameter(at + 1, value)?;
-            }
-            insert.raw_bind_parameter(20, parent as i64)?;
-            insert.raw_bind_parameter(21, Name(name))?;
-            insert.raw_execute()?;
+            put_row(&mut put, parent as i64, name, facts)?;
             if facts.has_links() {
                 self.add_link(parent, name, facts.id.ino)?;
             }
@@ -218,23 +214,9 @@ impl Store {
             )?;
             first.execute([ino, facts.id.birth as i64])?;
         }
-        let sql = format!(
-            "INSERT INTO f ({FACTS}, parent, name) \
-             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21) \
-             ON CONFLICT (ino) DO UPDATE SET (kind, mode, nlink, uid, gid, project, size, blocks, atime, mtime, ctime_ns, btime, sealed, state, \
-             pinned, pair, generation, parent, name, accesses, heat, accessed, recalled, recalled_by, wanted_by, birth) = \
-             (?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21, \
-             iif(birth = ?2, accesses, 0), iif(birth = ?2, heat, NULL), iif(birth = ?2, accessed, NULL), \
-             iif(birth = ?2, recalled, NULL), iif(birth = ?2, recalled_by, NULL), iif(birth = ?2, wanted_by, NULL), ?2)"
-        );
         {
-            let mut put = self.db.prepare_cached(&sql)?;
-            for (at, value) in facts.values().iter().enumerate() {
-                put.raw_bind_parameter(at + 1, value)?;
-            }
-            put.raw_bind_parameter(20, parent)?;
-            put.raw_bind_parameter(21, Name(name))?;
-            put.raw_execute()?;
+            let mut put = self.db.prepare_cached(&PUT)?;
+            put_row(&mut put, parent, name, facts)?;
         }
         if facts.has_links() {
             self.add_link(parent as u64, name, facts.id.ino)?;
@@ -247,15 +229,24 @@ impl Store {
 
     /// `name` in `parent` is nothing any more, or not what it was; the inode that it was.
     pub fn lose(&mut self, parent: i64, name: &[u8]) -> IndexResult<Option<u64>> {
+        self.lose_of(parent, name, None)
+    }
+
+    /// As [`Store::lose`], if it was this inode. (After a first filling two may say that they have the name.)
+    pub fn lose_of(&mut self, parent: i64, name: &[u8], ino: Option<u64>) -> IndexResult<Option<u64>> {
+        let wanted = params![parent, Name(name), ino.map(|ino| ino as i64)];
         let linked: Option<i64> = {
-            let mut unlink =
-                self.db.prepare_cached("DELETE FROM links WHERE parent = ?1 AND name = ?2 RETURNING ino")?;
-            let mut rows = unlink.query(params![parent, Name(name)])?;
+            let mut unlink = self.db.prepare_cached(
+                "DELETE FROM links WHERE parent = ?1 AND name = ?2 AND (?3 IS NULL OR ino = ?3) RETURNING ino",
+            )?;
+            let mut rows = unlink.query(wanted)?;
             rows.next()?.map(|row| row.get(0)).transpose()?
         };
         let first = {
-            let mut first = self.db.prepare_cached("SELECT ino FROM f WHERE parent = ?1 AND name = ?2")?;
-            first.query_row(params![parent, Name(name)], |row| row.get::<_, i64>(0)).optional()?
+            let mut first = self
+                .db
+                .prepare_cached("SELECT ino FROM f WHERE parent = ?1 AND name = ?2 AND (?3 IS NULL OR ino = ?3)")?;
+            first.query_row(wanted, |row| row.get::<_, i64>(0)).optional()?
         };
         let Some(ino) = first else { return Ok(linked.map(|ino| ino as u64)) };
         let moved = {
@@ -283,19 +274,31 @@ impl Store {
         Ok(())
     }
 
-    /// After a scan: takes away what it met nowhere, and what is below that.
+    /// After a scan: takes away what it met nowhere, and what is below that. Each directory that has rows is in `prints`.
     pub fn sweep_all(&mut self) -> IndexResult<u64> {
         let mut all = self.db.execute("DELETE FROM f WHERE parent = 0", [])?;
         loop {
-            let gone = self
-                .db
-                .execute("DELETE FROM f WHERE parent > 0 AND parent NOT IN (SELECT ino FROM f WHERE kind = 'd')", [])?;
-            all += gone;
-            if gone == 0 {
+            let mut dirs = self.db.prepare_cached(
+                "SELECT dir FROM prints WHERE NOT EXISTS (SELECT 1 FROM f WHERE ino = dir AND kind = 'd')",
+            )?;
+            let dirs: Vec<i64> = dirs.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            if dirs.is_empty() {
                 break;
             }
+            for dir in dirs {
+                self.db.prepare_cached("DELETE FROM links WHERE parent = ?1")?.execute([dir])?;
+                // What has another name keeps its row.
+                let mut other = self.db.prepare_cached(
+                    "UPDATE f SET (parent, name) = (SELECT parent, name FROM links WHERE links.ino = f.ino LIMIT 1) \
+                     WHERE parent = ?1 AND EXISTS (SELECT 1 FROM links WHERE links.ino = f.ino)",
+                )?;
+                other.execute([dir])?;
+                all += self.db.prepare_cached("DELETE FROM f WHERE parent = ?1")?.execute([dir])?;
+                self.db.prepare_cached("DELETE FROM prints WHERE dir = ?1")?.execute([dir])?;
+            }
         }
-        self.db.execute("DELETE FROM links WHERE ino NOT IN (SELECT ino FROM f)", [])?;
+        let lost = "DELETE FROM links WHERE NOT EXISTS (SELECT 1 FROM f WHERE f.ino = links.ino)";
+        self.db.execute(lost, [])?;
         Ok(all as u64)
     }
 
@@ -368,33 +371,32 @@ impl Store {
     }
 }
 
+/// The row of an inode, new or as it was known: counts are those of the inode, and another's of the same number begin anew.
+static PUT: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "INSERT INTO f ({FACTS}, parent, name) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21) \
+         ON CONFLICT (ino) DO UPDATE SET (kind, mode, nlink, uid, gid, project, size, blocks, atime, mtime, ctime_ns, btime, sealed, state, \
+         pinned, pair, generation, parent, name, accesses, heat, accessed, recalled, recalled_by, wanted_by, birth) = \
+         (?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21, \
+         iif(birth = ?2, accesses, 0), iif(birth = ?2, heat, NULL), iif(birth = ?2, accessed, NULL), \
+         iif(birth = ?2, recalled, NULL), iif(birth = ?2, recalled_by, NULL), iif(birth = ?2, wanted_by, NULL), ?2)"
+    )
+});
+
+fn put_row(put: &mut Statement<'_>, parent: i64, name: &[u8], facts: &Facts) -> IndexResult<()> {
+    for (at, value) in facts.values().iter().enumerate() {
+        put.raw_bind_parameter(at + 1, value)?;
+    }
+    put.raw_bind_parameter(20, parent)?;
+    put.raw_bind_parameter(21, Name(name))?;
+    put.raw_execute()?;
+    Ok(())
+}
+
 /// Differs from one start of the machine to the next.
 fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-/// Rows of a directory as they are known, by inode; and its names of files with several.
-pub(super) fn known(db: &Connection, parent: u64) -> IndexResult<Known> {
-    let mut known = Known::default();
-    let sql = format!("SELECT {FACTS}, name FROM f WHERE parent = ?1");
-    let mut rows = db.prepare_cached(&sql)?;
-    let mut rows = rows.query([parent as i64])?;
-    while let Some(row) = rows.next()? {
-        let facts = Facts::read(row)?;
-        known.rows.insert(facts.id.ino, (name_of(row.get_ref(19)?).to_vec(), facts));
-    }
-    let mut links = db.prepare_cached("SELECT name, ino FROM links WHERE parent = ?1")?;
-    let mut links = links.query([parent as i64])?;
-    while let Some(row) = links.next()? {
-        known.links.insert((name_of(row.get_ref(0)?).to_vec(), row.get::<_, i64>(1)? as u64));
-    }
-    Ok(known)
-}
-
-#[derive(Default)]
-pub(super) struct Known {
-    pub rows: HashMap<u64, (Vec<u8>, Facts)>,
-    pub links: HashSet<(Vec<u8>, u64)>,
 }
 
 /// The state of a row, for a filter in SQL.
@@ -406,7 +408,7 @@ pub fn state_filter(states: &[FileState]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::index::row::Tier;
+    use crate::catalog::index::row::some_facts as facts;
     use crate::ports::FileKind;
 
     fn store() -> (tempfile::TempDir, Store) {
@@ -414,26 +416,6 @@ mod tests {
         let store = Store::open(&dir.path().join("index"), "1-2").unwrap();
         store.end_filling().unwrap();
         (dir, store)
-    }
-
-    fn facts(ino: u64, kind: FileKind, nlink: u32) -> Facts {
-        Facts {
-            id: FileId { ino, birth: 9 },
-            kind,
-            mode: 0o644,
-            nlink,
-            uid: 0,
-            gid: 0,
-            project: 0,
-            size: ino,
-            blocks: 8,
-            atime: 1,
-            mtime: 2,
-            ctime_ns: 3,
-            btime: 4,
-            sealed: false,
-            tier: Tier::none(),
-        }
     }
 
     fn names(store: &Store) -> Vec<(i64, String, i64)> {
@@ -465,6 +447,16 @@ mod tests {
         store.put(1, b"c", &other).unwrap();
         let opens: i64 = store.db.query_row("SELECT accesses FROM f WHERE ino = 10", [], |row| row.get(0)).unwrap();
         assert_eq!(opens, 0);
+    }
+
+    /// A first filling met the directory twice, and its file replaced in between.
+    #[test]
+    fn of_two_that_say_they_have_a_name_the_one_that_is_meant_loses_it() {
+        let (_dir, mut store) = store();
+        let two = [10, 11].map(|ino| facts(ino, FileKind::Regular, 1));
+        store.fill(1, two.iter().map(|facts| (&b"a"[..], facts))).unwrap();
+        assert_eq!(store.lose_of(1, b"a", Some(11)).unwrap(), Some(11));
+        assert_eq!(names(&store), [(1, "a".into(), 10)]);
     }
 
     #[test]
