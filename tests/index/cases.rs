@@ -280,7 +280,7 @@ fn a_file_that_is_young_is_looked_at_again() {
     assert_eq!((env.scan().records, state()), (1, 3));
     assert_eq!((env.scan().as_printed, state()), (ALL, 3));
     assert_eq!(env.differences(), Vec::<String>::new());
-    assert!(DIRS > 7);
+    const { assert!(DIRS > 7) };
     env.close();
 }
 
