@@ -57,6 +57,11 @@ fn list(directory: &Path) -> std::io::Result<()> {
     if listed == MANY { Ok(()) } else { Err(std::io::Error::other(format!("{listed} of {MANY} entries listed"))) }
 }
 
+fn open(side: &Side) -> std::io::Result<Vec<f64>> {
+    let path = side.root.join("cached");
+    Ok(vec![rate(FILES, || (0..FILES).try_for_each(|_| File::open(&path).map(drop)))?])
+}
+
 /// Makes, renames and removes files: a rate each.
 fn life(side: &Side) -> std::io::Result<Vec<f64>> {
     let home = side.home();
@@ -92,10 +97,7 @@ pub fn measure(sides: &Sides, samples: usize, report: &mut Report) -> Result<()>
         let names = names(&side.root.join("files"), "file", FILES);
         Ok(vec![rate(FILES, || names.iter().try_for_each(|name| fs::metadata(name).map(drop)))?])
     })?;
-    sides.measure(&[("open, close", "/s", Target::Ahead)], samples, false, report, |side, _| {
-        let path = side.root.join("cached");
-        Ok(vec![rate(FILES, || (0..FILES).try_for_each(|_| File::open(&path).map(drop)))?])
-    })?;
+    sides.measure(&[("open, close", "/s", Target::Ahead)], samples, false, report, |side, _| open(side))?;
     sides.measure(
         &[("open, read 4 KiB, close, 2,000 files", "/s", Target::Ahead)],
         samples,
@@ -121,6 +123,13 @@ pub fn measure(sides: &Sides, samples: usize, report: &mut Report) -> Result<()>
     ];
     sides.measure(&rows, samples, true, report, |side, _| life(side))?;
     sides.measure(&[("mkdir, rmdir", "/s", Target::Ahead)], samples, true, report, |side, _| directories(side))?;
+    sides.on_one_cpu(|| {
+        let row = |name| (name, "/s", Target::None);
+        sides.measure(&[row("open, close: all on one CPU")], samples, false, report, |side, _| open(side))?;
+        let rows = ["create, write 1 KiB, close: one CPU", "chmod: one CPU", "rename: one CPU", "unlink: one CPU"];
+        sides.measure(&rows.map(row), samples, true, report, |side, _| life(side))?;
+        sides.measure(&[row("mkdir, rmdir: one CPU")], samples, true, report, |side, _| directories(side))
+    })?;
     let few = samples.div_ceil(4);
     sides.measure(&[("readdir of 100,000 entries, warm", "/s", Target::Ahead)], few, false, report, |side, _| {
         let directory = side.root.join("many");

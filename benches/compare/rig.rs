@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::thread::CpuSet;
 use tempfile::TempDir;
 
 /// The release binary under test.
@@ -218,6 +219,20 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Has all threads of a process run on `cpus` only.
+pub fn bind(process: u32, cpus: &CpuSet) -> Result<()> {
+    for task in fs::read_dir(format!("/proc/{process}/task")).map_err(said("threads"))? {
+        let task = task.map_err(said("threads"))?.file_name();
+        let thread = task.to_str().and_then(|number| number.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        match rustix::thread::sched_setaffinity(thread, cpus) {
+            // It has ended meanwhile.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(format!("sched_setaffinity: {error}")),
+        }
+    }
+    Ok(())
 }
 
 /// Two neighbouring fields of a stat line (user and system ticks), counted from after the process's name, in seconds.

@@ -7,6 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::thread::CpuSet;
+
 use super::report::{PeerRates, Report, Row};
 use super::rig::{self, LoopFs, Mounted, Result, Target, said};
 
@@ -48,7 +50,7 @@ fn peer(scratch: &Path, name: &str, share: &Path) -> Result<Mounted> {
 /// All sides, mounted. Fields are dropped in their order: what lies above goes first.
 pub struct Sides {
     pub all: Vec<Side>,
-    _peers: Vec<Mounted>,
+    peers: Vec<Mounted>,
     pub tierfs: Mounted,
     pub below: LoopFs,
     _scratch: tempfile::TempDir,
@@ -75,7 +77,21 @@ impl Sides {
         for side in &all {
             fs::create_dir(below.path.join(side.name)).map_err(said("a side's directory"))?;
         }
-        Ok(Self { all, _peers: peers, tierfs, below, _scratch: scratch })
+        Ok(Self { all, peers, tierfs, below, _scratch: scratch })
+    }
+
+    /// Does `work` with all daemons, and this process, on one CPU: then nobody is woken on another one.
+    pub fn on_one_cpu(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = rustix::thread::sched_getaffinity(None).map_err(|error| format!("sched_getaffinity: {error}"))?;
+        let mut one = CpuSet::new();
+        (0..CpuSet::MAX_CPU).rev().find(|cpu| before.is_set(*cpu)).into_iter().for_each(|cpu| one.set(cpu));
+        let daemons = self.peers.iter().chain([&self.tierfs]).map(|mounted| mounted.daemon.child.id());
+        let all: Vec<_> = daemons.chain([std::process::id()]).collect();
+        let bind = |cpus: &CpuSet| all.iter().try_for_each(|process| rig::bind(*process, cpus));
+        bind(&one)?;
+        let worked = work();
+        bind(&before)?;
+        worked
     }
 
     /// Takes `samples` samples of one group of rows on every side and adds the rows. `sample` gets the side and the number of the sample,

@@ -1,6 +1,6 @@
 //! `stat` and what changes it.
 
-use super::error::FsResult;
+use super::error::{FsError, FsResult};
 use super::wait::{Blocker, Try};
 use super::{Asked, Fs};
 use crate::engine::{Admission, EngineError, Patience, same_content};
@@ -76,6 +76,9 @@ impl Fs {
             return Ok(Try::Blocked(Blocker::admission(&cell, Admission::Sync)));
         };
         let mut inner = cell.lock();
+        if changes.size.is_some() && self.is_replaced(&cell, &inner)? {
+            return Err(FsError::Stale);
+        }
         // The record must not follow the times of content that is not its object's.
         let beside = event == Event::SetTimes
             && inner.record.claim == Claim::Dual

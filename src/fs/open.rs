@@ -127,6 +127,9 @@ impl Fs {
         };
         let access = Access { write: flags.write, truncate: flags.truncate };
         let mut inner = cell.lock();
+        if (access.write || access.truncate) && self.is_replaced(&cell, &inner)? {
+            return Err(FsError::Stale);
+        }
         // The kernel looks for itself, but after it had us cut the file, unless the open is for writing, too.
         if access.truncate && !access.write && inner.executed > 0 {
             // A program that has just ended is not known to have yet, perhaps: once more, by another thread.
@@ -158,6 +161,14 @@ impl Fs {
             }
             Err(admission) => Ok(Try::Blocked(Blocker::admission(&cell, admission))),
         }
+    }
+
+    /// Whether a PUT has taken the name of a file that both sides of a pair have, while a request for the old one was on its way, or waited. The file goes on as
+    /// what the PUT brought, so nothing may be written to this one: to ESTALE the kernel looks the name up again, and asks for the new one. While
+    /// somebody has it open for writing, there is no such PUT.
+    pub(super) fn is_replaced(&self, cell: &Cell, inner: &Inner) -> FsResult<bool> {
+        let paired = inner.record.peer.is_some() && !inner.machine.has_writers();
+        Ok(paired && self.lower.stat(&cell.node)?.nlink == 0)
     }
 
     /// Tells who watches the file that it was opened.

@@ -138,7 +138,7 @@ impl Files for SyncedFiles {
     }
 
     fn is_written(&self, file: FileId) -> bool {
-        self.fs.engine.cells.live(file).is_some_and(|cell| cell.lock().machine.is_written())
+        self.fs.engine.cells.live(file).is_some_and(|cell| cell.lock().machine.has_writers())
     }
 
     fn make_stub(&self, node: &Inode, id: PairFileId, facts: &Facts, origin: FileId) -> LowerResult<()> {

@@ -204,11 +204,6 @@ impl Machine {
         self.activity
     }
 
-    /// Whether somebody has it open for writing.
-    pub fn is_written(&self) -> bool {
-        self.writers > 0
-    }
-
     pub fn pinned(&self) -> bool {
         self.pinned
     }

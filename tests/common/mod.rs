@@ -8,9 +8,10 @@
 pub mod lower_contract;
 
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
 
 use tempfile::TempDir;
 
@@ -43,14 +44,44 @@ pub fn private_mounts() {
             let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
             fields.filter(|fields| fields[2] == "fuse.tierfs").map(|fields| fields[1].to_owned()).collect()
         });
+        // In the machine's namespace, not in ours.
+        let cleaner = cleaner();
         // SAFETY: no file descriptors are unshared.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("unshare(CLONE_NEWNS)");
         run("mount", &["--make-rprivate", "/"]);
+        let thread = std::fs::read_link("/proc/thread-self").expect("/proc/thread-self");
+        let mut cleaner = cleaner.lock().unwrap();
+        writeln!(cleaner.stdin.as_mut().unwrap(), "/proc/{}/ns/mnt", thread.display())
+            .expect("who cleans up has ended");
         for other in others {
             // As the kernel writes it, a blank is \040.
             run("sh", &["-c", &format!("umount --lazy \"$(printf '%b' '{}')\"", other.replace('\\', "\\0"))]);
         }
     }
+}
+
+/// Ends all that is left in the mount namespaces it is told of, when its input ends. It holds them itself, or another test could get the number of one that is gone.
+/// With it the namespace goes, and with that the mounts in it and their loop devices.
+const AFTERWARDS: &str = r#"
+    trap '' INT TERM HUP
+    ours=' '
+    while read -r path; do
+        if exec {held}<"$path"; then ours+="$(stat --dereference --format %i "/proc/$$/fd/$held") "; fi
+    done
+    stat --dereference --format '%i %n' /proc/[0-9]*/ns/mnt | while read -r namespace name; do
+        if [[ $ours == *" $namespace "* ]]; then name=${name#/proc/}; kill -KILL "${name%%/*}"; fi
+    done
+"#;
+
+/// Who cleans up after this process, however it ends: daemons are in no group of processes that a signal or a time-out would reach.
+fn cleaner() -> &'static Mutex<Child> {
+    static CLEANER: OnceLock<Mutex<Child>> = OnceLock::new();
+    CLEANER.get_or_init(|| {
+        let mut command = Command::new("setsid");
+        // Its input is a pipe that ends with us.
+        command.args(["bash", "-c", AFTERWARDS]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Mutex::new(command.spawn().expect("setsid (util-linux) and bash"))
+    })
 }
 
 /// A fresh filesystem in a sparse file, mounted by a loop device; gone when dropped.

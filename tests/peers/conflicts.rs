@@ -107,6 +107,55 @@ fn a_put_replaces_it_on_both_sides() {
     sides.same("f", &new);
 }
 
+/// Who opens a file for writing, or cuts it, while a PUT takes its place writes to what the PUT brought: the file is the same one, and a write that was
+/// acknowledged after the PUT is in it.
+#[test]
+fn who_opens_while_a_put_replaces_it_writes_to_the_new_one() {
+    let Some((sides, _)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = crate::s3::client(&format!("http://{}", sides.east.addr), "root", "rootsecret");
+    let path = sides.east.mnt("f");
+    // One change at a time; opens come at any.
+    let changing = std::sync::Mutex::new(());
+    let (mut puts, mut refused) = (0, 0);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut writes = 0u64;
+            while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                let changing = changing.lock().unwrap();
+                writes += 1;
+                file.write_all_at(&writes.to_le_bytes(), 0).unwrap();
+                drop(file);
+                let found = fs::read(&path).unwrap();
+                assert_eq!(found[..8], writes.to_le_bytes(), "write {writes} is in the file");
+                if writes % 3 == 0 {
+                    truncate(&path, 1_000 + writes).unwrap();
+                    assert_eq!(fs::metadata(&path).unwrap().len(), 1_000 + writes, "cut {writes}");
+                }
+                drop(changing);
+                std::thread::sleep(std::time::Duration::from_millis(writes % 7));
+            }
+            writes
+        });
+        while puts < 60 && !writer.is_finished() {
+            let changing = changing.lock().unwrap();
+            let body = aws_sdk_s3::primitives::ByteStream::from(noise("put", CHUNK + puts));
+            match runtime.block_on(client.put_object().bucket("east").key("f").body(body).send()) {
+                Ok(_) => puts += 1,
+                Err(_) => refused += 1,
+            }
+            drop(changing);
+            std::thread::sleep(std::time::Duration::from_millis(refused % 5));
+        }
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        let writes = writer.join().unwrap();
+        eprintln!("{puts} PUTs, {refused} refused, {writes} writes");
+    });
+    assert!(sides.east.tierfs(&["check", path.to_str().unwrap()]).status.success());
+}
+
 /// A pair stays while stubs name it (R8), and can be edited while it is used.
 #[test]
 fn a_pair_stays_while_stubs_name_it() {
