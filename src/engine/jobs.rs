@@ -32,7 +32,7 @@ pub const IN_USE_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::f
 const IN_USE_PAUSES_LOCKED: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
 
 /// Files in hand that go into packs, or come from them: enough to fill one while another is stored, or fetched.
-const PACKED_IN_HAND: usize = 1024;
+const PACKED_IN_HAND: usize = 2048;
 
 /// How long a job waits for another transfer of a file.
 const REST_WITHIN: Duration = Duration::from_secs(30);
