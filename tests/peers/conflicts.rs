@@ -130,7 +130,7 @@ fn who_opens_while_a_put_replaces_it_writes_to_the_new_one() {
                 drop(file);
                 let found = fs::read(&path).unwrap();
                 assert_eq!(found[..8], writes.to_le_bytes(), "write {writes} is in the file");
-                if writes % 3 == 0 {
+                if writes.is_multiple_of(3) {
                     truncate(&path, 1_000 + writes).unwrap();
                     assert_eq!(fs::metadata(&path).unwrap().len(), 1_000 + writes, "cut {writes}");
                 }
