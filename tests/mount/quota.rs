@@ -57,14 +57,17 @@ fn quotas_act(setup: Setup) {
     std::os::unix::fs::chown(rig.mnt("mine"), Some(2001), Some(2001)).unwrap();
     rig.migrate("mine");
     limit("64", "0");
-    assert_eq!(errno(std::fs::read(rig.mnt("mine"))), Some(libc::EDQUOT));
-    assert_eq!(rig.state("mine"), "stub");
+    assert_same(&std::fs::read(rig.mnt("mine")).unwrap(), &content, "served, and not kept");
+    let recall = rig.command(&["recall", rig.mnt("mine").to_str().unwrap()]).output().unwrap();
+    assert!(!recall.status.success() && said(&recall).contains("quota exceeded"), "{}", said(&recall));
+    // What had come stays until it is released.
+    assert!(["stub", "partial"].contains(&rig.state("mine").as_str()), "{}", rig.state("mine"));
     limit("8192", "0");
     // The report has the kernel's limits beside what is here and what is remote.
     rig.json(&["index", "scan", rig.mountpoint().to_str().unwrap()], 0);
     let users = rig.json(&["quota", rig.mountpoint().to_str().unwrap()], 0);
     let his = users.iter().find(|line| line["uid"] == 2001).unwrap();
-    assert_eq!((&his["offline"], &his["quota"]["bytes_hard"]), (&(1 << 20).into(), &(8 << 20).into()), "{his}");
+    assert_eq!((&his["both"], &his["quota"]["bytes_hard"]), (&(1 << 20).into(), &(8 << 20).into()), "{his}");
     rig.same("mine", &content);
     // A project's directory: whoever writes in it, root's daemon included.
     for (side, dir) in [("below", rig.fs.path().join("project")), ("mount", rig.low("project"))] {
