@@ -224,11 +224,11 @@ impl Engine {
         let open = state.open.get_mut(&pack).expect("it was just opened");
         open.waiting.push(waiting);
         open.bytes += len;
-        let (full, number) = (open.bytes >= REQUEST_MAX, open.number);
+        let full = open.bytes >= REQUEST_MAX;
         // Nobody else comes who would be waited for.
         let last = state.coming.is_empty() && self.bulk.listing.load(Ordering::SeqCst) == 0;
         if full || last {
-            self.close_bulk(&mut state, &pack, number);
+            self.close_bulk(&mut state, &pack);
         }
         Some(())
     }
@@ -244,15 +244,12 @@ impl Engine {
             if joined > seen {
                 (seen, waited) = (joined, 0);
             } else if waited >= LINGERS_MAX || !state.coming.contains_key(&pack) {
-                return self.close_bulk(&mut state, &pack, number);
+                return self.close_bulk(&mut state, &pack);
             }
         }
     }
 
-    fn close_bulk(self: &Arc<Self>, state: &mut State, pack: &PackOf, number: u64) {
-        if state.open.get(pack).is_none_or(|open| open.number != number) {
-            return;
-        }
+    fn close_bulk(self: &Arc<Self>, state: &mut State, pack: &PackOf) {
         let Some(open) = state.open.remove(pack) else { return };
         let (this, pack) = (self.clone(), pack.clone());
         self.runtime.spawn(async move { this.fetch_bulk(pack, open).await });

@@ -89,21 +89,20 @@ impl Fill {
     async fn request(self: &Arc<Self>, chunks: Range<usize>, wanted: bool, at: &mut usize) -> Result<(), Bad> {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
-        // What is written is in memory one chunk after the other; what is only served may be so all at once.
         let kept = self.recall.keeps();
-        let in_memory = if kept { u64::from(self.object.chunk_size).min(range.len) } else { range.len };
         let in_bulk = self.engine.content_in_bulk(self.cell.node.id, &self.object, range);
         let in_bulk = self.while_wanted(&chunks, in_bulk).await?;
-        let by_itself = in_bulk.is_none();
-        let (_slot, room, begun, mut body);
+        let (slot, room, begun, mut body);
         match in_bulk {
             // It has its memory.
             Some(Part { content, room: of_all }) => {
-                (_slot, room, begun, body) = (None, of_all, Instant::now(), whole(content));
+                (slot, room, begun, body) = (None, of_all, Instant::now(), whole(content));
             }
             None => {
-                let slot = self.while_wanted(&chunks, self.slot(wanted, in_memory)).await??;
-                (room, _slot, begun) = (slot.room().clone(), Some(slot), Instant::now());
+                // What is written is in memory one chunk after the other; what is only served may be so all at once.
+                let in_memory = if kept { u64::from(self.object.chunk_size).min(range.len) } else { range.len };
+                let permit = self.while_wanted(&chunks, self.slot(wanted, in_memory)).await??;
+                (room, slot, begun) = (permit.room().clone(), Some(permit), Instant::now());
                 let stream = remote.stream(&self.object.key, range, Some(&self.object.etag));
                 body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
             }
@@ -139,7 +138,7 @@ impl Fill {
                 return Ok(());
             }
         }
-        if !by_itself {
+        if slot.is_none() {
             return Ok(());
         }
         let first = first.unwrap_or_default();

@@ -21,7 +21,7 @@ use super::plan::{Run, Work};
 use super::recall::Recall;
 use super::session::date;
 use super::slots::Permit;
-use super::{Engine, blocking, moving};
+use super::{Engine, blocking, go_on_panicking, moving};
 use crate::admission::Class;
 use crate::kill;
 use crate::ports::{Intent, IntentId, IntentKind, Keep, LowerError, LowerFile, LowerResult, OpenFlags, SeekTo};
@@ -218,7 +218,7 @@ impl Fill {
                 if let Err(error) = self.file().await {
                     self.recall.pause();
                     while let Some(ended) = runs.join_next().await {
-                        go_on_panicking(ended);
+                        let _ = ended.map_err(go_on_panicking);
                     }
                     return Err(error);
                 }
@@ -249,7 +249,7 @@ impl Fill {
             // nobody wants end at once, writes end by themselves.
             tokio::select! {
                 biased;
-                Some(ended) = runs.join_next() => go_on_panicking(ended),
+                Some(ended) = runs.join_next() => { let _ = ended.map_err(go_on_panicking); }
                 () = self.recall.stirred() => since = Instant::now(),
                 () = tokio::time::sleep_until(since + LINGER), if runs.is_empty() => {}
             }
@@ -368,14 +368,6 @@ impl Engine {
     pub(super) fn leftover_is_gone(self: &Arc<Self>, cell: &Arc<Cell>) {
         let left = self.leftovers.lock().remove(&cell.node.id);
         self.spawn_forget_when_durable(cell.clone(), left.map(|(_, note)| note));
-    }
-}
-
-fn go_on_panicking(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
     }
 }
 

@@ -494,9 +494,14 @@ fn start_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Runs blocking local I/O off the async workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> EngineResult<T> {
     start_blocking(work).await.map_err(|error| {
-        if error.is_panic() {
-            std::panic::resume_unwind(error.into_panic());
-        }
+        go_on_panicking(error);
         EngineError::ShuttingDown
     })
+}
+
+/// What ended a task, if that was a panic, goes on where the task was waited for.
+fn go_on_panicking(error: tokio::task::JoinError) {
+    if error.is_panic() {
+        std::panic::resume_unwind(error.into_panic());
+    }
 }

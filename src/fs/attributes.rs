@@ -73,7 +73,7 @@ impl Fs {
         }
         let cell = self.engine.cells.get(&node)?;
         let Some(_writing) = cell.patching(patience) else {
-            return Ok(Try::Blocked(Blocker::admission(&cell, Admission::Sync)));
+            return Ok(Try::Blocked(Blocker::thread(&cell)));
         };
         let mut inner = cell.lock();
         if changes.size.is_some() && self.is_replaced(&cell, &inner)? {
@@ -100,7 +100,7 @@ impl Fs {
         let attr = match (changes.size, base) {
             (Some(size), Some(base)) if size < base => {
                 if patience == Patience::None {
-                    return Ok(Try::Blocked(Blocker::admission(&cell, Admission::Sync)));
+                    return Ok(Try::Blocked(Blocker::thread(&cell)));
                 }
                 let mut attr = None;
                 let cut = || self.lower.set_attr(&node, changes).map(|now| attr = Some(now));

@@ -70,7 +70,7 @@ fn read_patched(cell: &Arc<Cell>, file: &dyn LowerFile, range: ByteRange) -> FsR
             return Ok(Try::Done(Ok(buffer.into())));
         }
     }
-    Ok(Try::Blocked(Blocker::admission(cell, Admission::Sync)))
+    Ok(Try::Blocked(Blocker::thread(cell)))
 }
 
 impl Fs {
@@ -147,7 +147,7 @@ impl Fs {
         }
         let range = ByteRange { offset, len: data.len() as u64 };
         let Some(_writing) = cell.patching(patience) else {
-            return Ok(Try::Blocked(Blocker::admission(cell, Admission::Sync)));
+            return Ok(Try::Blocked(Blocker::thread(cell)));
         };
         {
             let mut inner = cell.lock();

@@ -82,6 +82,12 @@ struct AtHand {
     writes: bool,
 }
 
+impl From<WarmFile> for AtHand {
+    fn from(WarmFile { file, backing }: WarmFile) -> Self {
+        Self { file, backing: Some(backing), writes: false }
+    }
+}
+
 /// How a handle accesses content.
 #[derive(Clone, Copy)]
 struct Access {
@@ -202,7 +208,7 @@ impl Fs {
             return Ok((cell, None));
         }
         let at_hand = match self.engine.warm.take(node.id) {
-            Some(WarmFile { file, backing }) => AtHand { file, backing: Some(backing), writes: false },
+            Some(kept) => AtHand::from(kept),
             None => {
                 let flags = OpenFlags { read: true, no_wait: true, ..Default::default() };
                 match self.lower.open(node, flags) {
@@ -329,8 +335,7 @@ impl Fs {
         register: &dyn Register,
     ) -> FsResult<Backing> {
         // Whoever closed it last may have kept it just now, and still hold the cell.
-        let kept = |WarmFile { file, backing }| AtHand { file, backing: Some(backing), writes: false };
-        let ready = match at_hand.clone().or_else(|| self.engine.warm.take(cell.node.id).map(kept)) {
+        let ready = match at_hand.clone().or_else(|| self.engine.warm.take(cell.node.id).map(AtHand::from)) {
             Some(ready) => ready,
             None => AtHand {
                 // For reading only: a backing open for writing would look like a writer to the kernel's leases.

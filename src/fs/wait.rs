@@ -97,7 +97,7 @@ impl Blocker {
         Self { cell: cell.clone(), on }
     }
 
-    /// Nothing but another thread.
+    /// A thread that may wait for the disk, and nothing else.
     pub(super) fn thread(cell: &Arc<Cell>) -> Self {
         Self { cell: cell.clone(), on: On::Disk }
     }

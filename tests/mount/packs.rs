@@ -291,6 +291,21 @@ fn damage_is_found_and_never_served() {
     }
 }
 
+/// A daemon of its own dies at `point` of a job; what it leaves is not mounted.
+pub fn dies_at(rig: &mut Rig, point: &str, job: impl FnOnce(&Rig) -> std::process::Output) {
+    rig.umount();
+    rig.kill_at = Some(point.into());
+    rig.mount();
+    let job = job(rig);
+    if !point.starts_with("note.") {
+        assert!(!job.status.success(), "{point}: {}", said(&job));
+    }
+    let daemon = rig.daemon.unwrap();
+    wait_for("the daemon's death", || !alive(daemon));
+    rig.crash();
+    rig.kill_at = None;
+}
+
 #[test]
 fn killed_anywhere_it_loses_nothing() {
     let Some(mut rig) = setup("1h").build() else { return };
@@ -305,18 +320,7 @@ fn killed_anywhere_it_loses_nothing() {
         "note.removed:3",
     ];
     for point in points {
-        rig.umount();
-        rig.kill_at = Some(point.into());
-        rig.mount();
-        let mountpoint = rig.mountpoint();
-        let job = rig.tierfs(&["migrate", "-r", mountpoint.to_str().unwrap()]);
-        if !point.starts_with("note.") {
-            assert!(!job.status.success(), "{point}: {}", said(&job));
-        }
-        let daemon = rig.daemon.unwrap();
-        wait_for("the daemon's death", || !alive(daemon));
-        rig.crash();
-        rig.kill_at = None;
+        dies_at(&mut rig, point, |rig| rig.tierfs(&["migrate", "-r", rig.mountpoint().to_str().unwrap()]));
         // Whatever a record names is there, and is right.
         for name in files.keys() {
             let Some(Record { object: Some(object), .. }) = rig.record(name) else { continue };

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use tierfs::gateway::faults::{Effect, Rule};
 
-use crate::packs::{members, pack_of, packs, populate, rest, same, setup};
+use crate::packs::{dies_at, members, pack_of, packs, populate, rest, same, setup};
 use crate::rig::*;
 
 /// A share whose `files` small files are stubs in packs, and a daemon that knows nothing of them yet.
@@ -131,17 +131,7 @@ fn killed_anywhere_it_comes_back_whole() {
         "note.removed:4",
     ];
     for point in points {
-        rig.umount();
-        rig.kill_at = Some(point.into());
-        rig.mount();
-        let job = rig.try_on(&["recall", "-r"], &["d"]);
-        if !point.starts_with("note.") {
-            assert!(!job.status.success(), "{point}: {}", said(&job));
-        }
-        let daemon = rig.daemon.unwrap();
-        wait_for("the daemon's death", || !alive(daemon));
-        rig.crash();
-        rig.kill_at = None;
+        dies_at(&mut rig, point, |rig| rig.try_on(&["recall", "-r"], &["d"]));
         rig.mount();
         rig.on(&["recall", "-r"], &["d"]);
         same(&rig, &files);
