@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod lower_contract;
+pub mod port;
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -13,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
+use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
+use tierfs::control::mountinfo::{self, MountEntry};
 
 /// Whether tests that mount can run. Without root they are skipped with a word, but in CI (`CI=true`) that is a failure.
 pub fn can_mount() -> bool {
@@ -37,13 +40,8 @@ pub fn run(program: &str, args: &[&str]) -> String {
 /// commands that are told no mount take all there are.
 pub fn private_mounts() {
     thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
-    static OTHERS: OnceLock<Vec<String>> = OnceLock::new();
+    static OTHERS: OnceLock<Vec<PathBuf>> = OnceLock::new();
     if !DONE.replace(true) {
-        let others = OTHERS.get_or_init(|| {
-            let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
-            let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-            fields.filter(|fields| fields[2] == "fuse.tierfs").map(|fields| fields[1].to_owned()).collect()
-        });
         // In the machine's namespace, not in ours.
         let cleaner = cleaner();
         // SAFETY: no file descriptors are unshared.
@@ -53,9 +51,15 @@ pub fn private_mounts() {
         let mut cleaner = cleaner.lock().unwrap();
         writeln!(cleaner.stdin.as_mut().unwrap(), "/proc/{}/ns/mnt", thread.display())
             .expect("who cleans up has ended");
+        // Looked for once only: a later thread comes with the mounts of this test.
+        let others = OTHERS.get_or_init(|| {
+            // The process's own is that of its first thread, which has not moved.
+            let mounts = std::fs::read("/proc/thread-self/mountinfo").expect("/proc/thread-self/mountinfo");
+            mountinfo::parse(&mounts).into_iter().filter(MountEntry::is_tierfs).map(|mount| mount.mount_point).collect()
+        });
         for other in others {
-            // As the kernel writes it, a blank is \040.
-            run("sh", &["-c", &format!("umount --lazy \"$(printf '%b' '{}')\"", other.replace('\\', "\\0"))]);
+            // It may have ended since.
+            let _ = unmount(other, UnmountFlags::DETACH);
         }
     }
 }

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -21,6 +20,7 @@ use tierfs::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 use tierfs::types::ObjectKey;
 use tokio::runtime::Runtime;
 
+use crate::common::port::Port;
 use crate::common::{LoopFs, can_mount};
 pub use crate::tools::*;
 
@@ -90,7 +90,7 @@ pub struct Rig {
     pub faults: Faults,
     runtime: Runtime,
     server: Option<Server>,
-    addr: SocketAddr,
+    port: Port,
     make_buckets: bool,
     pair_more: Vec<&'static str>,
     mount_args: Vec<&'static str>,
@@ -130,7 +130,7 @@ impl Rig {
             faults: Faults::default(),
             runtime,
             server: None,
-            addr: "127.0.0.1:0".parse().unwrap(),
+            port: Port::held(),
             make_buckets: setup.make_buckets,
             pair_more: setup.pair,
             mount_args: setup.mount,
@@ -157,7 +157,7 @@ impl Rig {
             ["pair", "add", "cold", "--local", &local, "--remote", &format!("west:s3://{BUCKET}/pre"), "--endpoint"]
                 .map(str::to_owned)
                 .to_vec();
-        args.extend([format!("http://{}", self.addr), "--chunk-size".into(), "64KiB".into()]);
+        args.extend([self.endpoint(), "--chunk-size".into(), "64KiB".into()]);
         args.extend(["--retention".into(), retention.into()]);
         args.extend(self.pair_more.iter().map(|arg| (*arg).to_owned()));
         if !probe {
@@ -199,14 +199,13 @@ impl Rig {
     // The endpoint.
 
     pub fn start_server(&mut self) {
-        let mut options = Options::new(self.addr);
+        let mut options = Options::new(self.port.addr);
         let (access_key, secret_key) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
         options.credentials = Some(Credentials { access_key, secret_key });
         options.make_buckets = self.make_buckets;
         options.restore_after = self.restore_after;
         options.faults = self.faults.clone();
         let server = self.runtime.block_on(Server::start(&self.dir.path().join("objects"), options)).unwrap();
-        self.addr = server.addr();
         self.server = Some(server);
     }
 
@@ -217,7 +216,7 @@ impl Rig {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("http://{}", self.port.addr)
     }
 
     /// Takes an object out of the stopped endpoint's directory.
@@ -269,7 +268,7 @@ impl Rig {
         let credentials = self.scratch("credentials");
         let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
         fs::write(&credentials, text).unwrap();
-        let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.addr));
+        let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.port.addr));
         config.credentials = CredentialsFrom::File { path: credentials, profile: None };
         config.prefix = "pre".into();
         self.runtime.block_on(S3Remote::connect(config)).unwrap()

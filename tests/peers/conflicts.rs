@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 
-use crate::sides::{CHUNK, Sides};
+use crate::sides::{CHUNK, Sides, put};
 use crate::tools::*;
 
 const LEN: usize = 8 * CHUNK;
@@ -96,11 +96,8 @@ fn both_sides_write_at_once() {
 #[test]
 fn a_put_replaces_it_on_both_sides() {
     let Some((sides, _)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = crate::s3::client(&format!("http://{}", sides.west.addr), "root", "rootsecret");
     let new = noise("put", 3 * CHUNK + 1);
-    let body = aws_sdk_s3::primitives::ByteStream::from(new.clone());
-    runtime.block_on(client.put_object().bucket("west").key("f").body(body).send()).unwrap();
+    put((sides.west.name, sides.west.addr), "f", new.clone(), None).unwrap();
     assert!(sides.decided("f"), "who wrote last owns");
     wait_for("east to see it", || fs::read(sides.east.mnt("f")).is_ok_and(|found| found == new));
     sides.decided("f");
@@ -112,8 +109,6 @@ fn a_put_replaces_it_on_both_sides() {
 #[test]
 fn who_opens_while_a_put_replaces_it_writes_to_the_new_one() {
     let Some((sides, _)) = Sides::with_files("ext4", &[("f", LEN)]) else { return };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = crate::s3::client(&format!("http://{}", sides.east.addr), "root", "rootsecret");
     let path = sides.east.mnt("f");
     // One change at a time; opens come at any.
     let changing = std::sync::Mutex::new(());
@@ -141,8 +136,7 @@ fn who_opens_while_a_put_replaces_it_writes_to_the_new_one() {
         });
         while puts < 60 && !writer.is_finished() {
             let changing = changing.lock().unwrap();
-            let body = aws_sdk_s3::primitives::ByteStream::from(noise("put", CHUNK + puts));
-            match runtime.block_on(client.put_object().bucket("east").key("f").body(body).send()) {
+            match put((sides.east.name, sides.east.addr), "f", noise("put", CHUNK + puts), None) {
                 Ok(_) => puts += 1,
                 Err(_) => refused += 1,
             }

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::proxy::Cut;
-use crate::sides::{CHUNK, Sides};
+use crate::sides::{CHUNK, Sides, put};
 use crate::tools::*;
 
 /// Too large to be brought back when it is opened.
@@ -69,13 +69,7 @@ impl Change {
             }),
             Self::Put => {
                 let key = path.file_name().unwrap().to_str().unwrap();
-                let runtime = tokio::runtime::Runtime::new().unwrap();
-                let client = crate::s3::client(&format!("http://{addr}"), "root", "rootsecret");
-                let body = aws_sdk_s3::primitives::ByteStream::from(new.to_vec());
-                let put = runtime.block_on(client.put_object().bucket(bucket).key(key).body(body).send());
-                return put
-                    .map(drop)
-                    .map_err(crate::s3::code)
+                return put((bucket, addr), key, new.to_vec(), None)
                     .inspect_err(|code| assert_eq!(code, "ServiceUnavailable"));
             }
         };

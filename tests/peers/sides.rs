@@ -1,7 +1,7 @@
 //! Two sides, each a share with a mount and a gateway, whose pairs have each other.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -15,6 +15,7 @@ use tierfs::ports::{Lower, SystemClock};
 use tierfs::record::{PairRef, PeerState, Phase, Record};
 use tierfs::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 
+use crate::common::port::Port;
 use crate::common::{LoopFs, can_mount};
 use crate::proxy::Proxy;
 use crate::tools::*;
@@ -26,7 +27,9 @@ pub struct Side {
     pub name: &'static str,
     fs: LoopFs,
     dir: tempfile::TempDir,
+    /// Where its gateway is.
     pub addr: SocketAddr,
+    _port: Port,
     /// What the other side comes by.
     pub proxy: Proxy,
     /// The point at which the next daemon ends itself.
@@ -39,8 +42,13 @@ pub struct Sides {
     pub west: Side,
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// A PUT to a side's gateway, by root; the error is S3's code.
+pub fn put((bucket, addr): (&str, SocketAddr), key: &str, body: Vec<u8>, if_match: Option<&str>) -> Result<(), String> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = crate::s3::client(&format!("http://{addr}"), "root", "rootsecret");
+    let body = aws_sdk_s3::primitives::ByteStream::from(body);
+    let put = client.put_object().bucket(bucket).key(key).body(body).set_if_match(if_match.map(str::to_owned));
+    runtime.block_on(put.send()).map(drop).map_err(crate::s3::code)
 }
 
 impl Side {
@@ -53,8 +61,9 @@ impl Side {
         fs::create_dir(fs.path().join(name)).unwrap();
         fs::create_dir(dir.path().join("mnt")).unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
-        let addr = free_port();
-        Self { name, fs, dir, addr, proxy: Proxy::to(addr), kill_at: None, daemon: None }
+        let port = Port::held();
+        let addr = port.addr;
+        Self { name, fs, dir, addr, _port: port, proxy: Proxy::to(addr), kill_at: None, daemon: None }
     }
 
     pub fn share(&self) -> PathBuf {

@@ -18,15 +18,7 @@ fn truncated(path: &Path) -> std::io::Result<()> {
 }
 
 fn put(side: &Side, body: Vec<u8>, if_match: Option<&str>) -> Result<(), String> {
-    put_to((side.name, side.addr), body, if_match)
-}
-
-fn put_to((bucket, addr): (&str, SocketAddr), body: Vec<u8>, if_match: Option<&str>) -> Result<(), String> {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = crate::s3::client(&format!("http://{addr}"), "root", "rootsecret");
-    let body = aws_sdk_s3::primitives::ByteStream::from(body);
-    let put = client.put_object().bucket(bucket).key("f").body(body).set_if_match(if_match.map(str::to_owned));
-    runtime.block_on(put.send()).map(drop).map_err(|error| format!("{error:?}"))
+    crate::sides::put((side.name, side.addr), "f", body, if_match)
 }
 
 /// What is done on west to a stub of a large file comes about without any of its bytes, and east sees it.
@@ -154,7 +146,7 @@ fn both_sides_replace_it_at_once() {
             let new = noise(&format!("{name} {round}"), (round % 4) * 3 * CHUNK + round);
             let done = match round % 3 {
                 2 => truncated(path).is_ok().then(Vec::new),
-                _ => put_to((name, addr), new.clone(), None).is_ok().then_some(new),
+                _ => crate::sides::put((name, addr), "f", new.clone(), None).is_ok().then_some(new),
             };
             last = done.or(last);
         }

@@ -3,6 +3,7 @@
 use tierfs::ports::{Remote, RemoteErrorKind as Kind};
 use tierfs::remote::{CredentialsFrom, RemoteConfig, S3Remote};
 
+use crate::port::Port;
 use crate::rig::*;
 
 #[tokio::test]
@@ -60,7 +61,8 @@ async fn bad_configurations_name_the_thing_and_the_way_out() {
     };
     fails(tried(&nofile).await, Kind::Denied, &["/no/such/file", "No such file", "tierfs pair edit east"]);
 
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = Port::held();
+    let closed = port.addr;
     let at = |url: String| move |config: &mut RemoteConfig| config.endpoints = vec![url.clone()];
     let refused = tried(&at(format!("http://{closed}"))).await;
     fails(refused, Kind::Unreachable, &[&closed.to_string(), "Connection refused", "check that the endpoint is up"]);

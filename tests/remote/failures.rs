@@ -6,6 +6,7 @@ use tierfs::gateway::faults::{Effect, Rule};
 use tierfs::ports::{Remote, RemoteError, RemoteErrorKind as Kind};
 use tierfs::remote::S3Remote;
 
+use crate::port::Port;
 use crate::rig::*;
 
 #[tokio::test]
@@ -154,9 +155,9 @@ async fn another_endpoint_takes_over() {
     let remote = rig.remote().await;
     put(&remote, "k", b"content").await.unwrap();
     // Nobody listens there, and nobody answers there.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = Port::held();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    for bad in [closed, silent.local_addr().unwrap()] {
+    for bad in [closed.addr, silent.local_addr().unwrap()] {
         let mut config = rig.config();
         config.timeouts.stall = Duration::from_millis(2_000);
         config.timeouts.connect = Duration::from_millis(2_000);

@@ -8,6 +8,8 @@ mod configuration;
 mod contract;
 mod failures;
 mod measure;
+#[path = "../common/port.rs"]
+mod port;
 mod rig;
 mod scripted;
 mod streams;

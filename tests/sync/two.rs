@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
+use crate::common::port::Port;
 use crate::common::{LoopFs, can_mount};
 use crate::tools::*;
 
@@ -23,8 +24,9 @@ pub struct Side {
     other: &'static str,
     pub fs: LoopFs,
     dir: tempfile::TempDir,
-    pub port: u16,
-    other_port: u16,
+    port: Port,
+    /// Where the other side is.
+    other_addr: SocketAddr,
     role: &'static str,
     pub daemon: Option<i32>,
     pub kill_at: Option<String>,
@@ -54,10 +56,6 @@ pub struct Seen {
 
 pub type Tree = BTreeMap<PathBuf, Seen>;
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl Two {
     /// Mounted; `None` where that is not possible (which is said).
     pub fn new() -> Option<Self> {
@@ -73,9 +71,9 @@ impl Two {
         if !can_mount() {
             return None;
         }
-        let (east, west) = (free_port(), free_port());
-        let east = Side::new("east", "west", kind, (east, west), "master");
-        let west = Side::new("west", "east", kind, (west, east.port), west_role);
+        let (east, west) = (Port::held(), Port::held());
+        let east = Side::new("east", "west", kind, (east, west.addr), "master");
+        let west = Side::new("west", "east", kind, (west, east.port.addr), west_role);
         Some(Self { east, west })
     }
 
@@ -126,7 +124,7 @@ impl Side {
         name: &'static str,
         other: &'static str,
         kind: &'static str,
-        (port, other_port): (u16, u16),
+        (port, other_addr): (Port, SocketAddr),
         role: &'static str,
     ) -> Self {
         let size = if kind == "xfs" { 320 << 20 } else { 128 << 20 };
@@ -140,7 +138,7 @@ impl Side {
         for place in ["mnt", "etc", "etc/pairs.d", "state"] {
             fs::create_dir(dir.path().join(place)).unwrap();
         }
-        let side = Self { name, other, fs, dir, port, other_port, role, daemon: None, kill_at: None };
+        let side = Self { name, other, fs, dir, port, other_addr, role, daemon: None, kill_at: None };
         side.write_pair();
         let identity = |key: &str, more: &str| {
             format!("[[identity]]\naccess_key = \"{key}\"\nsecret_key = \"{key}secret\"\n{more}\n")
@@ -159,11 +157,11 @@ impl Side {
     pub fn write_pair(&self) {
         let text = format!(
             "local_cluster = \"{}\"\nlocal_share = \"{}\"\nremote_cluster = \"{}\"\nremote_share = \"s3://{BUCKET}\"\n\
-             endpoints = [\"http://127.0.0.1:{}\"]\nremote_role = \"gpeer\"\nmeta_sync_role = \"{}\"\nretention = \"0s\"\n",
+             endpoints = [\"http://{}\"]\nremote_role = \"gpeer\"\nmeta_sync_role = \"{}\"\nretention = \"0s\"\n",
             self.name,
             self.share().display(),
             self.other,
-            self.other_port,
+            self.other_addr,
             self.role
         );
         fs::write(self.scratch(&format!("etc/pairs.d/{PAIR}.toml")), text).unwrap();
@@ -210,7 +208,7 @@ impl Side {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.port.addr)
     }
 
     pub fn command(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Command {
@@ -268,7 +266,7 @@ impl Side {
 
     #[track_caller]
     pub fn mount(&mut self) {
-        let gateway = format!("gateway=127.0.0.1:{},bucket={BUCKET},save_names=off", self.port);
+        let gateway = format!("gateway={},bucket={BUCKET},save_names=off", self.port.addr);
         let (share, mountpoint) = (self.share(), self.mountpoint());
         let args = ["--json", "mount", "-o", &gateway, share.to_str().unwrap(), mountpoint.to_str().unwrap()];
         let mut command = self.command(&args);
