@@ -32,7 +32,10 @@ pub struct PeerRates {
 /// Medians of CPU seconds, client and endpoint, of tierfs, rclone, and rclone wide.
 pub struct CpuRow {
     pub name: String,
-    pub tools: [Option<[f64; 2]>; 3],
+    pub tool: String,
+    /// Command and daemons.
+    pub client_s: f64,
+    pub endpoint_s: f64,
 }
 
 pub struct Report {
@@ -197,13 +200,9 @@ impl Report {
             &self.small,
         );
         if !self.cpu.is_empty() {
-            text.push_str("\nCPU-seconds, medians (client + endpoint):\n\n| | rclone | rclone wide | tierfs |\n|---|---|---|---|\n");
-            for CpuRow { name, tools } in &self.cpu {
-                let [ours, rclone, wide] = tools.map(|cpu| match cpu {
-                    Some([client, endpoint]) => format!("{client:.2} + {endpoint:.2}"),
-                    None => "–".to_owned(),
-                });
-                let _ = writeln!(text, "| {name} | {rclone} | {wide} | {ours} |");
+            text.push_str("\nCPU-seconds, medians:\n\n| | tool | client | endpoint |\n|---|---|---|---|\n");
+            for CpuRow { name, tool, client_s, endpoint_s } in &self.cpu {
+                let _ = writeln!(text, "| {name} | {tool} | {client_s:.2} | {endpoint_s:.2} |");
             }
         }
         text
@@ -214,7 +213,7 @@ impl Report {
         let cpu: Vec<_> = self
             .cpu
             .iter()
-            .map(|row| json!({ "name": row.name, "tierfs_rclone_wide_client_endpoint_s": row.tools }))
+            .map(|row| json!({ "name": row.name, "tool": row.tool, "client_s": row.client_s, "endpoint_s": row.endpoint_s }))
             .collect();
         json!({
             "machine": self.machine(), "rounds": self.rounds, "samples": self.samples,

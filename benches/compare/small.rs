@@ -6,11 +6,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use super::report::{Report, Row};
 use super::rig::{self, Endpoint, LoopFs, Mounted, Result, Target, said};
-use super::transfers::{WIDE, at_rest, check_stubs, digest_of, make};
+use super::transfers::{Cost, WIDE, check_stubs, cpu_of, digest_of, make, timed};
 
 const FILE_BYTES: u64 = 16 << 10;
 /// Each round takes five tools some two minutes.
@@ -27,11 +26,23 @@ enum Tool {
     S5cmd,
 }
 
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "without packs",
+            Self::Packed => "with packs",
+            Self::Rclone => "rclone",
+            Self::RcloneWide => "rclone wide",
+            Self::S5cmd => "s5cmd",
+        }
+    }
+}
+
 const TOOLS: [Tool; 5] = [Tool::Plain, Tool::Packed, Tool::Rclone, Tool::RcloneWide, Tool::S5cmd];
 const THEIRS: [Tool; 3] = [Tool::Rclone, Tool::RcloneWide, Tool::S5cmd];
 
-/// Seconds out and back, and those of a sync of the share after that, by tool.
-type Round = [Option<[f64; 3]>; TOOLS.len()];
+/// What it took out and back, by tool.
+type Round = [Option<[Cost; 2]>; TOOLS.len()];
 
 /// A share of ours, mounted.
 struct Side {
@@ -101,7 +112,7 @@ pub fn measure(disk: &Path, files: usize, rounds: usize, report: &mut Report) ->
     for round in 0..=rounds {
         let took = bench.round(round)?;
         let shown = |tool: &Tool| match took[*tool as usize] {
-            Some([out, back, _]) => format!("{tool:?} {out:.2} s out, {back:.2} s back"),
+            Some([out, back]) => format!("{tool:?} {:.2} s out, {:.2} s back", out.seconds, back.seconds),
             None => format!("{tool:?} not measured"),
         };
         rig::progress(&format!("small files, round {round}: {}", TOOLS.each_ref().map(shown).join("; ")));
@@ -112,15 +123,24 @@ pub fn measure(disk: &Path, files: usize, rounds: usize, report: &mut Report) ->
     for (verb, at) in [("migrate", 0), ("recall", 1)] {
         for ours in [Tool::Plain, Tool::Packed] {
             for theirs in THEIRS {
-                report.small.extend(row(verb, &all, files, ours, theirs, &|took| took[at]));
+                report.small.extend(row(verb, &all, files, ours, theirs, &|took| took[at].seconds));
             }
         }
     }
     for ours in [Tool::Plain, Tool::Packed] {
-        let synced = |took: [f64; 3]| took[1] + took[2];
+        let synced = |[_, back]: [Cost; 2]| back.seconds + back.sync_s;
         report.small.extend(row("recall and `sync`", &all, files, ours, Tool::S5cmd, &synced));
     }
     report.small.iter().for_each(|row| rig::progress(&row.line()));
+    for (verb, at) in [("migrate", 0), ("recall", 1)] {
+        for tool in TOOLS {
+            let costs: Vec<_> = all.iter().filter_map(|took| Some(took[tool as usize]?[at])).collect();
+            if !costs.is_empty() {
+                let what = format!("{verb} {files} files of 16 KiB");
+                report.cpu.push(cpu_of(&what, tool.name(), &costs));
+            }
+        }
+    }
     Ok(())
 }
 
@@ -130,20 +150,13 @@ fn row(
     files: usize,
     ours: Tool,
     theirs: Tool,
-    seconds: &dyn Fn([f64; 3]) -> f64,
+    seconds: &dyn Fn([Cost; 2]) -> f64,
 ) -> Option<Row> {
     let rates = |tool: Tool| {
         all.iter().map(|took| Some(files as f64 / seconds(took[tool as usize]?))).collect::<Option<Vec<_>>>()
     };
-    let name = |tool: Tool| match tool {
-        Tool::Plain => "without packs",
-        Tool::Packed => "with packs",
-        Tool::Rclone => "rclone",
-        Tool::RcloneWide => "rclone wide",
-        Tool::S5cmd => "s5cmd",
-    };
     Some(Row {
-        name: format!("{verb} {files} files of 16 KiB, {}, against {}", name(ours), name(theirs)),
+        name: format!("{verb} {files} files of 16 KiB, {}, against {}", ours.name(), theirs.name()),
         unit: "files/s",
         base: rates(theirs)?,
         ours: rates(ours)?,
@@ -185,15 +198,10 @@ impl Bench {
         }
     }
 
-    /// Seconds of one command from rest to rest, and those of the share's sync behind it.
-    fn timed(&self, command: &mut Command, share: &LoopFs) -> Result<[f64; 2]> {
-        let daemons = [&self.plain.mount.daemon, &self.packed.mount.daemon, &self.endpoint.daemon];
-        at_rest(&[&self.plain.share, &self.packed.share, &self.objects], &daemons)?;
-        let began = Instant::now();
-        rig::run(command)?;
-        let seconds = began.elapsed().as_secs_f64();
-        share.sync()?;
-        Ok([seconds, began.elapsed().as_secs_f64() - seconds])
+    fn timed(&self, command: &mut Command, share: &LoopFs) -> Result<Cost> {
+        let disks = [&self.plain.share, &self.packed.share, &self.objects];
+        let clients = [&self.plain.mount.daemon, &self.packed.mount.daemon];
+        timed(command, share, &disks, &clients, &self.endpoint.daemon)
     }
 
     fn round(&self, round: usize) -> Result<Round> {
@@ -214,8 +222,8 @@ impl Bench {
         let mut took = Round::default();
         let in_turn = |turn: usize| tools[(round + turn) % tools.len()];
         for tool in (0..tools.len()).map(in_turn) {
-            let [out, _] = self.timed(&mut self.command(tool, &data(tool), &tag(tool), None), share(tool))?;
-            took[tool as usize] = Some([out, 0.0, 0.0]);
+            let out = self.timed(&mut self.command(tool, &data(tool), &tag(tool), None), share(tool))?;
+            took[tool as usize] = Some([out, Cost::default()]);
         }
         for tool in [Tool::Plain, Tool::Packed] {
             check_stubs(&share(tool).path.join(tag(tool)))?;
@@ -226,9 +234,9 @@ impl Bench {
                 fs::create_dir(&to).map_err(said("a place to come back to"))?;
             }
             let mut command = self.command(tool, &data(tool), &tag(tool), Some(&to));
-            let [back, synced] = self.timed(&mut command, share(tool))?;
-            let [out, ..] = took[tool as usize].unwrap_or_default();
-            took[tool as usize] = Some([out, back, synced]);
+            let back = self.timed(&mut command, share(tool))?;
+            let [out, _] = took[tool as usize].unwrap_or_default();
+            took[tool as usize] = Some([out, back]);
         }
         for tool in tools {
             let ours = !THEIRS.contains(&tool);

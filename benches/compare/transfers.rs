@@ -31,12 +31,42 @@ pub struct Sizes {
 
 /// What one command took.
 #[derive(Clone, Copy, Default)]
-struct Cost {
-    seconds: f64,
+pub struct Cost {
+    pub seconds: f64,
     /// What a sync of the share takes right afterwards, seconds.
-    sync_s: f64,
+    pub sync_s: f64,
     client_cpu_s: f64,
     server_cpu_s: f64,
+}
+
+/// Runs one command from rest to rest: `disks` are clean and nobody works. The time is that of the command; the CPU time is its own and that of `clients`, and includes what
+/// follows it.
+pub fn timed(
+    command: &mut Command,
+    share: &LoopFs,
+    disks: &[&LoopFs],
+    clients: &[&Daemon],
+    endpoint: &Daemon,
+) -> Result<Cost> {
+    let all: Vec<_> = clients.iter().copied().chain([endpoint]).collect();
+    let cpu = || (rig::children_cpu_s() + clients.iter().map(|daemon| daemon.cpu_s()).sum::<f64>(), endpoint.cpu_s());
+    at_rest(disks, &all)?;
+    let before = cpu();
+    let began = Instant::now();
+    rig::run(command)?;
+    let seconds = began.elapsed().as_secs_f64();
+    share.sync()?;
+    let sync_s = began.elapsed().as_secs_f64() - seconds;
+    at_rest(disks, &all)?;
+    let after = cpu();
+    Ok(Cost { seconds, sync_s, client_cpu_s: after.0 - before.0, server_cpu_s: after.1 - before.1 })
+}
+
+/// The medians of what the commands of one tool took of the processors.
+pub fn cpu_of(name: &str, tool: &str, costs: &[Cost]) -> CpuRow {
+    let of = |part: fn(&Cost) -> f64| median(&costs.iter().map(part).collect::<Vec<_>>());
+    let (client_s, endpoint_s) = (of(|cost| cost.client_cpu_s), of(|cost| cost.server_cpu_s));
+    CpuRow { name: name.into(), tool: tool.into(), client_s, endpoint_s }
 }
 
 /// Everything that runs, in the order in which it must go away.
@@ -114,28 +144,14 @@ impl Rig {
         command
     }
 
-    fn settle(&self) -> Result<()> {
-        at_rest(&[&self.share, &self.objects], &[&self.mount.daemon, &self.endpoint.daemon])
-    }
-
-    /// Runs one command from rest to rest. The time is that of the command; the CPU time includes what follows it.
     fn timed(&self, command: &mut Command) -> Result<Cost> {
-        self.settle()?;
-        let cpu = || (rig::children_cpu_s() + self.mount.daemon.cpu_s(), self.endpoint.daemon.cpu_s());
-        let before = cpu();
-        let began = Instant::now();
-        rig::run(command)?;
-        let seconds = began.elapsed().as_secs_f64();
-        self.share.sync()?;
-        let sync_s = began.elapsed().as_secs_f64() - seconds;
-        self.settle()?;
-        let after = cpu();
-        Ok(Cost { seconds, sync_s, client_cpu_s: after.0 - before.0, server_cpu_s: after.1 - before.1 })
+        let disks = [&self.share, &self.objects];
+        timed(command, &self.share, &disks, &[&self.mount.daemon], &self.endpoint.daemon)
     }
 }
 
 /// Everything is on the devices and nobody works any more.
-pub fn at_rest(devices: &[&LoopFs], daemons: &[&Daemon]) -> Result<()> {
+fn at_rest(devices: &[&LoopFs], daemons: &[&Daemon]) -> Result<()> {
     devices.iter().try_for_each(|device| device.sync())?;
     let busy = || daemons.iter().map(|daemon| daemon.cpu_s()).sum::<f64>();
     let began = Instant::now();
@@ -248,16 +264,10 @@ fn measure_set(rig: &Rig, set: &Set, rounds: usize, report: &mut Report) -> Resu
         report.transfers.push(row);
     }
     for (verb, steps) in [("migrate", &sent), ("recall", &returned)] {
-        let cpu = |tool: Tool| {
-            let of = |part: fn(&Cost) -> f64| {
-                median(&steps.iter().map(|step| part(&step[tool as usize])).collect::<Vec<_>>())
-            };
-            [of(|cost| cost.client_cpu_s), of(|cost| cost.server_cpu_s)]
-        };
-        report.cpu.push(CpuRow {
-            name: format!("{verb} {}", set.name),
-            tools: TOOLS.map(|tool| set.tools.contains(&tool).then(|| cpu(tool))),
-        });
+        for (tool, name) in set.tools.iter().zip(["tierfs", "rclone", "rclone wide"]) {
+            let costs: Vec<_> = steps.iter().map(|step| step[*tool as usize]).collect();
+            report.cpu.push(cpu_of(&format!("{verb} {}", set.name), name, &costs));
+        }
     }
     Ok(())
 }
