@@ -21,7 +21,7 @@ use crate::control::{ControlError, ControlResult};
 pub struct Paths {
     /// Files or, with -r, directories on a tierfs mount. A symbolic link is skipped.
     #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    pub paths: Vec<PathBuf>,
     /// All regular files below the directories named.
     #[arg(short, long)]
     pub recursive: bool,

@@ -90,6 +90,9 @@ pub struct Find {
     /// Only pinned files.
     #[arg(long)]
     pinned: bool,
+    /// Only retention-locked files.
+    #[arg(long)]
+    retained: bool,
     /// End each path with NUL, for `xargs -0`.
     #[arg(short = '0', long)]
     null: bool,
@@ -217,14 +220,14 @@ impl Ls {
     pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
         let statement = |path: &Path| {
             format!(
-                "SELECT name, kind, state, size, online, pinned, accesses, heat, mtime FROM files WHERE parent = {} ORDER BY name",
+                "SELECT name, kind, state, size, online, pinned, sealed & 2, accesses, heat, mtime FROM files WHERE parent = {} ORDER BY name",
                 inode(path)
             )
         };
-        let header = ["STATE", "SIZE", "LOCAL", "PIN", "OPENS", "HEAT", "MODIFIED", "NAME"];
+        let header = ["STATE", "SIZE", "LOCAL", "PIN", "LOCK", "OPENS", "HEAT", "MODIFIED", "NAME"];
         let mut rows = Vec::new();
         ask(global, &self.path, &statement, &mut |_, cells| {
-            let [name, kind, state, size, online, pinned, opens, heat, mtime] = cells else { return };
+            let [name, kind, state, size, online, pinned, retained, opens, heat, mtime] = cells else { return };
             let file = kind == "f";
             let name = serde_json::from_value::<WirePath>(name.clone()).map(|name| name.to_path()).unwrap_or_default();
             rows.push(vec![
@@ -232,6 +235,7 @@ impl Ls {
                 if file { format_size(number(size)) } else { "-".into() },
                 if file { format_size(number(online)) } else { "-".into() },
                 if number(pinned) > 0 { "yes".into() } else { "-".into() },
+                if number(retained) > 0 { "yes".into() } else { "-".into() },
                 number(opens).to_string(),
                 format!("{:.1}", heat.as_f64().unwrap_or(0.0)),
                 utc(mtime.as_i64().unwrap_or(0)),
@@ -268,6 +272,9 @@ impl Find {
         all.extend(self.opened_at_least.map(|opens| format!("f.accesses >= {opens}")));
         if self.pinned {
             all.push("f.pinned = 1".into());
+        }
+        if self.retained {
+            all.push("f.sealed & 2".into());
         }
         all.join(" AND ")
     }

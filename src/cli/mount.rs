@@ -25,7 +25,7 @@ use super::{GatewayArgs, Global, ObserveArgs, daemon, output};
 use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
-use crate::control::space::SpaceRules;
+use crate::control::space::{Amount, SpaceRules};
 use crate::control::tasks::Rates;
 use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
@@ -51,7 +51,7 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// gateway=127.0.0.1:9000, which serves the share as S3 from the same process, with the options of `tierfs gateway` as identities=FILE, bucket=NAME,
 /// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
 /// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md); announce=FILE, which gets a line of JSON for each file that is archived,
-/// released, recalled or failed (docs/observing.md); space_reserve=5% (or a size), so much is kept free by releasing the coldest files that are archived, and
+/// released, recalled or failed (docs/observing.md); space_reserve=5% (or a size, or off; 1%, at most 1GiB, if nothing is said), so much is kept free by releasing the coldest files that are archived, and
 /// space_wait=2s (0s for never), how long requests that find the share full wait for that (docs/space.md); task_rate=50MiB+unlimited@22:00-06:00, how fast `tierfs tasks` go (docs/tasks.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
@@ -293,12 +293,13 @@ impl MountCommand {
         let observe = ObserveArgs { metrics: options.metrics, announce: options.announce };
         observe.check(&share, &mountpoint)?;
         let gateway = options.gateway.checked(&share, &config_dir)?;
+        let frees = pair.is_some() && !options.read_only;
         let space = SpaceRules {
             marks: policy.release,
-            reserve: options.space_reserve.flatten(),
+            reserve: options.space_reserve.unwrap_or(frees.then_some(Amount::Usual)),
             wait: options.space_wait.unwrap_or(SPACE_WAIT),
         };
-        if space.reserve.is_some() && (options.read_only || pair.is_none()) {
+        if space.reserve.is_some() && !frees {
             return Err(CliError::Usage("space_reserve needs a pair and a mount that is not read-only".into()));
         }
         Ok(MountArgs {

@@ -193,7 +193,7 @@ impl Reporter {
             &format_size(status.size),
             &format_size(status.local),
             if status.pinned { "yes" } else { "-" },
-            status.activity.as_deref().unwrap_or("-"),
+            status.activity.as_deref().unwrap_or(if status.retained { "retained" } else { "-" }),
             status.pair.as_deref().unwrap_or("-"),
             &output::shown(&status.path.to_path()),
         ]);

@@ -2,24 +2,26 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::exit::{self, CliError, Exit};
-use super::files::{each_reply, on_mounts};
+use super::files::{self, Ask, ByXattr, Paths, each_reply, on_mounts};
 use super::{Global, output};
 use crate::control::protocol::{ChoiceInfo, Reply, Request};
 use crate::pair::units::{exact_size, parse_size};
 use crate::types::{PairName, RecallPolicy};
 
-/// Say where files go when they are archived next, in chunks of which size, and what a read of their stubs brings back.
+/// Say where files go when they are archived next, in chunks of which size, and what a read of their stubs brings back; or lock files for retention.
 ///
 /// A directory says it for all below that say nothing else; what a file says itself comes first. What is archived already stays where it is. Without
-/// an option it shows what the files and directories named say themselves. Root only.
+/// an option it shows what the files and directories named say themselves. A retention lock is each file's own (-r: of those below a directory that are
+/// there now): commands and policies neither archive, release nor recall it. Root only.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs set /mnt/tiered/projects --pair archive --chunk-size 8MiB\n  \
      tierfs set /mnt/tiered/projects --pair ''     (as the directory above says, or the mount)\n  \
-     tierfs set /mnt/tiered/projects --recall full"))]
+     tierfs set /mnt/tiered/projects --recall full\n  \
+     tierfs set -r /mnt/tiered/ledgers --retain on"))]
 pub struct Set {
     /// Files and directories on a mount.
     #[arg(required = true, value_name = "PATH")]
@@ -33,6 +35,18 @@ pub struct Set {
     /// partial, progressive, full or pass-through; empty takes it back.
     #[arg(long, value_name = "HOW", value_parser = recall)]
     recall: Option<String>,
+    /// Lock files for retention, or end that: nobody else than root can.
+    #[arg(long, value_enum, conflicts_with_all = ["pair", "chunk_size", "recall"])]
+    retain: Option<Switch>,
+    /// With --retain: all regular files below the directories named.
+    #[arg(short, long, requires = "retain")]
+    recursive: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 fn pair(text: &str) -> Result<String, String> {
@@ -60,6 +74,9 @@ fn recall(text: &str) -> Result<String, String> {
 
 impl Set {
     pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
+        if let Some(switch) = self.retain {
+            return self.lock(global, switch == Switch::On);
+        }
         let groups = on_mounts(&self.paths)?;
         let request = |paths| Request::Choose {
             paths,
@@ -80,6 +97,15 @@ impl Set {
             output::json(&Reply::Done(summary.clone()));
         }
         Ok(if summary.failed > 0 { Exit::Partial } else { Exit::Done })
+    }
+
+    fn lock(&self, global: &Global, on: bool) -> Result<Exit, CliError> {
+        let recursive = self.recursive;
+        let paths = Paths { paths: self.paths.clone(), recursive };
+        let request = |paths| Request::Retain { paths, recursive, on };
+        let verb = Some(if on { ("locking", "locked") } else { ("unlocking", "unlocked") });
+        let by_xattr = ByXattr::No("a retention lock is root's to set and to end");
+        files::run(global, &paths, Ask { verb, request: &request, by_xattr })
     }
 }
 

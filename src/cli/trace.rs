@@ -129,6 +129,7 @@ fn shown(event: &Value) -> String {
         "ended" if error.is_empty() => format!("{} done, it is {} now", text("transfer"), text("state")),
         "ended" => format!("{} ended, it is {} now{error}", text("transfer"), text("state")),
         "changed" => "about to change: resident from now on".into(),
+        "retained" => if event["retained"] == true { "locked for retention" } else { "retention lock ended" }.into(),
         "pinned" => if event["pinned"] == true { "pinned" } else { "unpinned" }.into(),
         other => format!("{other} {event}"),
     };

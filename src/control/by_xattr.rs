@@ -120,6 +120,7 @@ fn status_one(path: &Path, metadata: &Metadata) -> Outcome {
         size: metadata.len(),
         local: metadata.blocks() * 512,
         pinned: text("user.tierfs.pin").as_deref() == Some("1"),
+        retained: text("user.tierfs.retain").as_deref() == Some("1"),
         activity: None,
         pair: text("user.tierfs.pair"),
         generation: None,

@@ -13,7 +13,7 @@ use crate::catalog::index::{Index, state_filter};
 use crate::catalog::walk::{Found, Next, on_own_thread};
 use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome, load_record};
 use crate::ports::{Clock, FileKind, Lower, Task};
-use crate::record::Claim;
+use crate::record::{Claim, Record};
 use crate::types::{FileId, FileState, Timestamp};
 
 /// Bounds of the pause between two passes.
@@ -128,7 +128,7 @@ impl Runner {
         let proposed = on_own_thread(move || {
             let before = now.secs.saturating_sub(i64::try_from(this.after.as_secs()).unwrap_or(i64::MAX));
             let filter = format!("mtime <= {before} AND {}", state_filter(&[FileState::Resident]));
-            indexed(&index, &filter, "", &mut |id| {
+            indexed(&index, &filter, &mut |id| {
                 if put_off.contains(&id) {
                     return true;
                 }
@@ -160,8 +160,12 @@ impl Runner {
     /// Unreadable records are nobody's candidates.
     fn is_resident(&self, found: &Found) -> bool {
         match self.engine.cells.live(found.node.id) {
-            Some(cell) => cell.lock().record.claim == Claim::Resident,
-            None => load_record(&*self.lower, &found.node).is_ok_and(|record| record.claim == Claim::Resident),
+            Some(cell) => is_free(&cell.lock().record),
+            None => load_record(&*self.lower, &found.node).is_ok_and(|record| is_free(&record)),
         }
     }
+}
+
+fn is_free(record: &Record) -> bool {
+    record.claim == Claim::Resident && !record.flags.retained
 }

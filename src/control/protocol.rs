@@ -48,6 +48,12 @@ pub enum Request {
         paths: Vec<WirePath>,
         recursive: bool,
     },
+    /// Lock for retention, or end that.
+    Retain {
+        paths: Vec<WirePath>,
+        recursive: bool,
+        on: bool,
+    },
     /// Read objects again, of about so many files in a million, and compare every chunk with its hash.
     Verify {
         paths: Vec<WirePath>,
@@ -317,6 +323,9 @@ pub struct FileStatus {
     /// Bytes allocated locally.
     pub local: u64,
     pub pinned: bool,
+    /// Locked for retention.
+    #[serde(default)]
+    pub retained: bool,
     /// `archiving`, `releasing` or `recalling` while a transfer runs; `restoring for N s` after its object was found in an archive class.
     pub activity: Option<String>,
     pub pair: Option<String>,

@@ -241,6 +241,7 @@ impl Server {
             Request::Release { paths, recursive } => (JobKind::Release, paths, recursive),
             Request::Pin { paths, recursive } => (JobKind::Pin, paths, recursive),
             Request::Unpin { paths, recursive } => (JobKind::Unpin, paths, recursive),
+            Request::Retain { paths, recursive, on } => (JobKind::Retain { on }, paths, recursive),
             Request::Verify { paths, recursive, sample_ppm, md5 } => {
                 sample = Sample::of(sample_ppm);
                 (JobKind::Verify { md5 }, paths, recursive)
@@ -295,6 +296,7 @@ impl Server {
             total: space.blocks * space.fragment_size,
             available: space.blocks_available * space.fragment_size,
             reserve: self.watch.space.reserved(&space),
+            scarce: self.fs.room.is_scarce(),
             removed_files,
             removed_bytes,
         })
@@ -548,6 +550,7 @@ impl Server {
             size: found.attr.size,
             local: found.attr.blocks * 512,
             pinned: false,
+            retained: false,
             activity: None,
             pair: None,
             generation: None,
@@ -557,6 +560,7 @@ impl Server {
             let inner = cell.lock();
             status.state = state_of(&inner);
             status.pinned = inner.machine.pinned();
+            status.retained = inner.record.flags.retained;
             status.activity = activity_of(&inner).map(str::to_owned);
             status.generation = Some(inner.record.generation.0).filter(|generation| *generation > 0);
             if let Some(object) = &inner.record.object {

@@ -15,6 +15,9 @@ pub struct SpaceInfo {
     pub available: u64,
     /// What is kept so.
     pub reserve: u64,
+    /// Less than that is left: who opens a file for writing now is served by the daemon, and waits for room where there is none.
+    #[serde(default)]
+    pub scarce: bool,
     /// Files removed through the mount that are still open, and what they have allocated.
     pub removed_files: u64,
     pub removed_bytes: u64,

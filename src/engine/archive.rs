@@ -498,8 +498,10 @@ pub(super) fn check_fit(cell: &Cell, attr: &Attr) -> EngineResult<()> {
         Unfit::NotRegular
     } else if attr.size == 0 {
         Unfit::Empty
-    } else if attr.sealed || cell.lock().record.flags.retained {
+    } else if attr.sealed {
         Unfit::Sealed
+    } else if cell.lock().record.flags.retained {
+        Unfit::Retained
     } else {
         return Ok(());
     };

@@ -86,8 +86,10 @@ pub enum Unfit {
     NotRegular,
     #[error("empty: there is nothing to move")]
     Empty,
-    #[error("immutable, append-only or retention-locked")]
+    #[error("immutable or append-only")]
     Sealed,
+    #[error("retention-locked: it stays as it is (root ends that by `tierfs set --retain off`)")]
+    Retained,
     #[error(
         "its record would be too long to store: the share's path, the object's key and what the store calls it are together over 3.9 KiB"
     )]

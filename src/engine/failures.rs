@@ -68,7 +68,9 @@ impl JobKind {
             Self::ArchiveOnly => Some(Task::Archive),
             Self::Recall => Some(Task::Recall),
             Self::Release => Some(Task::Release),
-            Self::Pin | Self::Unpin | Self::Adopt | Self::Verify { .. } | Self::Check { .. } => None,
+            Self::Pin | Self::Unpin | Self::Retain { .. } | Self::Adopt | Self::Verify { .. } | Self::Check { .. } => {
+                None
+            }
         }
     }
 
@@ -80,7 +82,7 @@ impl JobKind {
             Self::Recall => &[Task::Recall],
             Self::Release => &[Task::Release, Task::Migrate],
             Self::Verify { .. } => &[Task::Scrub],
-            Self::Pin | Self::Unpin | Self::Adopt | Self::Check { .. } => &[],
+            Self::Pin | Self::Unpin | Self::Retain { .. } | Self::Adopt | Self::Check { .. } => &[],
         }
     }
 }
@@ -288,6 +290,7 @@ mod tests {
             (refused(Refusal::Busy), None),
             (refused(Refusal::Pinned), None),
             (EngineError::Unfit { file, why: Unfit::Sealed }, None),
+            (EngineError::Unfit { file, why: Unfit::Retained }, None),
             (EngineError::Cancelled, None),
             (EngineError::Stopped, None),
             (EngineError::ShuttingDown, None),

@@ -46,6 +46,10 @@ pub enum JobKind {
     Release,
     Pin,
     Unpin,
+    /// Lock for retention, or end that.
+    Retain {
+        on: bool,
+    },
     /// Read the object again; with its MD5 if wished.
     Verify {
         md5: bool,
@@ -215,7 +219,8 @@ impl Engine {
     /// A file whose content is in a pack comes back with others of the job.
     fn announce(self: &Arc<Self>, kind: JobKind, file: &Candidate) -> Option<Coming> {
         let recalls = kind == JobKind::Recall && file.attr.kind == FileKind::Regular && !self.gives_to_peer();
-        recalls.then(|| self.cells.get(&file.node).ok()).flatten().and_then(|cell| self.announce_recall(cell))
+        let cell = recalls.then(|| self.cells.get(&file.node).ok()).flatten();
+        cell.filter(|cell| !cell.lock().record.flags.retained).and_then(|cell| self.announce_recall(cell))
     }
 
     /// One file, with patience for what passes.
@@ -302,10 +307,24 @@ impl Engine {
                 Ok(archived) => self.release(&cell, archived.note).await,
             },
             JobKind::Release => self.release(&cell, None).await,
-            JobKind::Recall => self.recall_for(&cell, who).await,
+            JobKind::Recall => {
+                let retained = {
+                    let inner = cell.lock();
+                    inner.record.flags.retained && inner.machine.claim().is_remote()
+                };
+                // Who reads it has it brought back all the same.
+                if retained {
+                    return Err(EngineError::Unfit { file: file.node.id, why: Unfit::Retained });
+                }
+                self.recall_for(&cell, who).await
+            }
             JobKind::Pin | JobKind::Unpin => {
                 let this = self.clone();
                 super::blocking(move || this.set_pinned(&cell, kind == JobKind::Pin)).await?
+            }
+            JobKind::Retain { on } => {
+                let this = self.clone();
+                super::blocking(move || this.set_retained(&cell, on)).await?
             }
             JobKind::Verify { md5 } => {
                 return Ok(match self.verify(&cell, md5).await? {

@@ -92,7 +92,7 @@ pub use warm::{Warm, WarmFile};
 use crate::kill;
 use crate::ports::{Clock, IntentId, Journal, Keep, Lower, OpenFlags};
 use crate::record::{Claim, Record};
-use crate::tier::{Event, Verdict};
+use crate::tier::{Activity, Event, Refusal, Verdict};
 use crate::types::{FileId, Inode, ObjectKey, Timestamp};
 use archive::OpenNote;
 use owner::Keeping;
@@ -451,6 +451,42 @@ impl Engine {
         self.note_state(cell.node.id);
         self.trace.note(cell.node.id, || json!({ "event": "pinned", "pinned": pinned }));
         Ok(true)
+    }
+
+    /// Locks for retention, or ends that; durable on return. Refused while content is moved away: what has begun would end after the lock.
+    fn set_retained(self: &Arc<Self>, cell: &Arc<Cell>, retained: bool) -> EngineResult<bool> {
+        let mut inner = cell.lock();
+        if inner.machine.is_unknown() {
+            self.reestablish(cell, &mut inner)?;
+        }
+        if inner.record.flags.retained == retained {
+            return Ok(false);
+        }
+        let moving = !matches!(inner.machine.activity(), Activity::None | Activity::Recalling { .. });
+        if moving || inner.record.claim == Claim::Releasing {
+            return Err(EngineError::Refused { file: cell.node.id, why: Refusal::Busy });
+        }
+        let mut record = inner.record.clone();
+        record.flags.retained = retained;
+        let failed = EngineError::lower(cell.node.id);
+        self.lower.save_record(&cell.node, &record.encode()).map_err(&failed)?;
+        kill::point("retain.recorded");
+        inner.record = record;
+        if let Err(error) = self.lower.sync_node(&cell.node) {
+            self.cells.note_unknown(cell, &mut inner);
+            return Err(failed(error));
+        }
+        self.note_state(cell.node.id);
+        self.trace.note(cell.node.id, || json!({ "event": "retained", "retained": retained }));
+        Ok(true)
+    }
+
+    /// Whether a file is locked for retention; not if its record cannot be read.
+    pub fn is_retained(&self, node: &Inode) -> bool {
+        match self.cells.live(node.id) {
+            Some(cell) => cell.lock().record.flags.retained,
+            None => load_record(&*self.lower, node).is_ok_and(|record| record.flags.retained),
+        }
     }
 }
 

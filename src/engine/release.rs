@@ -183,7 +183,8 @@ impl Engine {
         self.check_pair(&cell.node, &inner.record)?;
         let attr = self.lower.stat(&cell.node).map_err(&failed)?;
         if attr.sealed || inner.record.flags.retained {
-            return Err(EngineError::Unfit { file: cell.node.id, why: Unfit::Sealed });
+            let why = if attr.sealed { Unfit::Sealed } else { Unfit::Retained };
+            return Err(EngineError::Unfit { file: cell.node.id, why });
         }
         match inner.machine.apply(Event::ReleaseBegin) {
             Verdict::Save(Claim::Releasing) => {}

@@ -252,7 +252,8 @@ impl Fs {
             _ => Event::OpenRead { passthrough },
         };
         let write = access.write || access.truncate;
-        let passthrough = self.options.passthrough && register.has_kernel();
+        let may_pass = self.options.passthrough && register.has_kernel();
+        let passthrough = may_pass && !(access.write && self.should_wait(cell, inner, at_hand.as_ref()));
         if access.write && !access.truncate && self.is_privileged_stub(cell, inner)? {
             match self.engine.admit(cell, inner, Event::Rewrite, patience)? {
                 Admission::Go => {}
@@ -268,6 +269,28 @@ impl Fs {
             inner.machine.apply(Event::Close { write });
         }
         opened.map(Ok)
+    }
+
+    /// Whether an open for writing should be served by the daemon because there is next to no room: what the kernel writes by itself cannot wait for some.
+    fn should_wait(&self, cell: &Cell, inner: &Inner, at_hand: Option<&AtHand>) -> bool {
+        if !self.room.is_scarce() || inner.machine.mode() != IoMode::Idle {
+            return false;
+        }
+        // As of a stub: the daemon would take them from what a mapping writes, too.
+        if self.lower.stat(&cell.node).map_or(true, |attr| attr.mode & SET_ID != 0) {
+            return false;
+        }
+        // A mapping outlives its descriptor, and is of the file below: what it changes, the daemon's pages would not show. Nobody can have one of a file just made.
+        let unmapped =
+            |file: &Arc<dyn LowerFile>| self.lower.features().leases && file.nobody_writes().unwrap_or(false);
+        match at_hand {
+            Some(AtHand { writes: true, .. }) => true,
+            Some(AtHand { file, .. }) => unmapped(file),
+            None => {
+                let flags = OpenFlags { read: true, no_wait: true, ..Default::default() };
+                self.lower.open(&cell.node, flags).is_ok_and(|file| unmapped(&file))
+            }
+        }
     }
 
     /// A stub with set-id bits. The daemon cannot tell what a mapping writes, which leaves them, from what write(2) does: the kernel must.

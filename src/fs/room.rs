@@ -3,6 +3,7 @@
 //! Invariant: a wait ends with the first of these: something was freed, nothing can be, its time is over, its requester is being killed. Whoever frees
 //! (`control::space`) is told what is missing; nothing here frees anything.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ const NOTHING_FOR: Duration = Duration::from_secs(1);
 /// Who waits for room.
 pub struct Room {
     wait: Duration,
+    /// Below the reserve, as far as whoever frees has looked.
+    scarce: AtomicBool,
     state: Mutex<State>,
     wanted: Notify,
     changed: Notify,
@@ -66,12 +69,28 @@ pub struct Patiently {
 impl Room {
     /// `wait`: how long one request waits in all; zero: not at all.
     pub(super) fn new(wait: Duration) -> Self {
-        Self { wait, state: Mutex::default(), wanted: Notify::new(), changed: Notify::new() }
+        Self {
+            wait,
+            scarce: AtomicBool::new(false),
+            state: Mutex::default(),
+            wanted: Notify::new(),
+            changed: Notify::new(),
+        }
     }
 
     /// How long a request waits at most.
     pub fn patience(&self) -> Duration {
         self.wait
+    }
+
+    /// Says whether there is so little room left that who is about to write may soon have to wait for some.
+    pub fn set_scarce(&self, scarce: bool) {
+        self.scarce.store(scarce, Ordering::Relaxed);
+    }
+
+    /// Whether writes should come to the daemon from now on: what the kernel writes by itself cannot wait.
+    pub fn is_scarce(&self) -> bool {
+        self.scarce.load(Ordering::Relaxed) && !self.wait.is_zero()
     }
 
     /// What whoever frees waits for: somebody finds no room.

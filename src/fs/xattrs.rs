@@ -42,6 +42,10 @@ fn is_ours(name: &OsStr) -> bool {
     HIDDEN.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
 }
 
+fn digit(on: bool) -> Vec<u8> {
+    if on { b"1".to_vec() } else { b"0".to_vec() }
+}
+
 impl Fs {
     pub fn xattr(&self, id: u64, name: &OsStr, who: &Caller) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
@@ -78,7 +82,7 @@ impl Fs {
             }
             return Ok(self.engine.trace.read(node.id));
         }
-        if !matches!(name, "state" | "pair" | "pin") || self.lower.stat(&node)?.kind != FileKind::Regular {
+        if !matches!(name, "state" | "pair" | "pin" | "retain") || self.lower.stat(&node)?.kind != FileKind::Regular {
             return Err(FsError::NoAttribute);
         }
         let cell = match self.engine.cells.get(&node) {
@@ -88,7 +92,8 @@ impl Fs {
         let inner = cell.lock();
         match name {
             "state" => Ok(state_of(&inner).as_str().into()),
-            "pin" => Ok(if inner.machine.pinned() { b"1".to_vec() } else { b"0".to_vec() }),
+            "pin" => Ok(digit(inner.machine.pinned())),
+            "retain" => Ok(digit(inner.record.flags.retained)),
             _ => match &inner.record.object {
                 Some(object) => Ok(object.pair.name.as_str().into()),
                 None => Err(FsError::NoAttribute),
@@ -133,6 +138,11 @@ impl Fs {
             ("pin", b"0") => What::Job(JobKind::Unpin),
             ("pin", b"1" | b"") => What::Job(JobKind::Pin),
             ("pin", _) => return Err(FsError::Invalid("pin is 0 or 1")),
+            // Not its owner: the lock is to hold against him, too.
+            ("retain", _) if who.uid != 0 => return Err(FsError::NotPermitted),
+            ("retain", b"0") => What::Job(JobKind::Retain { on: false }),
+            ("retain", b"1") => What::Job(JobKind::Retain { on: true }),
+            ("retain", _) => return Err(FsError::Invalid("retain is 0 or 1")),
             _ => return Err(FsError::NotPermitted),
         };
         let attr = self.lower.stat(&node)?;

@@ -71,7 +71,7 @@ fn engine_errno(error: &EngineError) -> i32 {
         },
         EngineError::Unfit { why, .. } => match why {
             Unfit::NotRegular | Unfit::Empty => libc::EINVAL,
-            Unfit::Sealed => libc::EPERM,
+            Unfit::Sealed | Unfit::Retained => libc::EPERM,
             Unfit::RecordTooLong => libc::ENAMETOOLONG,
         },
         EngineError::NoSpace { .. } => libc::ENOSPC,

@@ -11,7 +11,7 @@ fn rig(recall_retention: &'static str) -> Option<Rig> {
 
 /// The time for which objects of recalled files are kept is over, by a clock that the daemon cannot tell from a long wait. Returns of how many
 /// files there was anything noted.
-fn expire(rig: &mut Rig) -> usize {
+pub fn expire(rig: &mut Rig) -> usize {
     noted(rig);
     rig.umount();
     let mut noted = 0;
@@ -28,7 +28,7 @@ fn noted(rig: &Rig) {
     wait_for("the recalls' notes", || rig.info()["intents"][0] == 0);
 }
 
-fn stored(rig: &Rig, name: &str) -> String {
+pub fn stored(rig: &Rig, name: &str) -> String {
     rig.record(name).unwrap().object.unwrap().key.0.trim_start_matches("pre/").to_owned()
 }
 

@@ -35,6 +35,7 @@ mod posix;
 mod quota;
 mod rebuild;
 mod recall;
+mod retained;
 mod rounds;
 mod scrub;
 mod startup;

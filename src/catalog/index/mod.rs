@@ -4,6 +4,7 @@
 //! a file finds that again by its inode and looks at it through the engine. So it may be late, wrong or gone at any time and no file comes to
 //! harm; it can be thrown away and made again at will.
 
+mod coldest;
 mod during;
 mod print;
 mod queue;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
+pub use coldest::{COLDEST, each_coldest};
 pub use recorder::{Recorder, Who};
 pub use row::{HEAT_HALF_LIFE_S, name_of};
 pub use scan::{Progress, ScanOptions, Scanned};

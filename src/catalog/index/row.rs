@@ -59,13 +59,15 @@ pub(super) struct Facts {
 pub(super) struct Tier {
     pub state: FileState,
     pub pinned: bool,
+    /// Locked for retention.
+    pub retained: bool,
     pub pair: Option<String>,
     pub generation: u64,
 }
 
 impl Tier {
     pub fn none() -> Self {
-        Self { state: FileState::Resident, pinned: false, pair: None, generation: 0 }
+        Self { state: FileState::Resident, pinned: false, retained: false, pair: None, generation: 0 }
     }
 
     /// What a stored record means for a file of these attributes.
@@ -81,7 +83,13 @@ impl Tier {
             claim => claim.into(),
         };
         let pair = record.object.filter(|_| state != FileState::Resident).map(|object| object.pair.name.into());
-        Self { state, pinned: record.flags.pinned, pair, generation: record.generation.0 }
+        Self {
+            state,
+            pinned: record.flags.pinned,
+            retained: record.flags.retained,
+            pair,
+            generation: record.generation.0,
+        }
     }
 }
 
@@ -134,6 +142,10 @@ fn kind_of(letter: &[u8]) -> FileKind {
     }
 }
 
+/// Bits of the column `sealed`. What is 0 there is for tiering.
+const SEALED: i64 = 1;
+const RETAINED: i64 = 2;
+
 /// Columns of [`Facts`], in the order of [`Facts::read`] and [`Facts::values`].
 pub(super) const FACTS: &str = "ino, birth, kind, mode, nlink, uid, gid, project, size, blocks, atime, mtime, ctime_ns, btime, sealed, \
                                 state, pinned, pair, generation";
@@ -177,7 +189,7 @@ impl Facts {
             number(self.mtime),
             number(self.ctime_ns),
             number(self.btime),
-            number(self.sealed.into()),
+            number(i64::from(self.sealed) * SEALED + i64::from(self.tier.retained) * RETAINED),
             number(state_number(self.tier.state)),
             number(self.tier.pinned.into()),
             match &self.tier.pair {
@@ -205,10 +217,11 @@ impl Facts {
             mtime: number(11)?,
             ctime_ns: number(12)?,
             btime: number(13)?,
-            sealed: number(14)? != 0,
+            sealed: number(14)? & SEALED != 0,
             tier: Tier {
                 state: state_of(number(15)?),
                 pinned: number(16)? != 0,
+                retained: number(14)? & RETAINED != 0,
                 pair: row.get(17)?,
                 generation: number(18)? as u64,
             },
@@ -269,6 +282,15 @@ pub(super) fn some_facts(ino: u64, kind: FileKind, nlink: u32) -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_from_tiering_has_one_column_for_it() {
+        for (sealed, retained, column) in [(false, false, 0), (true, false, 1), (false, true, 2), (true, true, 3)] {
+            let mut facts = some_facts(1, FileKind::Regular, 1);
+            (facts.sealed, facts.tier.retained) = (sealed, retained);
+            assert_eq!(facts.values()[14], ToSqlOutput::Owned(Value::Integer(column)));
+        }
+    }
 
     #[test]
     fn heat_halves_in_a_half_life_and_adds_up() {

@@ -14,11 +14,11 @@ use rusqlite::{Connection, OptionalExtension, Statement, params, params_from_ite
 
 use super::during::During;
 use super::row::{FACTS, Facts, Name, heated, state_number, state_of};
-use super::{IndexError, IndexResult, print, sql};
+use super::{IndexError, IndexResult, coldest, print, sql};
 use crate::types::{FileId, FileState, StateTotal};
 
 /// Raised whenever the tables change: older files are made anew.
-const VERSION: &str = "3";
+const VERSION: &str = "4";
 /// Bytes of pages kept in memory by the writer.
 const CACHE_KIB: i64 = 64 << 10;
 /// `parent` of the share's root.
@@ -161,6 +161,7 @@ impl Store {
 
     pub fn begin_filling(&self) -> IndexResult<()> {
         self.db.execute_batch("DROP INDEX IF EXISTS f_name; DROP INDEX IF EXISTS f_dirs;")?;
+        self.db.execute_batch(coldest::DROP)?;
         self.db.execute_batch(print::NOT_COMING)?;
         self.db.pragma_update(None, "synchronous", "OFF")?;
         self.set("boot", boot())?;
@@ -169,6 +170,7 @@ impl Store {
 
     pub fn end_filling(&self) -> IndexResult<()> {
         self.db.execute_batch(BY_NAME)?;
+        self.db.execute_batch(coldest::MAKE)?;
         self.db.execute_batch(print::COMING)?;
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;

@@ -362,7 +362,8 @@ impl Manager {
     fn confirm(&self, rule: &Rule, file: &Picked) -> Option<Candidate> {
         let (node, attr, path) = self.find(file)?;
         let (state, pinned) = self.state(&node)?;
-        if attr.kind != FileKind::Regular || rule.unfit(&attr, state, pinned).is_some() || self.is_set(rule, &node) {
+        let kept = rule.unfit(&attr, state, pinned).is_some() || self.engine.is_retained(&node);
+        if attr.kind != FileKind::Regular || kept || self.is_set(rule, &node) {
             return None;
         }
         let now = now_s();

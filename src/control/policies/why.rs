@@ -54,6 +54,9 @@ impl Manager {
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
         let mut against = rule.unfit(&found.attr, state, pinned);
+        if against.is_none() && self.engine.is_retained(&found.node) {
+            against = Some("it is retention-locked".into());
+        }
         if against.is_none() && self.is_set(rule, &found.node) {
             against = Some("it says so itself already".into());
         }
@@ -70,6 +73,9 @@ impl Manager {
         let mut against = Vec::new();
         if state == FileState::Damaged {
             against.push("its record cannot be read, or contradicts it: `tierfs check` tells more".into());
+        }
+        if self.engine.is_retained(node) {
+            against.push("it is retention-locked: neither archived, released nor recalled".into());
         }
         if pinned {
             against.push("it is pinned: never released".into());

@@ -15,8 +15,9 @@ use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome};
 use crate::fs::Fs;
 use crate::ports::{Lower, SpaceInfo};
 
+pub use crate::catalog::index::COLDEST;
 use pool::Pool;
-pub use pool::{COLDEST, each_file, indexed};
+pub use pool::{each_file, indexed};
 
 /// Bounds of the pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -29,6 +30,8 @@ const AHEAD: Duration = Duration::from_secs(2);
 const SLACK: u64 = 8 << 20;
 /// Files of one go, so that what is freed is soon seen.
 const LOT: usize = 64;
+/// What is kept of a large share where nothing is said.
+const USUAL_MAX: u64 = 1 << 30;
 /// After a go that freed nothing.
 const PAUSE_VAIN: Duration = Duration::from_secs(1);
 /// As long as it stays vain, up to this.
@@ -40,6 +43,8 @@ pub enum Amount {
     Bytes(u64),
     /// Of what df(1) reckons as all.
     Percent(u8),
+    /// Where nothing is said: a hundredth, at most [`USUAL_MAX`]. For that alone the share is not walked.
+    Usual,
 }
 
 /// When content is freed.
@@ -64,12 +69,18 @@ impl SpaceRules {
         self.marks.is_some() || self.reserve.is_some()
     }
 
+    /// Whether the share may be walked for what can be freed, with nobody waiting.
+    fn walks(&self) -> bool {
+        self.marks.is_some() || self.reserve != Some(Amount::Usual)
+    }
+
     /// Bytes that stay available to users.
     pub fn reserved(&self, space: &SpaceInfo) -> u64 {
         match self.reserve {
             None => 0,
             Some(Amount::Bytes(bytes)) => bytes.min(all(space)),
             Some(Amount::Percent(pct)) => all(space) / 100 * u64::from(pct),
+            Some(Amount::Usual) => (all(space) / 100).min(USUAL_MAX),
         }
     }
 }
@@ -152,7 +163,7 @@ impl Keeper {
     /// Works until the runtime ends.
     pub async fn run(self) {
         let mut pool = Pool::new(self.lower.clone(), self.engine.clone(), self.index.clone());
-        let (mut freeing, mut vain) = (false, PAUSE_VAIN);
+        let (mut freeing, mut vain, mut again) = (false, PAUSE_VAIN, Instant::now());
         // What was available at the last look, and how fast it goes.
         let (mut last, mut rate) = (None::<(Instant, u64)>, 0.0f64);
         loop {
@@ -174,12 +185,22 @@ impl Keeper {
             last = Some((now, available(&space)));
             let found = look(&self.rules, &space, rate, freeing);
             freeing = found.freeing;
+            let left = available(&space).saturating_sub(self.rules.reserved(&space));
+            // Where nothing can be freed, it would only be slower.
+            self.fs.room.set_scarce(self.rules.reserve.is_some() && left == 0 && !pool.is_barren());
             let asked = self.fs.room.missing();
             // What is freed frees no inodes, and is no more than there is.
             let of_use = (space.files == 0 || space.files_free > 0) && asked.is_none_or(|bytes| bytes <= all(&space));
             let asked_for = asked.map_or(0, |bytes| bytes.saturating_add(SLACK).saturating_sub(available(&space)));
             let missing = found.missing.max(if of_use { asked_for } else { 0 });
             if missing > 0 {
+                let pause_left = again.saturating_duration_since(now);
+                if asked.is_none() && !pause_left.is_zero() {
+                    // Nothing was there, but whether room is scarce is to be known in time.
+                    let soon = if left == 0 { PAUSE_VAIN } else { pause(left, rate).min(PAUSE_VAIN) };
+                    self.rest(soon.min(pause_left)).await;
+                    continue;
+                }
                 let freed =
                     if self.engine.is_stopping() { 0 } else { self.free(&mut pool, missing, asked.is_some()).await };
                 if asked.is_some() && freed == 0 {
@@ -191,8 +212,11 @@ impl Keeper {
                     (vain, last) = (PAUSE_VAIN, None);
                     continue;
                 }
-                self.rest(vain).await;
+                again = Instant::now() + vain;
                 vain = (vain * 2).min(PAUSE_VAIN_MAX);
+                if asked.is_some() {
+                    self.rest(PAUSE_VAIN).await;
+                }
                 continue;
             }
             match asked {
@@ -224,7 +248,7 @@ impl Keeper {
         let mut files = 0;
         while planned < bytes && files < LOT {
             // Who waits is not to wait for more than one file, if there is one.
-            let Some(candidate) = pool.next(asked && files == 0).await else { break };
+            let Some(candidate) = pool.next(asked && files == 0, asked || self.rules.walks()).await else { break };
             planned += local(&candidate);
             files += 1;
             if candidates.send(candidate).await.is_err() {
@@ -299,6 +323,12 @@ mod tests {
             // However fast, no more than as much again.
             assert_eq!([missing(17, 1e15, false), missing(15, 1e15, false)], [0, 2]);
         }
+        let usual = SpaceRules { reserve: Some(Amount::Usual), ..SpaceRules::default() };
+        assert_eq!(usual.reserved(&space(1)), GIB);
+        assert_eq!(usual.reserved(&SpaceInfo { fragment_size: 4096, ..space(1) }), 4096);
+        assert!(
+            !usual.walks() && SpaceRules { marks: Some((80, 70)), ..usual }.walks() && SpaceRules::default().walks()
+        );
         assert_eq!(
             SpaceRules { reserve: Some(Amount::Bytes(u64::MAX)), ..SpaceRules::default() }.reserved(&space(1)) / GIB,
             100

@@ -5,28 +5,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::catalog::index::{Index, IndexResult, reader, state_filter};
+use crate::catalog::index::{Index, IndexResult, each_coldest, reader};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Candidate, Engine, load_record};
 use crate::ports::{FileKind, Lower, Task};
 use crate::record::Claim;
-use crate::types::{FileId, FileState, Timestamp};
+use crate::types::{FileId, Timestamp};
 
 /// Files known at a time.
 const FILES_MAX: usize = 10_000;
-/// The order of the index: by heat, then by the last use.
-pub const COLDEST: &str = " ORDER BY coalesce(heat, 0), max(atime, mtime, coalesce(accessed, 0)), ino";
+/// Files that the index tells at least, or what it has yet to take is taken first.
+const FILES_LEAST: usize = 64;
+/// What is known for longer is looked for anew: somebody may have used it since. What a walk found is kept for several times what that took.
+const FILES_KEPT: Duration = Duration::from_secs(60);
 /// Looking for more takes at most this part of the time, when nothing was found.
 const SEARCH_TIMES: u32 = 4;
 const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 
-/// A regular file with content that the filter of the index wants, in the order of `order`; `each` says whether it wants more.
-pub fn indexed(index: &Index, filter: &str, order: &str, each: &mut dyn FnMut(FileId) -> bool) -> IndexResult<()> {
+/// A regular file with content that the filter of the index wants; `each` says whether it wants more.
+pub fn indexed(index: &Index, filter: &str, each: &mut dyn FnMut(FileId) -> bool) -> IndexResult<()> {
     index.take();
     let db = reader(index.path())?;
-    let sql = format!(
-        "SELECT ino, birth FROM f WHERE kind = 'f' AND parent <> 0 AND sealed = 0 AND size > 0 AND {filter}{order}"
-    );
+    let sql =
+        format!("SELECT ino, birth FROM f WHERE kind = 'f' AND parent <> 0 AND sealed = 0 AND size > 0 AND {filter}");
     let mut matching = db.prepare(&sql)?;
     let mut rows = matching.query([])?;
     while let Some(row) = rows.next()? {
@@ -69,16 +70,26 @@ pub(super) struct Pool {
     files: VecDeque<FileId>,
     /// When it was filled last, and how long that took.
     filled: Option<(Instant, Duration)>,
+    /// All was looked at, and there was nothing: so it is taken to be until then.
+    barren_until: Option<Instant>,
 }
 
 impl Pool {
     pub fn new(lower: Arc<dyn Lower>, engine: Arc<Engine>, index: Option<Arc<Index>>) -> Self {
-        Self { lower, engine, index, files: VecDeque::new(), filled: None }
+        Self { lower, engine, index, files: VecDeque::new(), filled: None, barren_until: None }
+    }
+
+    /// Whether there was nothing to be freed when all was looked at, not long ago.
+    pub fn is_barren(&self) -> bool {
+        self.barren_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// The coldest file that can probably be freed; `None`: there is none, or it is too early to look again. With `patient` that is waited for, if it
-    /// is soon.
-    pub async fn next(&mut self, patient: bool) -> Option<Candidate> {
+    /// is soon. `walks`: where no index tells, the share is walked.
+    pub async fn next(&mut self, patient: bool, walks: bool) -> Option<Candidate> {
+        if self.filled.is_some_and(|(at, took)| at.elapsed() > kept_for(took)) {
+            self.files.clear();
+        }
         loop {
             while let Some(id) = self.files.pop_front() {
                 let (lower, engine) = (self.lower.clone(), self.engine.clone());
@@ -96,19 +107,19 @@ impl Pool {
                 }
                 tokio::time::sleep(early).await;
             }
-            self.fill().await;
+            self.fill(walks).await;
             if self.files.is_empty() {
                 return None;
             }
         }
     }
 
-    async fn fill(&mut self) {
+    async fn fill(&mut self, walks: bool) {
         let begun = Instant::now();
         // What failed before is not tried again at once. When the list cannot be read, it is.
         let put_off = self.engine.put_off(Task::Release).await.unwrap_or_default();
         let mut found = Vec::new();
-        if let Some(index) = self.index.clone().filter(|index| !index.is_empty()) {
+        if let Some(index) = self.index.clone() {
             let left_out = put_off.clone();
             let by_index = on_own_thread(move || coldest(&index, &left_out)).await;
             match by_index {
@@ -117,12 +128,20 @@ impl Pool {
                 None => {}
             }
         }
-        let fresh = self.index.as_ref().is_some_and(|index| index.is_fresh());
-        if found.is_empty() && !fresh {
-            found = self.walk(put_off).await;
+        if found.is_empty() {
+            let fresh = self.index.as_ref().is_some_and(|index| index.is_fresh());
+            if !fresh && !walks {
+                // Who may walk is to look at once.
+                return;
+            }
+            if !fresh {
+                found = self.walk(put_off).await;
+            }
         }
+        let took = begun.elapsed();
+        self.barren_until = found.is_empty().then(|| Instant::now() + kept_for(took));
         self.files = found.into();
-        self.filled = Some((Instant::now(), begun.elapsed()));
+        self.filled = Some((Instant::now(), took));
     }
 
     async fn walk(&self, put_off: HashSet<FileId>) -> Vec<FileId> {
@@ -146,16 +165,30 @@ impl Pool {
     }
 }
 
+/// How long a search counts that took so long.
+fn kept_for(took: Duration) -> Duration {
+    FILES_KEPT.max(took.saturating_mul(SEARCH_TIMES))
+}
+
 fn coldest(index: &Index, left_out: &HashSet<FileId>) -> IndexResult<Vec<FileId>> {
-    let filter = format!("pinned = 0 AND blocks > 0 AND {}", state_filter(&[FileState::Dual]));
-    let mut files = Vec::new();
-    indexed(index, &filter, COLDEST, &mut |id| {
-        if !left_out.contains(&id) {
-            files.push(id);
-        }
-        files.len() < FILES_MAX
-    })?;
-    Ok(files)
+    let db = reader(index.path())?;
+    let look = || {
+        let mut files = Vec::new();
+        each_coldest(&db, &mut |id| {
+            if !left_out.contains(&id) {
+                files.push(id);
+            }
+            files.len() < FILES_MAX
+        })
+        .map(|()| files)
+    };
+    let files = look()?;
+    if files.len() >= FILES_LEAST {
+        return Ok(files);
+    }
+    // Of a moment ago there may be more. Not before it is needed: a busy share's last second is thousands of files to look at.
+    index.take();
+    look()
 }
 
 fn is_dual(lower: &dyn Lower, engine: &Engine, found: &Found) -> bool {
