@@ -7,9 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::common::run;
-use crate::mover::while_moving;
+use crate::mover::{Moved, while_moving};
 use crate::place::{Progress, ends, installed, moved_enough, rig, soak_seed};
 use crate::rig::*;
 
@@ -86,22 +87,21 @@ fn fsx(kind: &'static str, operations: u64, seed: u64, profiles: &[&'static Prof
     fs::create_dir(&dir).unwrap();
     fs::create_dir(&artifacts).unwrap();
     eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
-    let progress = Progress::new();
-    let files: Vec<PathBuf> = profiles.iter().map(|profile| dir.join(profile.name)).collect();
-    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-    let ((), transfers) = while_moving(&files, seed, || {
-        std::thread::scope(|scope| {
-            for profile in profiles {
-                let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
-                let progress = &progress;
-                scope.spawn(move || {
-                    let (output, name) = (ends(&mut command), profile.name);
-                    assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
-                    progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch"));
-                });
-            }
-        });
+    let (progress, all) = (Progress::new(), Mutex::new(Moved::default()));
+    std::thread::scope(|scope| {
+        for (n, profile) in profiles.iter().enumerate() {
+            let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
+            let (progress, all, file, name) = (&progress, &all, dir.join(profile.name), profile.name);
+            scope.spawn(move || {
+                // What moves when it has ended would show nothing.
+                let (output, moved) = while_moving(&[&file], seed ^ (n as u64) << 40, || ends(&mut command));
+                assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
+                progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch; {moved}"));
+                all.lock().unwrap().add(&moved);
+            });
+        }
     });
+    let transfers = all.into_inner().unwrap();
     moved_enough(&rig, &format!("fsx on {kind}"), &transfers);
 }
 

@@ -36,6 +36,8 @@ impl Transfers {
             }
             ("migrate" | "release", "dual") | ("release", "partial") => self.released += 1,
             ("recall", "stub" | "partial" | "patched") => self.recalled += 1,
+            // The kernel had it wait for a migration, and nothing but a recall makes a file dual here.
+            ("recall", "resident") if after == "dual" => self.recalled += 1,
             _ => {}
         }
     }
