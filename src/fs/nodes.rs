@@ -245,9 +245,9 @@ mod tests {
         assert_eq!(nodes.get(200_500).unwrap(), like_xfs(200_500));
     }
 
-    /// `cargo test --release --lib -- --ignored --nocapture ten_million`
+    /// `cargo test --lib -- --ignored --nocapture ten_million`
     #[test]
-    #[ignore = "takes 700 MB and prints the figures of docs/architecture.md"]
+    #[ignore = "takes 700 MB: the figures of docs/architecture.md"]
     fn ten_million() {
         let resident = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -258,18 +258,19 @@ mod tests {
         for ino in 0..10_000_000 {
             nodes.remember(&like_xfs(ino + 1_000));
             if [1_000_000, 3_000_000, 10_000_000].contains(&(ino + 1)) {
-                let (count, asked) = (ino as usize + 1, bytes(&nodes));
-                println!(
-                    "{count} inodes: {} bytes each asked for, {} resident",
-                    asked / count,
-                    (resident() - before) / count
-                );
+                let count = ino as usize + 1;
+                let (asked, taken) = (bytes(&nodes) / count, (resident() - before) / count);
+                println!("{count} inodes: {asked} bytes each asked for, {taken} resident");
+                assert!(asked <= 85, "{asked} bytes each of {count}");
+                assert!(taken <= 90, "{taken} bytes each of {count} are resident");
+                assert!(count < 10_000_000 || asked <= 62, "{asked} bytes each of {count}");
             }
         }
         for ino in 0..10_000_000 {
             nodes.forget(ino + 1_000, 1);
         }
         println!("all forgotten: {} bytes asked for, {} resident", bytes(&nodes), resident() - before);
+        assert!(bytes(&nodes) < 1 << 20, "{} bytes stay", bytes(&nodes));
     }
 
     #[test]

@@ -5,37 +5,83 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 
-use crate::rig::*;
 use tierfs::record::Claim;
+
+use crate::common::run;
+use crate::rig::*;
 
 /// Large enough to be served by the daemon while it comes back.
 const LARGE: usize = 24 * CHUNK;
 const SMALL: usize = 4 * CHUNK;
 
+/// What a handle is open for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Both,
+    WriteOnly,
+    /// For reading, too.
+    Append,
+}
+
 /// How a file is held.
 #[derive(Clone, Copy, Debug)]
 struct Held {
-    write: bool,
+    access: Access,
     direct: bool,
     mapped: bool,
 }
 
 impl Held {
     fn all() -> impl Iterator<Item = Self> {
-        (0..8).map(|bits| Self { write: bits & 1 != 0, direct: bits & 2 != 0, mapped: bits & 4 != 0 })
+        use Access::*;
+        let each = [Read, Both, WriteOnly, Append]
+            .into_iter()
+            .flat_map(|access| (0..4).map(move |bits| Self { access, direct: bits & 1 != 0, mapped: bits & 2 != 0 }));
+        // Who cannot read cannot map, and by a mapping nobody appends.
+        each.filter(|held| !held.mapped || matches!(held.access, Read | Both))
     }
 
     fn unmapped() -> impl Iterator<Item = Self> {
         Self::all().filter(|held| !held.mapped)
     }
 
+    fn reads(self) -> bool {
+        self.access != Access::WriteOnly
+    }
+
     #[track_caller]
     fn open(self, rig: &Rig, name: &str, len: usize) -> (File, Option<Mapping>) {
         let flags = if self.direct { libc::O_DIRECT } else { 0 };
-        let file = OpenOptions::new().read(true).write(self.write).custom_flags(flags).open(rig.mnt(name));
+        let mut options = OpenOptions::new();
+        options.read(self.reads()).write(self.access != Access::Read).append(self.access == Access::Append);
+        let file = options.custom_flags(flags).open(rig.mnt(name));
         let file = file.unwrap_or_else(|error| panic!("{name}, {self:?}: {error}"));
-        let map = self.mapped.then(|| Mapping::of(&file, len, self.write));
+        let map = self.mapped.then(|| self.map(&file, len));
         (file, map)
+    }
+
+    fn map(self, file: &File, len: usize) -> Mapping {
+        Mapping::of(file, len, self.access == Access::Both)
+    }
+
+    /// Writes a page of `with` by such a handle, at `at` or at the end, and into `content`.
+    fn put(self, file: &File, content: &mut Vec<u8>, at: usize, with: u8) {
+        let data = vec![with; 8192];
+        let skip = data.as_ptr().align_offset(4096);
+        let page = &data[skip..skip + 4096];
+        match self.access {
+            Access::Read => {}
+            Access::Append => {
+                let mut file = file;
+                std::io::Write::write_all(&mut file, page).unwrap();
+                content.extend_from_slice(page);
+            }
+            Access::Both | Access::WriteOnly => {
+                file.write_all_at(page, at as u64).unwrap();
+                content[at..at + 4096].copy_from_slice(page);
+            }
+        }
     }
 }
 
@@ -56,60 +102,158 @@ fn check(file: &File, map: Option<&Mapping>, wanted: &[u8], what: &str) {
     }
 }
 
+/// A file that only the daemon can serve: some of it is away (`partial`), and some of the rest newer than its object (`patched`).
+fn in_parts(rig: &Rig, name: &str, state: &str, content: &mut [u8]) {
+    rig.migrate(name);
+    let at = LARGE - 2 * CHUNK;
+    let file = OpenOptions::new().read(true).write(state == "patched").open(rig.mnt(name)).unwrap();
+    assert_same(&page(&file, at), &content[at..at + 4096], name);
+    if state == "patched" {
+        file.write_all_at(&[b'p'; 5000], 12_000).unwrap();
+        content[12_000..17_000].fill(b'p');
+    }
+    drop(file);
+    let until = std::time::Instant::now() + SOON;
+    while rig.state(name) != state {
+        assert!(std::time::Instant::now() < until, "{name} is {}, not {state}", rig.state(name));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Rule 3's table, as this filesystem answers it: whatever holds the file and whatever comes, both see the content.
-fn every_pair_of_opens(setup: Setup) {
-    let Some(rig) = setup.build() else { return };
+fn every_pair_of_opens(rig: &Rig, states: &[&str]) {
     let cases: Vec<_> = Held::all().flat_map(|held| Held::unmapped().map(move |comes| (held, comes))).collect();
-    for state in ["resident", "dual", "small", "large"] {
-        let len = if state == "large" { LARGE } else { SMALL };
+    for state in states {
+        let len = if ["large", "partial", "patched"].contains(state) { LARGE } else { SMALL };
         let names: Vec<_> = (0..cases.len()).map(|n| format!("{state}-{n}")).collect();
-        let content: Vec<_> = names.iter().map(|name| rig.write(name, len)).collect();
+        let mut contents: Vec<_> = names.iter().map(|name| rig.write(name, len)).collect();
         let all: Vec<_> = names.iter().map(String::as_str).collect();
-        match state {
+        match *state {
             "resident" => {}
             "dual" => drop(rig.on(&["migrate", "--archive-only"], &all)),
+            "partial" | "patched" => {
+                names.iter().zip(&mut contents).for_each(|(name, content)| in_parts(rig, name, state, content));
+            }
             _ => drop(rig.on(&["migrate"], &all)),
         }
-        for ((name, (held, comes)), wanted) in names.iter().zip(&cases).zip(&content) {
+        for ((name, (held, comes)), mut wanted) in names.iter().zip(&cases).zip(contents) {
             let what = format!("{} {state}, held {held:?}, comes {comes:?}", rig.kind);
-            let (first, first_map) = held.open(&rig, name, len);
-            if held.mapped || held.direct {
-                check(&first, first_map.as_ref(), wanted, &what);
+            let (first, first_map) = held.open(rig, name, len);
+            if held.mapped || (held.direct && held.reads()) {
+                check(&first, first_map.as_ref(), &wanted, &what);
             }
-            let (second, _) = comes.open(&rig, name, len);
-            check(&second, None, wanted, &what);
-            check(&first, first_map.as_ref(), wanted, &what);
+            let (second, _) = comes.open(rig, name, len);
+            let readers: Vec<_> =
+                [(held, &first), (comes, &second)].into_iter().filter(|(how, _)| how.reads()).collect();
+            for (_, file) in readers.iter().rev() {
+                check(file, None, &wanted, &what);
+            }
+            if let Some(map) = &first_map {
+                assert_same(map.bytes(), &wanted, &format!("{what}, mapped"));
+            }
             // Both may map only now, after the other came.
-            let late = Mapping::of(&first, len, held.write);
-            let second_map = Mapping::of(&second, len, comes.write);
-            assert_same(late.bytes(), wanted, &what);
-            assert_same(second_map.bytes(), wanted, &what);
+            let mut maps: Vec<_> = readers.iter().map(|(how, file)| how.map(file, len)).collect();
+            maps.extend(first_map);
+            for map in &maps {
+                assert_same(map.bytes(), &wanted, &what);
+            }
             // What one writes the others see.
-            if comes.write {
-                let data = vec![b'w'; 8192];
-                let skip = data.as_ptr().align_offset(4096);
-                second.write_all_at(&data[skip..skip + 4096], 4096).unwrap();
-                assert_same(&page(&first, 4096), &[b'w'; 4096], &what);
-                assert_same(&late.bytes()[4096..8192], &[b'w'; 4096], &what);
+            for (how, file, at) in [(comes, &second, 4096), (held, &first, 8192)] {
+                how.put(file, &mut wanted, at, b'w' + (at / 8192) as u8);
+                for (_, file) in &readers {
+                    check(file, None, &wanted, &what);
+                    assert_same(&page(file, at), &wanted[at..at + 4096], &what);
+                }
+                for map in &maps {
+                    assert_same(&map.bytes()[at..at + 4096], &wanted[at..at + 4096], &what);
+                }
             }
             // Mappings outlive their handles.
             drop((first, second));
-            for map in [Some(&late), Some(&second_map), first_map.as_ref()].into_iter().flatten() {
-                assert_same(&map.bytes()[..4096], &wanted[..4096], &what);
-                assert_same(&map.bytes()[8192..], &wanted[8192..], &what);
+            for map in &maps {
+                assert_same(map.bytes(), &wanted[..len], &what);
             }
+            drop(maps);
+            assert_eq!(fs::metadata(rig.mnt(name)).unwrap().len(), wanted.len() as u64, "{what}");
+            rig.same(name, &wanted);
         }
     }
 }
 
+const WHOLE: [&str; 4] = ["resident", "dual", "small", "large"];
+const IN_PARTS: [&str; 2] = ["partial", "patched"];
+
 #[test]
 fn every_pair_of_opens_is_served_on_ext4() {
-    every_pair_of_opens(Setup::default());
+    let Some(rig) = (Setup { size: 1 << 30, ..Setup::default() }).build() else { return };
+    every_pair_of_opens(&rig, &WHOLE);
 }
 
 #[test]
 fn every_pair_of_opens_is_served_on_xfs() {
-    every_pair_of_opens(Setup::xfs());
+    let Some(rig) = (Setup { size: 1 << 30, ..Setup::xfs() }).build() else { return };
+    every_pair_of_opens(&rig, &WHOLE);
+}
+
+fn every_pair_of_opens_of_files_in_parts(setup: Setup) {
+    // Who reads that many files is taken for one who reads everything, and of such reads nothing stays.
+    let setup = Setup { size: 1 << 30, mount: vec!["-o", "recall_scan=off"], ..setup };
+    let Some(rig) = setup.build() else { return };
+    every_pair_of_opens(&rig, &IN_PARTS);
+}
+
+#[test]
+fn every_pair_of_opens_of_files_in_parts_is_served_on_ext4() {
+    every_pair_of_opens_of_files_in_parts(Setup::default());
+}
+
+#[test]
+fn every_pair_of_opens_of_files_in_parts_is_served_on_xfs() {
+    every_pair_of_opens_of_files_in_parts(Setup::xfs());
+}
+
+/// Loaded into the daemon: a filesystem below that knows no leases.
+const NO_LEASES: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdarg.h>
+    int fcntl(int fd, int command, ...) {
+        va_list list;
+        va_start(list, command);
+        void *argument = va_arg(list, void *);
+        va_end(list);
+        if (command == F_SETLEASE) {
+            errno = EINVAL;
+            return -1;
+        }
+        return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl"))(fd, command, argument);
+    }
+"#;
+
+/// Without leases nobody could tell a file that is mapped by the kernel's passthrough from a free one: the daemon serves all, and knows who has what.
+#[test]
+fn without_leases_nothing_passes_through_and_every_pair_is_served() {
+    let setup = Setup { mounted: false, size: 1 << 30, ..Setup::default() };
+    let Some(mut rig) = setup.build() else { return };
+    let (source, library) = (rig.scratch("leases.c"), rig.scratch("leases.so"));
+    fs::write(&source, NO_LEASES).unwrap();
+    run("cc", &["-O1", "-shared", "-fPIC", "-o", library.to_str().unwrap(), source.to_str().unwrap(), "-ldl"]);
+    let (share, mountpoint) = (rig.share(), rig.mountpoint());
+    let mut mount = rig.command(&["--json", "mount", "-o", "save_names=off"]);
+    let output = mount.args([&share, &mountpoint]).env("LD_PRELOAD", &library).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    rig.daemon = Some(told["pid"].as_i64().unwrap() as i32);
+    assert!(rig.log().contains("no leases on this filesystem"), "{}", rig.log());
+    rig.write("served", LARGE);
+    assert!(daemon_serves(&rig, &direct(&rig, "served"), LARGE), "resident, and passed through");
+    every_pair_of_opens(&rig, &WHOLE);
+    // A mapping pins its file all the same, for the kernel tells of a close only when the last mapping is gone.
+    for held in Held::all().filter(|held| held.mapped) {
+        pinned_by_a_mapping(&rig, held);
+    }
 }
 
 /// Reads that the daemon was asked for so far: what passes through is not among them.
@@ -188,22 +332,26 @@ fn a_mapping_pins_a_closed_file_and_nothing_else_does() {
     for setup in [Setup::default(), Setup::xfs()] {
         let Some(rig) = setup.build() else { return };
         for held in Held::all().filter(|held| held.mapped) {
-            let name = format!("{held:?}").replace(' ', "");
-            let content = rig.write(&name, SMALL);
-            rig.on(&["migrate", "--archive-only"], &[&name]);
-            let (file, map) = held.open(&rig, &name, SMALL);
-            drop(file);
-            let map = map.unwrap();
-            code(&rig.try_on(&["release"], &[&name]), 1);
-            code(&rig.try_on(&["migrate"], &[&name]), 1);
-            assert_same(map.bytes(), &content, &name);
-            assert!(rig.allocated(&name) >= SMALL as u64);
-            drop(map);
-            wait_for("the release", || rig.try_on(&["migrate"], &[&name]).status.success());
-            assert_eq!((rig.state(&name).as_str(), rig.allocated(&name) <= 4096), ("stub", true));
-            rig.same(&name, &content);
+            pinned_by_a_mapping(&rig, held);
         }
     }
+}
+
+fn pinned_by_a_mapping(rig: &Rig, held: Held) {
+    let name = format!("{held:?}").replace(' ', "");
+    let content = rig.write(&name, SMALL);
+    rig.on(&["migrate", "--archive-only"], &[&name]);
+    let (file, map) = held.open(rig, &name, SMALL);
+    drop(file);
+    let map = map.unwrap();
+    code(&rig.try_on(&["release"], &[&name]), 1);
+    code(&rig.try_on(&["migrate"], &[&name]), 1);
+    assert_same(map.bytes(), &content, &name);
+    assert!(rig.allocated(&name) >= SMALL as u64);
+    drop(map);
+    wait_for("the release", || rig.try_on(&["migrate"], &[&name]).status.success());
+    assert_eq!((rig.state(&name).as_str(), rig.allocated(&name) <= 4096), ("stub", true));
+    rig.same(&name, &content);
 }
 
 /// Writes through passthrough are invisible to the daemon: the record must not claim equality when the open is answered.

@@ -53,6 +53,11 @@ fn descriptors_are_bounded_however_many_files_are_known() {
     assert!(open <= DESCRIPTORS_MAX, "{open} descriptors");
 }
 
+/// Bytes of the daemon's memory for each inode, as the table of inodes has it when it is fullest.
+const EACH_MAX: u64 = 85;
+/// What comes with looking at many files, however many: the caches of descriptors and of the index, with what the allocator keeps. Some 55 MB were measured.
+const CACHES_MAX: u64 = 100_000_000;
+
 /// The figures of `docs/architecture.md`. Drops the machine's caches of names, twice.
 #[test]
 #[ignore = "takes a minute or two: make known"]
@@ -75,13 +80,14 @@ fn a_million() {
     assert_eq!(look(&rig.mountpoint()), count);
     let (open, after) = (descriptors(pid), resident(pid));
     println!(
-        "{count} inodes known in {:?}: {} bytes of memory each, {open} descriptors",
+        "{count} inodes known in {:?}: {} bytes more, {} each, {open} descriptors",
         started.elapsed(),
+        after - before,
         (after - before) / count
     );
     let forgotten = forget();
     println!("before {before} bytes, with them {after}, after they are forgotten {forgotten}");
     assert!(open <= DESCRIPTORS_MAX, "{open} descriptors");
-    assert!((after - before) / count < 150, "an inode takes too much");
-    assert!(forgotten.saturating_sub(before) < (after - before) / 2, "memory does not come back");
+    assert!(after - before <= EACH_MAX * count + CACHES_MAX, "inodes take more than docs/architecture.md says");
+    assert!(forgotten.saturating_sub(before) <= CACHES_MAX, "memory does not come back");
 }

@@ -15,6 +15,7 @@ mod archived;
 mod bad_input;
 mod bad_remote;
 mod crash;
+mod differs;
 mod failed;
 mod gc;
 mod index;

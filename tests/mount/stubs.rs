@@ -1,7 +1,7 @@
 //! Records and virtual attributes: hidden, not to be forged or carried along, and what steers tiering by them.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::path::Path;
 use std::process::Command;
 
@@ -208,4 +208,56 @@ fn attributes_and_times_change_on_a_stub_without_fetching() {
     rig.migrate("b");
     assert_eq!(fs::metadata(rig.mnt("b")).unwrap().mtime(), 1_222_222_222);
     rig.same("b", &content);
+}
+
+/// Beyond 2106 seconds need more than 32 bits, in the record and wherever else a time is kept while content is away.
+#[test]
+fn times_after_2106_outlive_archive_reboot_and_recall() {
+    const LATE: (i64, i64) = (4_300_000_000, 123_456_789);
+    for setup in [Setup::default(), Setup::xfs()] {
+        let Some(mut rig) = setup.build() else { return };
+        let all = [("small", 2 * CHUNK), ("large", 30 * CHUNK), ("parts", 30 * CHUNK), ("stays", CHUNK)];
+        let contents: Vec<_> = all.iter().map(|(name, len)| rig.write(name, *len)).collect();
+        let dated = |rig: &Rig, when: &str| {
+            for (name, len) in all {
+                let through = fs::metadata(rig.mnt(name)).unwrap();
+                let found = (through.mtime(), through.mtime_nsec());
+                assert_eq!((found, through.len()), (LATE, len as u64), "{} {name}, {when}", rig.kind);
+                if let Some(object) = rig.record(name).and_then(|record| record.object) {
+                    let kept = (object.mtime.secs, i64::from(object.mtime.nanos));
+                    assert_eq!(kept, LATE, "{} the record of {name}, {when}", rig.kind);
+                }
+            }
+        };
+        for (name, _) in all {
+            set_mtime(&rig.mnt(name), LATE.0, LATE.1);
+        }
+        dated(&rig, "resident");
+        rig.on(&["migrate"], &["small", "large", "parts"]);
+        dated(&rig, "released");
+        rig.umount();
+        // As at a reboot: nothing of it is in the kernel's memory.
+        wait_for("the end of the filesystem below", || rig.fs.try_unmount());
+        rig.fs.mount();
+        rig.mount();
+        dated(&rig, "after a reboot");
+        let mut some = vec![0; CHUNK];
+        fs::File::open(rig.mnt("parts")).unwrap().read_exact_at(&mut some, 20 * CHUNK as u64).unwrap();
+        assert_same(&some, &contents[2][20 * CHUNK..21 * CHUNK], "a part");
+        dated(&rig, "with parts of it");
+        rig.on(&["recall"], &["small", "large"]);
+        dated(&rig, "recalled");
+        for name in ["small", "large"] {
+            let below = fs::metadata(rig.low(name)).unwrap();
+            assert_eq!((below.mtime(), below.mtime_nsec()), LATE, "{} {name} below", rig.kind);
+        }
+        // A change of content is noticed by its time, and none is: there is nothing to archive.
+        let puts = rig.requests().method("PUT");
+        rig.on(&["migrate"], &["small", "large"]);
+        assert_eq!(rig.requests().method("PUT"), puts, "{}: archived once more", rig.kind);
+        dated(&rig, "released again");
+        for ((name, _), content) in all.iter().zip(&contents) {
+            rig.same(name, content);
+        }
+    }
 }

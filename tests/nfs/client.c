@@ -16,6 +16,8 @@
 #include <sys/types.h>
 #include <time.h>
 #include <nfsc/libnfs.h>
+#include <nfsc/libnfs-raw.h>
+#include <nfsc/libnfs-raw-nfs4.h>
 
 #define SLOTS 1024
 /* libnfs 4.0 sends no more than this at once reliably over NFSv4. */
@@ -196,33 +198,155 @@ static void storm(int n, uint64_t len, const char *dir) {
     printf("ok %d %d %d\n", fine, later, bad);
 }
 
-/* Reads slot 0 again and again for `seconds`: "ok COUNT P50 P99 MAX", in microseconds. */
+/* One thing that clients do all day: `read` of slot 0, `stat` of the path, `create` of the path, which is closed and removed again. */
+static int once(const char *what, uint64_t len, char *data) {
+    if (!strcmp(what, "read")) {
+        int status = (int)nfs_pread(nfs, slots[0], 0, len, data);
+        return status == (int)len ? 0 : status < 0 ? status : -EIO;
+    }
+    if (!strcmp(what, "stat")) {
+        struct nfs_stat_64 st;
+        return nfs_stat64(nfs, path, &st);
+    }
+    struct nfsfh *fh;
+    /* nfs_creat opens for nothing over NFSv4. */
+    int status = nfs_open2(nfs, path, O_CREAT | O_RDWR, 0644, &fh);
+    if (status >= 0)
+        status = nfs_close(nfs, fh);
+    return status < 0 ? status : nfs_unlink(nfs, path);
+}
+
 static int by_time(const void *a, const void *b) {
     const double *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
 
-static void pace(double seconds, uint64_t len) {
+/* Does it again and again for `seconds`: "ok COUNT P50 P99 MAX", in microseconds. */
+static void pace(const char *what, double seconds, uint64_t len) {
     enum { MAX = 1000000 };
     double *times = malloc(MAX * sizeof *times), total = 0;
-    char *data = malloc(len);
-    int n = 0;
+    char *data = malloc(len ? len : 1);
+    int n = 0, status = 0;
     while (total < seconds && n < MAX) {
         struct timespec a, b;
         clock_gettime(CLOCK_MONOTONIC, &a);
-        int status = nfs_pread(nfs, slots[0], 0, len, data);
+        status = once(what, len, data);
         clock_gettime(CLOCK_MONOTONIC, &b);
-        if (status != (int)len) {
-            answer(status < 0 ? status : -EIO);
-            return;
-        }
+        if (status < 0)
+            break;
         times[n] = (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9;
         total += times[n++];
     }
-    qsort(times, (size_t)n, sizeof *times, by_time);
-    printf("ok %d %.0f %.0f %.0f\n", n, times[n / 2] * 1e6, times[n * 99 / 100] * 1e6, times[n - 1] * 1e6);
+    if (status < 0) {
+        answer(status);
+    } else {
+        qsort(times, (size_t)n, sizeof *times, by_time);
+        printf("ok %d %.0f %.0f %.0f\n", n, times[n / 2] * 1e6, times[n * 99 / 100] * 1e6, times[n - 1] * 1e6);
+    }
     free(times);
     free(data);
+}
+
+/* What NFSv4 calls a file. libnfs reads by the state of an open only, which ends with the server that gave it; by the handle alone
+ * anybody may read at any time, in an operation made by hand. */
+static struct {
+    char bytes[128];
+    u_int len;
+} handle;
+
+/* An operation under way, made by hand. */
+struct compound {
+    int status;
+    int done;
+    char *data;
+    u_int len;
+};
+
+static void answered(struct rpc_context *rpc, int status, void *data, void *private_data) {
+    (void)rpc;
+    struct compound *one = private_data;
+    COMPOUND4res *res = data;
+    one->done = 1;
+    waiting--;
+    if (status != RPC_STATUS_SUCCESS) {
+        one->status = -ENOTCONN;
+        return;
+    }
+    /* Numbers below 10,000 are errnos. */
+    one->status = res->status == NFS4ERR_DELAY ? -EAGAIN : -(int)res->status;
+    if (one->status)
+        return;
+    nfs_resop4 *last = &res->resarray.resarray_val[res->resarray.resarray_len - 1];
+    if (last->resop == OP_GETFH) {
+        nfs_fh4 *fh = &last->nfs_resop4_u.opgetfh.GETFH4res_u.resok4.object;
+        handle.len = fh->nfs_fh4_len <= sizeof handle.bytes ? fh->nfs_fh4_len : 0;
+        memcpy(handle.bytes, fh->nfs_fh4_val, handle.len);
+    } else {
+        READ4resok *found = &last->nfs_resop4_u.opread.READ4res_u.resok4;
+        one->len = found->data.data_len;
+        one->data = malloc(one->len ? one->len : 1);
+        memcpy(one->data, found->data.data_val, one->len);
+    }
+}
+
+static void compound(struct compound *one, nfs_argop4 *ops, u_int count) {
+    COMPOUND4args args = {0};
+    args.argarray.argarray_len = count;
+    args.argarray.argarray_val = ops;
+    waiting = 1;
+    if (rpc_nfs4_compound_async(nfs_get_rpc_context(nfs), answered, &args, one)) {
+        one->status = -EIO;
+        return;
+    }
+    land();
+    if (!one->done)
+        one->status = -ENOTCONN;
+}
+
+/* Keeps the handle of a path from the server's root on. */
+static int take_handle(char *whole) {
+    nfs_argop4 ops[32] = {{0}};
+    u_int n = 0;
+    ops[n++].argop = OP_PUTROOTFH;
+    for (char *rest = NULL, *name = strtok_r(whole, "/", &rest); name && n < 30; name = strtok_r(NULL, "/", &rest)) {
+        ops[n].argop = OP_LOOKUP;
+        ops[n].nfs_argop4_u.oplookup.objname.utf8string_len = (u_int)strlen(name);
+        ops[n++].nfs_argop4_u.oplookup.objname.utf8string_val = name;
+    }
+    ops[n++].argop = OP_GETFH;
+    struct compound one = {0};
+    compound(&one, ops, n);
+    return one.status < 0 ? one.status : (int)handle.len;
+}
+
+/* READ by that handle, without any open: of up to `len` bytes into FILE. */
+static int read_by_handle(uint64_t offset, uint64_t len, const char *file) {
+    char *data = malloc(len ? len : 1);
+    uint64_t got = 0;
+    int status = 0;
+    while (got < len) {
+        nfs_argop4 ops[2] = {{0}};
+        ops[0].argop = OP_PUTFH;
+        ops[0].nfs_argop4_u.opputfh.object.nfs_fh4_len = handle.len;
+        ops[0].nfs_argop4_u.opputfh.object.nfs_fh4_val = handle.bytes;
+        ops[1].argop = OP_READ;
+        ops[1].nfs_argop4_u.opread.offset = offset + got;
+        ops[1].nfs_argop4_u.opread.count = len - got < 65536 ? (count4)(len - got) : 65536;
+        struct compound one = {0};
+        compound(&one, ops, 2);
+        status = one.status;
+        if (status < 0 || one.len == 0) {
+            free(one.data);
+            break;
+        }
+        memcpy(data + got, one.data, one.len);
+        free(one.data);
+        got += one.len;
+    }
+    if (status >= 0)
+        status = save(file, data, got);
+    free(data);
+    return status;
 }
 
 static int mounted(char **argv) {
@@ -244,7 +368,7 @@ int main(int argc, char **argv) {
     char line[9000];
     while (fgets(line, sizeof line, stdin)) {
         struct nfs_stat_64 st;
-        char file[4096];
+        char file[4096], what[32];
         unsigned long long a, b;
         double seconds;
         int slot, status;
@@ -298,8 +422,12 @@ int main(int argc, char **argv) {
             answer(nfs_fcntl(nfs, slots[slot], NFS4_F_SETLK, &lock));
         } else if (sscanf(line, "storm %d %llu %4095s", &slot, &a, file) == 3 && slot <= SLOTS) {
             storm(slot, a, file);
-        } else if (sscanf(line, "pace %lf %llu", &seconds, &a) == 2) {
-            pace(seconds, a);
+        } else if (sscanf(line, "pace %31s %lf %llu %4095s", what, &seconds, &a, path) == 4) {
+            pace(what, seconds, a);
+        } else if (sscanf(line, "handle %4095s", other) == 1) {
+            told(take_handle(other));
+        } else if (sscanf(line, "hread %llu %llu %4095s", &a, &b, file) == 3) {
+            told(read_by_handle(a, b, file));
         } else {
             printf("err 22 no such command: %s", line);
         }

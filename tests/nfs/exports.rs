@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::common::run;
 use crate::ganesha::{Client, Export, USER};
+use crate::handles::reboot_below;
 use crate::rig::*;
 
 const VERSIONS: [u32; 2] = [3, 4];
@@ -66,11 +67,13 @@ fn files_and_names() {
         client.refuses("stat /dir/renamed", libc::ENOENT);
         rig.same("dir/second", &content);
         drop(client);
-        // Part of a stub is written: the rest is still there afterwards.
+        // Part of a stub is written, of which nothing is fetched: the rest is still there afterwards.
         export.migrate("dir/second");
+        let gets = rig.gets();
         let mut client = export.client(version);
         client.does("open 0 1 /dir/second");
-        write_patiently(&mut client, "pwrite 0 5000 HELLO");
+        client.does("pwrite 0 5000 HELLO");
+        assert_eq!((rig.gets(), rig.state("dir/second").as_str()), (gets, "patched"), "NFSv{version}");
         let mut changed = content.clone();
         changed[5000..5005].copy_from_slice(b"HELLO");
         drop(client);
@@ -84,14 +87,6 @@ fn files_and_names() {
         fs::remove_dir(rig.mnt("dir")).unwrap();
     }
     rig.settled(&["big", "small"]);
-}
-
-fn write_patiently(client: &mut Client, command: &str) {
-    wait_for("a write", || match client.tries(command) {
-        Ok(_) => true,
-        Err((libc::EAGAIN, _)) => false,
-        Err(why) => panic!("{why:?}"),
-    });
 }
 
 #[test]
@@ -199,15 +194,20 @@ fn handles_of_clients_outlive_the_mount() {
         let mut four = export.client(4);
         four.does("open 0 0 /a/b/file");
         let ino = three.field("fstat 0", "ino");
-        let check = |export: &Export, three: &mut Client, four: &mut Client, when: &str| {
+        // One process keeps what it took at first, and takes it never again.
+        let mut keeper = export.client(4);
+        assert!(keeper.does("handle /tiered/a/b/file").parse::<u32>().unwrap() > 0);
+        let check = |export: &Export, three: &mut Client, keeper: &mut Client, four: &mut Client, when: &str| {
             assert_eq!(three.field("fstat 0", "ino"), ino, "{when}");
+            let by_handle = keeper.patiently(|client| client.reads_by_handle(5, content.len()));
+            assert_same(&by_handle, &content[5..], &format!("NFSv4, {when}"));
             assert_same(&three.reads_patiently(0, 5, content.len() - 5), &content[5..], when);
             assert_eq!(four.field("fstat 0", "size"), content.len().to_string(), "{when}");
             export.rig.same("a/b/file", &content);
         };
-        check(&export, &mut three, &mut four, "at first");
+        check(&export, &mut three, &mut keeper, &mut four, "at first");
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        check(&export, &mut three, &mut four, "after dropped caches");
+        check(&export, &mut three, &mut keeper, &mut four, "after dropped caches");
         // An open of NFSv4 holds the file: released, recalled and released once more without it.
         drop(four);
         let mut four = export.client(4);
@@ -216,7 +216,7 @@ fn handles_of_clients_outlive_the_mount() {
         export.rig.on(&["recall"], &["a/b/file"]);
         export.migrate("a/b/file");
         four.does("open 0 0 /a/b/file");
-        check(&export, &mut three, &mut four, "released and recalled");
+        check(&export, &mut three, &mut keeper, &mut four, "released and recalled");
         let device = fs::metadata(export.rig.mountpoint()).unwrap().dev();
         export.down();
         // Somebody else takes the mount's device number.
@@ -229,14 +229,27 @@ fn handles_of_clients_outlive_the_mount() {
         }
         export.up();
         four.does("again");
+        keeper.does("again");
         assert_ne!(
             fs::metadata(export.rig.mountpoint()).unwrap().dev(),
             device,
             "the test wants another device number"
         );
-        check(&export, &mut three, &mut four, "after a new mount");
+        check(&export, &mut three, &mut keeper, &mut four, "after a new mount");
         for other in &others {
             run("umount", &[other.to_str().unwrap()]);
+        }
+        // As a reboot does it: the filesystem below is mounted anew, too. The file is a stub, then whole.
+        drop(four);
+        export.migrate("a/b/file");
+        for when in ["a stub over a reboot", "whole over a reboot"] {
+            export.down();
+            reboot_below(&export.rig);
+            export.up();
+            let mut four = export.client(4);
+            four.does("open 0 0 /a/b/file");
+            keeper.does("again");
+            check(&export, &mut three, &mut keeper, &mut four, when);
         }
         // Removed, and its number used again: never another file's content.
         export.rig.write("a/b/other", 100);

@@ -35,6 +35,11 @@ pub struct Export {
 impl Export {
     /// `None` where mounting is not possible (which is said).
     pub fn of(rig: Option<Rig>) -> Option<Self> {
+        Self::with(rig, &[])
+    }
+
+    /// As [`Export::of`], with more changes of the template: what stands there, and what instead.
+    pub fn with(rig: Option<Rig>, changes: &[(&str, String)]) -> Option<Self> {
         let rig = rig?;
         let leash = Command::new("sh")
             .args(["-c", LEASH])
@@ -49,7 +54,7 @@ impl Export {
         export.does("install");
         fs::create_dir(export.place("root/etc/tierfs")).unwrap();
         fs::write(export.place("root/etc/tierfs/ganesha.env"), export.block("settings")).unwrap();
-        export.configure();
+        export.configure(changes);
         std::os::unix::fs::chown(export.rig.mountpoint(), Some(USER), Some(USER)).unwrap();
         export.does("start");
         export.answers();
@@ -87,7 +92,7 @@ impl Export {
     }
 
     /// Changes the template as an administrator would, and to what a machine with several tests needs.
-    fn configure(&self) {
+    fn configure(&self, changes: &[(&str, String)]) {
         let file = self.place("root/etc/ganesha/ganesha.conf");
         let mut text = fs::read_to_string(&file).unwrap();
         let mut fill = |what: &str, with: String| {
@@ -101,6 +106,9 @@ impl Export {
         // No test waits out a grace period, nor ten seconds for a file to be closed.
         fill("Graceless = false;", "Graceless = true;".into());
         fill("LRU_Run_Interval = 10;", "LRU_Run_Interval = 1;".into());
+        for (what, with) in changes {
+            fill(what, with.clone());
+        }
         fs::write(file, text).unwrap();
     }
 
@@ -310,8 +318,17 @@ impl Client {
 
     /// Up to `len` bytes through the handle in `slot`.
     pub fn reads(&mut self, slot: u32, offset: u64, len: usize) -> Result<Vec<u8>, (i32, String)> {
+        self.saves(&format!("pread {slot}"), offset, len)
+    }
+
+    /// NFSv4: up to `len` bytes by the handle that `handle` took, with nothing open.
+    pub fn reads_by_handle(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, (i32, String)> {
+        self.saves("hread", offset, len)
+    }
+
+    fn saves(&mut self, command: &str, offset: u64, len: usize) -> Result<Vec<u8>, (i32, String)> {
         let file = self.scratch.clone();
-        self.tries(&format!("pread {slot} {offset} {len} {}", file.display()))?;
+        self.tries(&format!("{command} {offset} {len} {}", file.display()))?;
         let data = fs::read(&file).unwrap();
         let _ = fs::remove_file(&file);
         Ok(data)
@@ -320,8 +337,14 @@ impl Client {
     /// As [`Client::reads`], again for as long as the server says "later".
     #[track_caller]
     pub fn reads_patiently(&mut self, slot: u32, offset: u64, len: usize) -> Vec<u8> {
+        self.patiently(|client| client.reads(slot, offset, len))
+    }
+
+    /// Asks again for as long as the server says "later".
+    #[track_caller]
+    pub fn patiently(&mut self, ask: impl Fn(&mut Self) -> Result<Vec<u8>, (i32, String)>) -> Vec<u8> {
         let mut data = None;
-        wait_for("a read", || match self.reads(slot, offset, len) {
+        wait_for("a read", || match ask(self) {
             Ok(found) => {
                 data = Some(found);
                 true

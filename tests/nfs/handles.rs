@@ -64,6 +64,13 @@ fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
+/// Unmounts the filesystem below and mounts it anew, as a reboot does; tierfs is not mounted meanwhile.
+pub fn reboot_below(rig: &Rig) {
+    assert!(rig.daemon.is_none(), "unmount first");
+    wait_for("the end of the filesystem below", || rig.fs.try_unmount());
+    rig.fs.mount();
+}
+
 fn stale() -> String {
     format!("errno {}", libc::ESTALE)
 }
@@ -125,6 +132,23 @@ fn handles_outlive_caches_remounts_and_moves_of_content() {
         rig.same("big", &big);
         rig.same("second name", &small);
         rig.migrate("big");
+        // A reboot mounts the filesystem below anew as well, by another device.
+        drop(python);
+        rig.umount();
+        reboot_below(&rig);
+        rig.mount();
+        let mut python = Handles::on(&rig);
+        check(&mut python, "after a reboot");
+        for (name, handle) in names.iter().zip(&handles) {
+            // Node id and generation are what a handle consists of.
+            assert_eq!(python.take(&rig, name), *handle, "{name:?} after a reboot");
+        }
+        drop(python);
+        rig.crash();
+        reboot_below(&rig);
+        rig.mount();
+        check(&mut Handles::on(&rig), "after a crash and a reboot");
+        rig.same("big", &big);
     });
 }
 

@@ -17,3 +17,4 @@ mod exports;
 mod ganesha;
 mod handles;
 mod helpers;
+mod pending;

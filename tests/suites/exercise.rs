@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 
 use crate::dice::Dice;
-use crate::mover::{StopAtEnd, while_moving};
+use crate::mover::{Moved, StopAtEnd, while_moving};
 use crate::place::{Progress, moved_enough, rig, soak_seed, soak_time, stopped};
 use crate::rig::*;
 
@@ -411,7 +411,7 @@ fn exercise(kind: &'static str, seed: u64, time: Duration, round: Duration, kill
         .collect();
     let mut writers: Vec<Writer> = (0..WRITERS).map(|n| Writer::new(&dir, n, seed)).collect();
     let mut dice = Dice::new(seed);
-    let (mut rounds, mut reads) = (0u64, 0);
+    let (mut rounds, mut reads, mut moved) = (0u64, 0, Moved::default());
     while began.elapsed() < time && !stopped() {
         rounds += 1;
         let until = Instant::now() + round.min(time.saturating_sub(began.elapsed()));
@@ -437,6 +437,7 @@ fn exercise(kind: &'static str, seed: u64, time: Duration, round: Duration, kill
             })
         });
         reads += read;
+        moved.add(&transfers);
         let steps: u64 = writers.iter().map(|writer| writer.steps).sum();
         progress.say(&format!("{kind}, round {rounds}: {steps} steps, {reads} reads; {transfers}"));
         if kill && !stopped() {
@@ -454,11 +455,9 @@ fn exercise(kind: &'static str, seed: u64, time: Duration, round: Duration, kill
         for (path, wanted) in &never_changed {
             assert_same(&fs::read(path).unwrap(), wanted, &path.display().to_string());
         }
-        if kill || began.elapsed() >= time {
-            moved_enough(&rig, &format!("exerciser on {kind}"), &transfers);
-        }
     }
     if !stopped() {
+        moved_enough(&rig, &format!("exerciser on {kind}"), &moved);
         // What is still there must be named, and what is named must be there.
         let written = writers.iter().flat_map(|writer| &writer.files).filter(|file| file.content.is_some());
         let all = written.map(|file| &file.path).chain(never_changed.keys());

@@ -1,21 +1,25 @@
 //! fsx: random reads, writes, mappings, cuts and holes, compared at each read, on files that are moved away meanwhile.
 //!
-//! An open file is never released, so every profile closes and opens its file often, with a pause between. That pause, and O_DIRECT,
-//! which fsx does not know, come from a small library loaded into it (`fsx_shim.c`).
+//! An open file is never released, so every profile closes and opens its file often, with a pause between: of any length, which may end
+//! in the middle of a transfer; until the file is a stub; or until it has come back from that. The pauses, and O_DIRECT, which fsx does not
+//! know, come from a small library loaded into it (`fsx_shim.c`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::common::run;
-use crate::mover::while_moving;
+use crate::mover::{Moved, while_moving};
 use crate::place::{Progress, ends, installed, moved_enough, rig, soak_seed};
 use crate::rig::*;
 
-/// Longest pause after a close, in microseconds: a copy begins when its file has rested for 20 ms.
+/// Longest pause of any length after a close, in microseconds: a copy begins when its file has rested for 20 ms.
 const PAUSE_US: &str = "80000";
-/// Closes for each that has a pause: few enough that 100,000 operations take minutes.
-const PAUSE_ONE_IN: &str = "50";
+/// How long a pause waits for the file to move at most, in microseconds: long enough for large files on a busy machine.
+const PATIENCE_US: &str = "3000000";
+/// Operations from which on there are fewer pauses, for they would take most of the time.
+const MANY: u64 = 10_000;
 /// Weights of every profile; the rest is what differs.
 const COMMON: &str = "close_open = 10\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 0.5\nfdatasync = 0.5\npunch_hole = 3\n\
     sendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n";
@@ -58,7 +62,8 @@ fn command(profile: &Profile, dir: &Path, artifacts: &Path, shim: &Path, operati
     command.arg("-f").arg(configuration).arg("-P").arg(artifacts);
     command.args(["-N", &operations.to_string(), "-S", &seed.to_string()]).arg(dir.join(name)).current_dir("/");
     command.env("LD_PRELOAD", shim).env("FSX_FILE", format!("/{name}")).env("FSX_PAUSE_US", PAUSE_US);
-    command.env("FSX_PAUSE_ONE_IN", PAUSE_ONE_IN);
+    // Closes for each that has a pause.
+    command.env("FSX_PAUSE_ONE_IN", if operations < MANY { "20" } else { "50" }).env("FSX_PATIENCE_US", PATIENCE_US);
     if *direct {
         command.env("FSX_DIRECT", "1");
     }
@@ -82,22 +87,21 @@ fn fsx(kind: &'static str, operations: u64, seed: u64, profiles: &[&'static Prof
     fs::create_dir(&dir).unwrap();
     fs::create_dir(&artifacts).unwrap();
     eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
-    let progress = Progress::new();
-    let files: Vec<PathBuf> = profiles.iter().map(|profile| dir.join(profile.name)).collect();
-    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-    let ((), transfers) = while_moving(&files, seed, || {
-        std::thread::scope(|scope| {
-            for profile in profiles {
-                let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
-                let progress = &progress;
-                scope.spawn(move || {
-                    let (output, name) = (ends(&mut command), profile.name);
-                    assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
-                    progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch"));
-                });
-            }
-        });
+    let (progress, all) = (Progress::new(), Mutex::new(Moved::default()));
+    std::thread::scope(|scope| {
+        for (n, profile) in profiles.iter().enumerate() {
+            let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
+            let (progress, all, file, name) = (&progress, &all, dir.join(profile.name), profile.name);
+            scope.spawn(move || {
+                // What moves when it has ended would show nothing.
+                let (output, moved) = while_moving(&[&file], seed ^ (n as u64) << 40, || ends(&mut command));
+                assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
+                progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch; {moved}"));
+                all.lock().unwrap().add(&moved);
+            });
+        }
     });
+    let transfers = all.into_inner().unwrap();
     moved_enough(&rig, &format!("fsx on {kind}"), &transfers);
 }
 

@@ -16,26 +16,74 @@ use crate::tools::{set_xattr, xattr};
 /// Longest pause between two requests of a thread, in milliseconds: who works with the files shall get on, too.
 const PACE_MS: u64 = 20;
 
-/// What was done how often, by what was asked and how it ended.
+/// What was done how often in one tree, by what was asked and how it ended; and what has really moved by it.
 #[derive(Default)]
-pub struct Transfers(Mutex<BTreeMap<(&'static str, String), u64>>);
+pub struct Transfers {
+    asked: BTreeMap<(&'static str, String), u64>,
+    pub archived: u64,
+    pub released: u64,
+    pub recalled: u64,
+}
 
 impl Transfers {
-    fn count(&self, asked: &'static str, ended: &str) {
-        *self.0.lock().unwrap().entry((asked, ended.to_owned())).or_default() += 1;
+    /// A request that was answered with success moved something only where there was something to move.
+    fn count_moves(&mut self, verb: &str, before: &str, after: &str) {
+        match (verb, before) {
+            // An empty file stays as it is.
+            ("migrate", "resident" | "patched") if after != "resident" => {
+                self.archived += 1;
+                self.released += 1;
+            }
+            ("migrate" | "release", "dual") | ("release", "partial") => self.released += 1,
+            ("recall", "stub" | "partial" | "patched") => self.recalled += 1,
+            // The kernel had it wait for a migration, and nothing but a recall makes a file dual here.
+            ("recall", "resident") if after == "dual" => self.recalled += 1,
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (key, count) in &other.asked {
+            *self.asked.entry(key.clone()).or_default() += count;
+        }
+        self.archived += other.archived;
+        self.released += other.released;
+        self.recalled += other.recalled;
     }
 }
 
-impl fmt::Display for Transfers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = self.0.lock().unwrap();
-        let all: Vec<_> = counts.iter().map(|((asked, ended), n)| format!("{asked} {ended} {n}")).collect();
-        f.write_str(&all.join(", "))
+/// The same of each tree.
+#[derive(Default)]
+pub struct Moved(pub BTreeMap<PathBuf, Transfers>);
+
+impl Moved {
+    pub fn add(&mut self, other: &Self) {
+        for (tree, transfers) in &other.0 {
+            self.0.entry(tree.clone()).or_default().add(transfers);
+        }
     }
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (tree, moved)) in self.0.iter().enumerate() {
+            let all: Vec<_> = moved.asked.iter().map(|((asked, ended), n)| format!("{asked} {ended} {n}")).collect();
+            let (name, Transfers { archived, released, recalled, .. }) = (tree.file_name().unwrap_or_default(), moved);
+            write!(f, "{}{}: ", if n > 0 { "; " } else { "" }, name.display())?;
+            write!(f, "{archived} archived, {released} released, {recalled} recalled ({})", all.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// What `tierfs info` would say, and nothing of files that are gone.
+fn state(path: &Path) -> String {
+    xattr(path, "user.tierfs.state")
+        .map_or_else(|_| "gone".into(), |state| String::from_utf8_lossy(&state).into_owned())
 }
 
 /// Sets one attribute on files of `tree` until told to stop, with short pauses. `tree` may be a single file. Panics at an error that no busy file explains.
-pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool, transfers: &Transfers) {
+pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool, transfers: &Mutex<Transfers>) {
     let mut dice = Dice::new(seed);
     let attribute = format!("user.tierfs.{verb}");
     while !stop.load(Ordering::Relaxed) {
@@ -50,7 +98,7 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
                 return;
             }
             let path = &files[dice.below(files.len() as u64) as usize];
-            let seen = identity(path);
+            let (seen, before) = (identity(path), state(path));
             let ended = match set_xattr(path, &attribute, b"1") {
                 Ok(()) => "done".to_owned(),
                 Err(libc::EBUSY) => "busy".to_owned(),
@@ -65,10 +113,16 @@ pub fn move_files(verb: &'static str, tree: &Path, seed: u64, stop: &AtomicBool,
                     "{verb} {}: {}; its state is {:?}",
                     path.display(),
                     std::io::Error::from_raw_os_error(errno),
-                    xattr(path, "user.tierfs.state").map(|state| String::from_utf8_lossy(&state).into_owned())
+                    state(path)
                 ),
             };
-            transfers.count(verb, &ended);
+            let after = state(path);
+            let mut transfers = transfers.lock().unwrap();
+            if ended == "done" {
+                transfers.count_moves(verb, &before, &after);
+            }
+            *transfers.asked.entry((verb, ended)).or_default() += 1;
+            drop(transfers);
             std::thread::sleep(Duration::from_millis(dice.below(PACE_MS)));
         }
     }
@@ -99,21 +153,23 @@ fn files_below(tree: &Path) -> Vec<PathBuf> {
 }
 
 /// Runs `work` while files of `trees` are migrated, released and recalled by a thread each; what was moved.
-pub fn while_moving<T>(trees: &[&Path], seed: u64, work: impl FnOnce() -> T) -> (T, Transfers) {
-    let (stop, transfers) = (AtomicBool::new(false), Transfers::default());
+pub fn while_moving<T>(trees: &[&Path], seed: u64, work: impl FnOnce() -> T) -> (T, Moved) {
+    let stop = AtomicBool::new(false);
+    let counts: Vec<Mutex<Transfers>> = trees.iter().map(|_| Mutex::default()).collect();
     let result = std::thread::scope(|scope| {
-        let (stop, transfers) = (&stop, &transfers);
+        let stop = &stop;
         let end = StopAtEnd(stop);
-        for (n, tree) in trees.iter().enumerate() {
+        for (n, (tree, counts)) in trees.iter().zip(&counts).enumerate() {
             for (m, verb) in ["migrate", "release", "recall"].into_iter().enumerate() {
-                scope.spawn(move || move_files(verb, tree, seed ^ ((n * 3 + m) as u64) << 32, stop, transfers));
+                scope.spawn(move || move_files(verb, tree, seed ^ ((n * 3 + m) as u64) << 32, stop, counts));
             }
         }
         let result = work();
         drop(end);
         result
     });
-    (result, transfers)
+    let counts = counts.into_iter().map(|counts| counts.into_inner().unwrap());
+    (result, Moved(trees.iter().map(|tree| tree.to_path_buf()).zip(counts).collect()))
 }
 
 /// Sets a flag when dropped, at a panic as well: or the threads would go on for ever.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::mover::Transfers;
+use crate::mover::Moved;
 use crate::rig::*;
 
 /// A rig with room (the image is sparse) on `kind`.
@@ -32,12 +32,22 @@ pub fn ends(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Says how much moved; panics where nothing did, because then nothing was tested.
+/// Archives, releases and recalls of each tree below which nothing was tested.
+const FEW: u64 = 3;
+
+/// Says how much moved; panics where hardly anything did, because then nothing was tested.
 #[track_caller]
-pub fn moved_enough(rig: &Rig, what: &str, transfers: &Transfers) {
+pub fn moved_enough(rig: &Rig, what: &str, moved: &Moved) {
     let (puts, gets) = (rig.requests().method("PUT"), rig.gets());
-    eprintln!("{what}: {puts} objects or parts put, {gets} ranges fetched; {transfers}");
+    eprintln!("{what}: {puts} objects or parts put, {gets} ranges fetched; {moved}");
     assert!(puts > 2 && gets > 2, "{what}: hardly anything moved");
+    for (tree, transfers) in &moved.0 {
+        for (done, count) in
+            [("archived", transfers.archived), ("released", transfers.released), ("recalled", transfers.recalled)]
+        {
+            assert!(count >= FEW, "{what}: files of {} were {done} {count} times only: {moved}", tree.display());
+        }
+    }
 }
 
 /// Of a soak: SOAK_SEED, or one of this moment, which is printed with what fails.

@@ -278,10 +278,12 @@ fn soak_programs_on_xfs() {
 /// Stressors fail on the mount only where they fail below, too.
 fn soak_stress_ng(kind: &'static str) {
     let Some(rig) = rig(kind, 8 << 30) else { return };
-    let (below, _) = stress_ng(&rig.fs.path(), 3);
-    eprintln!("stress-ng on {kind}: below, {below:?} fail");
+    // There are some fifty, one after the other, first below and then on the mount.
+    let each = (soak_time().as_secs() / 20).max(1);
+    let (below, _) = stress_ng(&rig.fs.path(), each);
+    eprintln!("stress-ng on {kind}, {each} s each: below, {below:?} fail");
     let ((through, text), transfers) =
-        while_moving(&[&rig.mountpoint()], soak_seed(), || stress_ng(&rig.mountpoint(), 3));
+        while_moving(&[&rig.mountpoint()], soak_seed(), || stress_ng(&rig.mountpoint(), each));
     let more: Vec<_> = through.difference(&below).collect();
     assert!(more.is_empty(), "{more:?} fail on the mount of {kind} only:\n{text}");
     moved_enough(&rig, &format!("stress-ng on {kind}"), &transfers);
