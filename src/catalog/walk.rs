@@ -1,8 +1,10 @@
 //! Walks over the share below the mount: by inode, never following a symbolic link, never leaving the filesystem.
 //!
-//! Memory goes by the depth of the tree and the longest directory buffer, not by the number of files.
+//! Memory goes by the depth of the tree and the longest directory buffer, not by the number of files. Of files with several names, those are remembered of
+//! which not all names were met, up to a bound ([`Links`]).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ pub struct Found {
 
 /// What a walk meets.
 pub enum Step {
-    /// A regular file, once for each inode however many names it has.
+    /// A regular file, once for each inode however many names it has. (Again only after as many others with names still to come as are remembered.)
     File(Found),
     /// A directory or name that could not be read; the walk goes on.
     Failed(PathBuf, LowerError),
@@ -89,13 +91,44 @@ fn is_skipped(dir: &Path, name: &OsStr) -> bool {
     name == "." || name == ".." || (name == STAGING_NAME && dir.as_os_str().is_empty())
 }
 
+/// Files with further names to come that are remembered at least; twice as many at most. 25 bytes each, and the free part of the tables: 13 MB in all.
+const LINKS_MAX: usize = 200_000;
+
+/// Files with several names of which not all were met, and how many are still to come.
+#[derive(Default)]
+struct Links {
+    young: HashMap<FileId, u32>,
+    /// Those before these; the next to be forgotten.
+    old: HashMap<FileId, u32>,
+}
+
+impl Links {
+    /// A name of a file was met; whether it is the first, as far as is remembered.
+    fn is_first(&mut self, file: FileId, names: u32) -> bool {
+        for known in [&mut self.young, &mut self.old] {
+            if let Entry::Occupied(mut to_come) = known.entry(file) {
+                *to_come.get_mut() -= 1;
+                if *to_come.get() == 0 {
+                    to_come.remove();
+                }
+                return false;
+            }
+        }
+        if self.young.len() >= LINKS_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(file, names - 1);
+        true
+    }
+}
+
 /// A walk that can be left and gone on with.
 pub struct Walk<'l> {
     lower: &'l dyn Lower,
     levels: Vec<Level>,
     /// A start that is no directory.
     single: Option<Found>,
-    seen_links: HashSet<FileId>,
+    links: Links,
 }
 
 impl<'l> Walk<'l> {
@@ -105,7 +138,7 @@ impl<'l> Walk<'l> {
 
     /// Goes on where [`Walk::place`] was told. A file with several names may be met once more.
     pub fn from_place(lower: &'l dyn Lower, start: Found, places: &[Place]) -> LowerResult<Self> {
-        let mut walk = Self { lower, levels: Vec::new(), single: None, seen_links: HashSet::new() };
+        let mut walk = Self { lower, levels: Vec::new(), single: None, links: Links::default() };
         if start.attr.kind != FileKind::Directory {
             walk.single = Some(start).filter(|start| start.attr.kind == FileKind::Regular);
             return Ok(walk);
@@ -174,7 +207,7 @@ impl<'l> Walk<'l> {
                     }
                 }
                 Ok((node, attr)) if attr.kind == FileKind::Regular => {
-                    if attr.nlink > 1 && !self.seen_links.insert(node.id) {
+                    if attr.nlink > 1 && !self.links.is_first(node.id, attr.nlink) {
                         continue;
                     }
                     Step::File(Found { node, attr, path })
@@ -244,5 +277,43 @@ pub fn directories(
             Err(error) if error.errno() == libc::ENOENT => {}
             Err(error) => failed(path, error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(ino: u64) -> FileId {
+        FileId { ino, birth: 1 }
+    }
+
+    #[test]
+    fn a_file_is_forgotten_when_all_its_names_were_met() {
+        let mut links = Links::default();
+        for n in 0..10_000 {
+            let firsts = [(); 3].map(|()| links.is_first(file(n), 3));
+            assert_eq!(firsts, [true, false, false]);
+        }
+        assert_eq!((links.young.len(), links.old.len()), (0, 0));
+        // One whose other names lie elsewhere stays, and is met once.
+        assert_eq!([(); 3].map(|()| links.is_first(file(1), 9)), [true, false, false]);
+        assert_eq!(links.young.len(), 1);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut links = Links::default();
+        for n in 0..3 * LINKS_MAX as u64 {
+            assert!(links.is_first(file(n), 2));
+            assert!(links.young.len() <= LINKS_MAX && links.old.len() <= LINKS_MAX);
+        }
+        let bytes = [&links.young, &links.old].map(|known| known.capacity() * 8 / 7 * 25);
+        assert!(bytes.iter().sum::<usize>() < 14_000_000, "{bytes:?}");
+        // The last ones are known, the first ones are not.
+        assert!(
+            !links.is_first(file(3 * LINKS_MAX as u64 - 1), 2) && !links.is_first(file(2 * LINKS_MAX as u64 - 1), 2)
+        );
+        assert!(links.is_first(file(0), 2));
     }
 }

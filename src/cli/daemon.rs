@@ -34,7 +34,7 @@ use crate::journal::SqliteJournal;
 use crate::lower::{self, Share};
 use crate::pair::capabilities::{self, Probed};
 use crate::pair::{ClaimCheck, Pair, PairResult, RemoteRole};
-use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, Remote, SystemClock};
+use crate::ports::{Clock, FAILED_DROPPED, Journal, Lower, LowerError, SystemClock};
 use crate::rebuild::Rebuild;
 use crate::record::Record;
 use crate::remote::S3Remote;
@@ -285,8 +285,8 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
             runtime.spawn(keeper.run());
         }
         if args.pair.is_some() {
-            let rates = args.task_rates.clone();
-            match Queue::open(&state.tasks, lower.clone(), engine.clone(), server.fs.recorder_handle(), rates) {
+            let options = args.tasks.clone();
+            match Queue::open(&state.tasks, lower.clone(), engine.clone(), server.fs.recorder_handle(), options) {
                 Ok(queue) => {
                     let _ = server.watch.tasks.set(queue.clone());
                     runtime.spawn(queue.run());
@@ -527,19 +527,23 @@ pub fn dev_s3(args: &DevS3Args, listening: &dyn Fn(std::net::SocketAddr)) -> Res
 
 /// Makes a share of stubs in the directory `into` from the pair's bucket, and reports by `work`.
 pub fn rebuild<T>(
-    pair: &Pair,
+    pairs: &[Pair],
     into: &Path,
-    options: impl FnOnce(Arc<dyn Lower>, Arc<dyn Remote>, Target) -> Arc<Rebuild>,
+    options: impl FnOnce(Arc<dyn Lower>, Vec<Target>) -> Arc<Rebuild>,
     work: impl AsyncFnOnce(Arc<Rebuild>) -> T,
 ) -> Result<T, CliError> {
     // Tried anew: what was found before is lost with the share.
-    let found = (pair.role == RemoteRole::Gpeer).then(|| probe(pair).map_err(failed)).transpose()?;
-    let probed = found.map(|found| Probed { at_s: 0, capabilities: found.capabilities, peer: found.peer });
-    if has_peer(pair, probed) {
-        return Err(failed(format!(
-            "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
-            pair.name
-        )));
+    let mut found = Vec::new();
+    for pair in pairs {
+        let tried = (pair.role == RemoteRole::Gpeer).then(|| probe(pair).map_err(failed)).transpose()?;
+        let probed = tried.map(|found| Probed { at_s: 0, capabilities: found.capabilities, peer: found.peer });
+        if has_peer(pair, probed) {
+            return Err(failed(format!(
+                "pair {} is one of two shares: the other share has the files (`tierfs sync`)",
+                pair.name
+            )));
+        }
+        found.push((pair, probed));
     }
     let share = Share::open(into).map_err(|error| failed(format!("cannot open {}: {error}", into.display())))?;
     if share.features().read_only {
@@ -547,8 +551,12 @@ pub fn rebuild<T>(
     }
     let runtime = runtime()?;
     runtime.block_on(async {
-        let remote: Arc<dyn Remote> = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
-        Ok(work(options(Arc::new(share), remote.clone(), target(pair, remote, probed))).await)
+        let mut targets = Vec::new();
+        for (pair, probed) in found {
+            let remote = Arc::new(S3Remote::connect(remote_config(pair)).await.map_err(failed)?);
+            targets.push(target(pair, remote, probed));
+        }
+        Ok(work(options(Arc::new(share), targets)).await)
     })
 }
 

@@ -303,6 +303,9 @@ pub(super) fn seen_from_here(reply: Reply, mount: &MountEntry) -> Reply {
             for recall in &mut figures.recalls {
                 recall.path = here(recall.path.clone());
             }
+            for task in &mut figures.tasks {
+                task.paths = std::mem::take(&mut task.paths).into_iter().map(here).collect();
+            }
             Reply::Figures(figures)
         }
         Reply::Why(mut why) => {

@@ -10,7 +10,7 @@ use super::files::{ask_mounts, on_mounts};
 use crate::control::protocol::Request;
 use crate::pair::units::parse_duration;
 
-/// Find objects in the bucket that no file names, and have them deleted after the pair's retention.
+/// Find objects in the buckets of the mount's pairs that no file names, and have them deleted after the pair's retention.
 ///
 /// The journal deletes what transfers leave behind by itself; this finds what it does not know: objects of files that were removed below the mount,
 /// or whose record was damaged; and with --adopt, those of a share whose state directory was lost. Taken are only objects that this share made, that no record, no note and no

@@ -26,7 +26,7 @@ use crate::admission::Rules;
 use crate::control::client::mount_of_share;
 use crate::control::policies::{self, Policies};
 use crate::control::space::{Amount, SpaceRules};
-use crate::control::tasks::Rates;
+use crate::control::tasks::{TASK_FILES, TaskOptions};
 use crate::control::{ControlError, mountinfo};
 use crate::engine::SlotLimits;
 use crate::fs::Delay;
@@ -52,7 +52,7 @@ const WATERMARK_GAP_PCT: u8 = 10;
 /// tls_cert=FILE and tls_key=FILE; policies=FILE, rules that choose files to archive, release or recall (`tierfs policy`, docs/policies.md);
 /// metrics=127.0.0.1:9187, where Prometheus reads figures (docs/metrics.md); announce=FILE, which gets a line of JSON for each file that is archived,
 /// released, recalled or failed (docs/observing.md); space_reserve=5% (or a size, or off; 1%, at most 1GiB, if nothing is said), so much is kept free by releasing the coldest files that are archived, and
-/// space_wait=2s (0s for never), how long requests that find the share full wait for that (docs/space.md); task_rate=50MiB+unlimited@22:00-06:00, how fast `tierfs tasks` go (docs/tasks.md).
+/// space_wait=2s (0s for never), how long requests that find the share full wait for that (docs/space.md); task_rate=50MiB+unlimited@22:00-06:00, how fast `tierfs tasks` go, and task_files=500, files of each (docs/tasks.md).
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs mount /srv/share /mnt/tiered\n  \
@@ -127,8 +127,7 @@ pub struct MountArgs {
     /// The file of policies, and what is in it.
     pub policies: Option<(PathBuf, Policies)>,
     pub observe: ObserveArgs,
-    /// How fast tasks go at which hour.
-    pub task_rates: Rates,
+    pub tasks: TaskOptions,
     /// When content is freed by itself.
     pub space: SpaceRules,
     /// Absolute.
@@ -303,7 +302,10 @@ impl MountCommand {
             return Err(CliError::Usage("space_reserve needs a pair and a mount that is not read-only".into()));
         }
         Ok(MountArgs {
-            task_rates: options.task_rate.unwrap_or_default(),
+            tasks: TaskOptions {
+                rates: options.task_rate.unwrap_or_default(),
+                files: options.task_files.unwrap_or(TASK_FILES),
+            },
             space,
             gateway,
             share,

@@ -9,7 +9,7 @@ use super::gateway::GatewayOptions;
 use super::recall_rules;
 use crate::admission::{Budget, Subject};
 use crate::control::space::Amount;
-use crate::control::tasks::Rates;
+use crate::control::tasks::{Rates, TASK_FILES_MAX};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::PairName;
 
@@ -84,6 +84,8 @@ pub struct Options {
     pub space_wait: Option<Duration>,
     /// How fast tasks go at which hour.
     pub task_rate: Option<Rates>,
+    /// Files of one task.
+    pub task_files: Option<usize>,
     /// The file in which each file that is done with is announced.
     pub announce: Option<PathBuf>,
     /// Where metrics are served.
@@ -141,6 +143,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
         "space_reserve" | "space-reserve" => options.space_reserve = Some(amount(needed()?)?),
         "space_wait" | "space-wait" => options.space_wait = Some(wait(needed()?)?),
         "task_rate" | "task-rate" => options.task_rate = Some(Rates::parse(needed()?)?),
+        "task_files" | "task-files" => options.task_files = Some(task_files(needed()?)?),
         "announce" => options.announce = Some(place()?),
         "metrics" => options.metrics = Some(address(needed()?)?),
         "policies" => options.policies = Some(place()?),
@@ -152,7 +155,7 @@ fn take(options: &mut Options, name: &str, value: Option<&str>) -> Result<(), St
             return Err(
                 "there is no such option; known are archive_after, release_above, release_below, scrub, pair, \
                         config_dir, state_dir, delay_after, delay_for, save_names, no_recall, recall_budget, recall_scan, \
-                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, space_reserve, space_wait, task_rate, ro, and the usual ones of mount(8)"
+                        recall_memory, gateway, identities, bucket, tls_cert, tls_key, policies, metrics, announce, space_reserve, space_wait, task_rate, task_files, ro, and the usual ones of mount(8)"
                     .into(),
             );
         }
@@ -187,6 +190,11 @@ fn amount(text: &str) -> Result<Option<Amount>, String> {
         Ok(0) | Err(_) => Err("write a size like 20GiB, a part like 5%, or off".into()),
         Ok(bytes) => Ok(Some(Amount::Bytes(bytes))),
     }
+}
+
+fn task_files(text: &str) -> Result<usize, String> {
+    let files = text.parse().ok().filter(|files| (1..=TASK_FILES_MAX).contains(files));
+    files.ok_or_else(|| format!("write a number of files, 1 to {TASK_FILES_MAX}"))
 }
 
 /// A request holds its program, and perhaps a directory, for as long.
@@ -327,6 +335,8 @@ mod tests {
             ("space_reserve=some", "a size like"),
             ("space_reserve=60%", "from 1% to 50%"),
             ("task_rate=fast", "no rate"),
+            ("task_files=0", "1 to 10000"),
+            ("task_files=10001", "1 to 10000"),
             ("space_wait=2m", "a minute"),
             ("announce=file", "absolute"),
             ("metrics=localhost", "address and a port"),

@@ -12,9 +12,10 @@ use super::daemon;
 use super::exit::{self, CliError, Exit};
 use super::{Global, output};
 use crate::control::protocol::WirePath;
+use crate::engine::Target;
 use crate::pair::Store;
 use crate::pair::units::format_size;
-use crate::rebuild::{Event, Options, Rebuild as Work, Totals};
+use crate::rebuild::{Event, Options, Rebuild as Work, Source, Totals};
 use crate::types::{FileId, PairName};
 
 /// Between two lines of progress.
@@ -22,7 +23,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(2);
 /// Lines about files told to a person; the totals count them all, and `--json` tells all.
 const EVENTS_SHOWN_MAX: u64 = 100;
 
-/// Make a whole share of stubs from the bucket alone.
+/// Make a whole share of stubs from its bucket, or its buckets, alone.
 ///
 /// Names and attributes come from what the mount stored last (`tierfs save-names`), contents from the objects. Files whose content is
 /// not in the bucket are told, and not made. Interrupted, it is run again, and goes on; what is done stays as it is. The directory must
@@ -31,11 +32,12 @@ const EVENTS_SHOWN_MAX: u64 = 100;
 #[command(after_help = exit::help(
     "  tierfs rebuild --pair cold --into /srv/share --dry-run\n  \
      tierfs rebuild --pair cold --into /srv/share\n  \
+     tierfs rebuild --pair cold --pair far --into /srv/share\n  \
      tierfs mount /srv/share /mnt/tiered"))]
 pub struct Rebuild {
-    /// The pair whose bucket has the share.
-    #[arg(long, value_name = "NAME")]
-    pair: PairName,
+    /// The pair whose bucket has the share; once more for each further one that the share had.
+    #[arg(long, value_name = "NAME", required = true)]
+    pair: Vec<PairName>,
     /// An empty directory, or one of a rebuild that was interrupted.
     #[arg(long, value_name = "DIR")]
     into: PathBuf,
@@ -88,14 +90,18 @@ impl Rebuild {
         if !rustix::process::geteuid().is_root() {
             return Err(CliError::Failed("this needs root: it makes files of everybody".into()));
         }
-        let pair = Store::open(&global.config_dir).load(&self.pair)?;
+        let store = Store::open(&global.config_dir);
+        let pairs = self.pair.iter().map(|name| store.load(name)).collect::<Result<Vec<_>, _>>()?;
+        if let Some((_, twice)) = self.pair.iter().enumerate().find(|(n, name)| self.pair[..*n].contains(name)) {
+            return Err(CliError::Usage(format!("pair {twice} is named twice")));
+        }
         let into = std::fs::canonicalize(&self.into)
             .map_err(|error| CliError::Failed(format!("{}: {error}: make the directory first", self.into.display())))?;
         if let Some((mountpoint, _)) = crate::control::client::mount_of_share(&into)? {
             let place = mountpoint.display();
             return Err(CliError::Failed(format!("{} is mounted at {place}: unmount it first", into.display())));
         }
-        if pair.local_share != into && !global.json {
+        for pair in pairs.iter().filter(|pair| pair.local_share != into && !global.json) {
             output::note(&format!(
                 "tierfs: pair {} is for {}, not for {}",
                 pair.name,
@@ -105,19 +111,17 @@ impl Rebuild {
         }
         let (json, told) = (global.json, AtomicU64::new(0));
         let tell = move |event: Event| tell(event, json, &told);
-        let make = |lower, remote, target: crate::engine::Target| {
-            let (pair, prefix) = (target.pair, target.prefix);
+        let make = |lower, targets: Vec<Target>| {
+            let source = |Target { remote, pair, prefix, .. }: Target| Source { remote, pair, prefix };
             Work::new(Options {
                 lower,
-                remote,
-                pair,
-                prefix,
+                sources: targets.into_iter().map(source).collect(),
                 share: self.root,
                 dry_run: self.dry_run,
                 tell: Box::new(tell),
             })
         };
-        let (ended, totals) = daemon::rebuild(&pair, &into, make, async |work| {
+        let (ended, totals) = daemon::rebuild(&pairs, &into, make, async |work| {
             let ended = watch(&work, json).await;
             (ended, work)
         })?;

@@ -99,7 +99,7 @@ impl Reporter {
             // The last line of a request comes as a summary; a mount does not describe itself here.
             // Shown by their commands themselves.
             Reply::Index(_) | Reply::Columns { .. } | Reply::Row { .. } => {}
-            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) => {}
+            Reply::Policy(_) | Reply::Candidate(_) | Reply::Why(_) | Reply::Task(_) | Reply::TaskRate(_) => {}
             Reply::Mount(_) | Reply::Figures(_) | Reply::Done(_) | Reply::Error { .. } => {}
             Reply::Sync(_) | Reply::SyncCompared(_) | Reply::SyncDifference(_) => {}
             Reply::PairReloaded(_) | Reply::Choice(_) => {}
@@ -141,6 +141,9 @@ impl Reporter {
             Some((_, done)) if self.digests_told > 0 => output::note(&summary_line(done, &total)),
             Some((_, done)) => {
                 kept_table(&total.kept);
+                for (pair, found) in total.pairs.iter().filter(|_| total.pairs.len() > 1) {
+                    output::line(&format!("pair {pair}: {}, {}", found.files, format_size(found.bytes)));
+                }
                 if let Some(packs) = &total.packs {
                     let [all, live, dead] = [packs.bytes, packs.live_bytes, packs.dead_bytes].map(format_size);
                     let PackTotals { objects, needless, deleted, .. } = packs;
@@ -246,7 +249,7 @@ impl Reporter {
     }
 
     fn orphan(&mut self, orphan: &OrphanObject) {
-        let key = output::plain(&orphan.key);
+        let key = format!("{}  {}", orphan.pair, output::plain(&orphan.key));
         let text = match orphan.kind.as_str() {
             "upload" => format!("unfinished upload: {key}"),
             "deleted pack" => format!("deleted: {:>9}  {}  {key}", format_size(orphan.bytes), utc(orphan.begun)),

@@ -8,12 +8,13 @@ use super::exit::{self, CliError, Exit};
 use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
-use crate::control::protocol::{Reply, Request, TaskAction, TaskInfo};
-use crate::pair::units::{exact_duration, format_size};
+use crate::control::protocol::{Reply, Request, TaskAction, TaskInfo, TaskRate};
+use crate::control::tasks::Rates;
+use crate::pair::units::{exact_duration, format_rate, format_size};
 
 /// Queue migrations, releases and recalls of many files: they go on when the command has returned, and after a crash or a restart.
 ///
-/// Files are taken 500 at a time, the task with the highest priority first, one after the other; a file that is queued for the same already is not queued twice. While the
+/// Files are taken 500 at a time (`-o task_files=`), the task with the highest priority first, one after the other; a file that is queued for the same already is not queued twice. While the
 /// store does not answer, tasks wait. `-o task_rate=` bounds how fast they go at which hour.
 #[derive(Debug, Args)]
 pub struct TasksCommand {
@@ -32,6 +33,7 @@ enum Action {
     /// End tasks; what was done stays.
     Cancel(Chosen),
     Priority(Priority),
+    Rate(RateCommand),
 }
 
 /// Queue a task. It is on stable storage when the command returns.
@@ -107,6 +109,27 @@ struct Priority {
     on: Option<PathBuf>,
 }
 
+/// Show how fast tasks may go at which hour, or change it until the unmount.
+///
+/// What is given takes the place of all that `-o task_rate=` says, from the next second on.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help(
+    "  tierfs tasks rate\n  \
+     tierfs tasks rate 20MiB\n  \
+     tierfs tasks rate 50MiB+unlimited@22:00-06:00 --on /mnt/tiered"))]
+struct RateCommand {
+    /// RATE[@HH:MM-HH:MM], several with `+`: a size a second, unlimited or off; hours are UTC.
+    #[arg(value_name = "RATES", value_parser = parse_rates)]
+    rates: Option<String>,
+    /// The mount; to change something, needed where there are several.
+    #[arg(long, value_name = "PATH")]
+    on: Option<PathBuf>,
+}
+
+fn parse_rates(text: &str) -> Result<String, String> {
+    Rates::parse(text).map(|rates| rates.to_string())
+}
+
 impl TasksCommand {
     pub(super) fn run(&self, global: &Global) -> Result<Exit, CliError> {
         let one = |on: &Option<PathBuf>| on.clone().into_iter().collect::<Vec<_>>();
@@ -142,6 +165,10 @@ impl TasksCommand {
                 let (id, priority) = (set.id, set.priority);
                 ask(global, &one(&set.on), true, &|_| TaskAction::Priority { id, priority })
             }
+            Action::Rate(rate) => {
+                let set = rate.rates.clone();
+                ask(global, &one(&rate.on), set.is_some(), &|_| TaskAction::Rate { set: set.clone() })
+            }
         }
     }
 }
@@ -157,13 +184,23 @@ fn ask(
     if single && groups.len() > 1 {
         return Err(CliError::Usage("there are several mounts: name one (for `add`, paths on one)".into()));
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut rates) = (Vec::new(), Vec::new());
     each_reply(groups, &|paths| Request::Tasks { action: action(paths) }, &mut |reply| match reply {
         reply @ Reply::Task(_) if global.json => output::json(&reply),
         Reply::Task(task) => rows.push(row(&task)),
+        reply @ Reply::TaskRate(_) if global.json => output::json(&reply),
+        Reply::TaskRate(rate) => rates.push(rate),
         _ => {}
     })?;
-    if !global.json {
+    for TaskRate { rates, now } in &rates {
+        let now = match now {
+            None => "unlimited".into(),
+            Some(0) => "nothing begins".into(),
+            Some(rate) => format_rate(*rate, 1.0),
+        };
+        output::line(&format!("{rates} (now: {now})"));
+    }
+    if !global.json && rates.is_empty() {
         output::table(&["ID", "KIND", "STATE", "PRIORITY", "FILES", "SIZE", "FAILED", "SINCE", "ETA", "PATHS"], &rows);
     }
     Ok(Exit::Done)

@@ -11,15 +11,17 @@ use super::exit::{self, CliError, Exit};
 use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
-use crate::control::protocol::{Figures, Reply, Request};
-use crate::pair::units::{format_rate, format_size, parse_duration};
+use crate::control::protocol::{Figures, Reply, Request, TaskInfo};
+use crate::pair::units::{exact_duration, format_rate, format_size, parse_duration};
 
 /// Home, and clear what is below.
 const HOME: &str = "\u{1b}[H\u{1b}[J";
+/// Tasks that have a line; others are counted.
+const TASKS_SHOWN: usize = 8;
 /// Where the terminal does not tell its size.
 const SIZE_USUAL: (usize, usize) = (100, 30);
 
-/// Watch what a mount does: throughput, recalls, what waits, and where the files' content is.
+/// Watch what a mount does: throughput, tasks, recalls, what waits, and where the files' content is.
 ///
 /// Refreshed every second; ends with Ctrl-C. Rates are those since the last look.
 #[derive(Debug, Args)]
@@ -128,6 +130,38 @@ fn failures(figures: &Figures) -> BTreeMap<&str, u64> {
     all
 }
 
+/// Those at work or to come, foremost first.
+fn tasks(tasks: &[TaskInfo], page: &mut Vec<String>) {
+    if tasks.is_empty() {
+        return;
+    }
+    page.push(String::new());
+    page.push(format!(
+        "{:>5} {:<8} {:<8} {:>17} {:>8} {:>6} {:>9}  PATHS",
+        "TASK", "KIND", "STATE", "FILES", "FAILED", "DONE", "ETA"
+    ));
+    for task in tasks.iter().take(TASKS_SHOWN) {
+        let ended = task.done + task.unchanged + task.skipped + task.failed;
+        let more = if task.walked { "" } else { "+" };
+        let eta = task.eta.map_or_else(|| "-".into(), exact_duration);
+        let paths: Vec<_> = task.paths.iter().map(|path| path.to_path().display().to_string()).collect();
+        let problem = task.problem.as_ref().map_or(String::new(), |problem| format!(" ({problem})"));
+        page.push(format!(
+            "{:>5} {:<8} {:<8} {:>17} {:>8} {:>5}% {eta:>9}  {}{problem}",
+            task.id,
+            task.kind,
+            task.state,
+            format!("{ended}/{}{more}", task.files),
+            task.failed,
+            if task.walked { ended.saturating_mul(100) / task.files.max(1) } else { 0 },
+            paths.join(" ")
+        ));
+    }
+    if tasks.len() > TASKS_SHOWN {
+        page.push(format!("      and {} more: tierfs tasks list", tasks.len() - TASKS_SHOWN));
+    }
+}
+
 /// What is shown, within so many columns and lines.
 fn page(figures: &Figures, rates: &Rates, (columns, lines): (usize, usize)) -> Vec<String> {
     let done = |what: &str, end: &str| figures.transfers.get(what).and_then(|ends| ends.get(end)).copied().unwrap_or(0);
@@ -188,6 +222,14 @@ fn page(figures: &Figures, rates: &Rates, (columns, lines): (usize, usize)) -> V
         figures.fetches,
         format_size(figures.fetch_bytes)
     ));
+    if let Some(pending) = figures.index_pending {
+        let mut line = format!("index     {pending} changes wait");
+        if let Some((inodes, _)) = figures.index_scan {
+            line += &format!(", a scan runs: {inodes} inodes so far");
+        }
+        page.push(line);
+    }
+    tasks(&figures.tasks, &mut page);
     if !figures.states.is_empty() {
         page.push(String::new());
         let age = figures.states_age.map_or(String::new(), |age| format!("  ({age:.0} s ago)"));
@@ -270,5 +312,44 @@ mod tests {
         let cut = page(&figures, &Rates::default(), (40, 8));
         assert_eq!(cut.len(), 7);
         assert!(cut.iter().all(|line| line.chars().count() <= 40), "{cut:#?}");
+    }
+
+    #[test]
+    fn tasks_and_the_index_have_their_lines() {
+        let task = |id: i64, state: &str| TaskInfo {
+            id,
+            kind: "migrate".into(),
+            state: state.into(),
+            priority: 0,
+            paths: vec![WirePath::from_path(std::path::Path::new("projects"))],
+            recursive: true,
+            created: 1,
+            ended: None,
+            walked: true,
+            files: 400,
+            bytes: 1,
+            repeated: 0,
+            done: 90,
+            done_bytes: 1,
+            unchanged: 4,
+            skipped: 3,
+            failed: 3,
+            eta: (state == "running").then_some(90),
+            problem: (state == "waiting").then(|| "no answer".into()),
+        };
+        let mut figures = figures();
+        let text = |figures: &Figures| page(figures, &Rates::default(), (usize::MAX, usize::MAX)).join("\n");
+        assert!(!text(&figures).contains("TASK") && !text(&figures).contains("index"));
+        figures.index_pending = Some(12);
+        figures.index_scan = Some((5_000, 1));
+        figures.tasks = vec![task(7, "running"), task(8, "waiting")];
+        let all = text(&figures);
+        assert!(all.contains("12 changes wait, a scan runs: 5000 inodes"), "{all}");
+        let line = |id: &str| all.lines().find(|line| line.trim_start().starts_with(id)).unwrap().to_owned();
+        let words: Vec<_> = line("7 migrate").split_whitespace().map(str::to_owned).collect();
+        assert_eq!(words, ["7", "migrate", "running", "100/400", "3", "25%", "1m30s", "projects"], "{all}");
+        assert!(line("8 migrate").ends_with("-  projects (no answer)"), "{all}");
+        figures.tasks = (0..11).map(|id| task(id, "waiting")).collect();
+        assert!(text(&figures).contains("and 3 more"), "{}", text(&figures));
     }
 }

@@ -9,6 +9,8 @@ use crate::engine::{Moved, RecallStatus};
 
 /// Recalls that are told one by one.
 const RECALLS_MAX: usize = 100;
+/// The same of tasks.
+const TASKS_MAX: usize = 100;
 
 impl Server {
     pub(super) async fn figures(&self, replies: &Replies) -> Reply {
@@ -26,6 +28,14 @@ impl Server {
         };
         let (states, states_age) = states.map(|(info, age)| (info.files, age.as_secs_f64())).unzip();
         let (recalls, space) = tokio::task::block_in_place(|| (self.foremost_recalls(), self.space_info()));
+        let tasks = match self.watch.tasks.get() {
+            Some(queue) => queue.foremost(TASKS_MAX).await,
+            None => Ok(Vec::new()),
+        };
+        let tasks = match tasks {
+            Ok(tasks) => tasks,
+            Err(message) => return Reply::Error { message },
+        };
         let (fetches, fetch_bytes) = self.engine.slots.held();
         let figures = Figures {
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
@@ -50,6 +60,9 @@ impl Server {
             states: states.unwrap_or_default(),
             states_age,
             space,
+            tasks,
+            index_pending: self.index.as_ref().map(|index| index.recorder().pending() as u64),
+            index_scan: self.index.as_ref().and_then(|index| index.scanning()),
         };
         // A client that is gone needs no answer.
         let _ = replies.send(Reply::Figures(Box::new(figures))).await;

@@ -1,4 +1,6 @@
-//! `gc`: goes through the bucket for objects that nobody names. The engine says why that is safe (`engine/orphans.rs`).
+//! `gc`: goes through the bucket of each pair for objects that nobody names. The engine says why that is safe (`engine/orphans.rs`).
+//!
+//! A pair that cannot be gone through stands in no other's way, and is told in the end.
 //!
 //! Memory is bounded: so many seeming orphans are held at a time, and each lot is compared with every record of the share before any of
 //! it is noted.
@@ -9,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::protocol::{Failure, OrphanObject, Progress, Reply, StateTotal, Summary, WirePath};
+use super::protocol::{Failure, OrphanObject, PairTotals, Progress, Reply, StateTotal, Summary, WirePath};
 use super::server::{Replies, Server};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
-use crate::engine::{Engine, Kept, MoveWatch, Orphan, OrphanRules, Page};
+use crate::engine::{Engine, EngineError, Kept, MoveWatch, Orphan, OrphanRules, Page, Target};
 use crate::ports::{Clock, FileKind, Lower, SystemClock};
 use crate::record::place_of;
-use crate::types::{Generation, Inode, ObjectKey, Timestamp};
+use crate::types::{Generation, Inode, ObjectKey, PairName, Timestamp};
 
 /// Seeming orphans held at a time …
 const LOT_MAX: usize = 50_000;
@@ -64,7 +66,7 @@ impl Server {
     }
 
     async fn collect_all(self: &Arc<Self>, wish: &Wish, replies: &Replies) -> Result<Summary, String> {
-        let worded = |error: crate::engine::EngineError| error.to_string();
+        let worded = |error: EngineError| error.to_string();
         if let Err(reason) = self.engine.check_collectable().map_err(worded)? {
             return Err(format!("no orphans can be told in {}: {reason}", self.share.display()));
         }
@@ -83,30 +85,44 @@ impl Server {
             adopt_unmarked: !unmarked.is_empty(),
         };
         let mut job = Job { server: self, wish, replies, watch, summary: Summary::default(), listed: 0 };
-        let (mut lot, mut lot_bytes) = (Vec::new(), 0);
-        let mut after = None;
-        loop {
-            let page = self.engine.orphan_page(after.as_ref(), &rules).await.map_err(worded)?;
-            job.page(&page).await?;
-            lot_bytes += page.orphans.iter().map(|orphan| orphan.key.0.len()).sum::<usize>();
-            lot.extend(page.orphans);
-            after = page.next;
-            if after.is_none() || lot.len() >= LOT_MAX || lot_bytes >= LOT_BYTES_MAX {
-                job.lot(std::mem::take(&mut lot)).await?;
-                lot_bytes = 0;
-            }
-            if after.is_none() {
-                break;
-            }
+        let places = self.engine.places().map_err(worded)?;
+        for target in &places {
+            let ended = job.objects(target, &rules).await;
+            job.go_on(target, ended)?;
         }
-        job.packs(&rules).await?;
-        for key in self.engine.abandoned_uploads(&rules).await.map_err(worded)? {
-            if !wish.dry_run {
-                self.engine.end_uploads(&key).await.map_err(worded)?;
-            }
-            job.tell_upload(key).await?;
+        job.packs(&places, &rules).await?;
+        for target in &places {
+            let ended = job.uploads(target, &rules).await;
+            job.go_on(target, ended)?;
         }
-        Ok(job.summary)
+        let problems: Vec<_> = job.summary.pairs.values().filter_map(|totals| totals.problem.clone()).collect();
+        match (problems.is_empty(), places.len()) {
+            (true, _) => Ok(job.summary),
+            (false, 1) => Err(problems.concat()),
+            (false, _) => Err(format!(
+                "not every pair was gone through, what was found with the others counts: {}",
+                problems.join("; ")
+            )),
+        }
+    }
+}
+
+/// Why something ended early.
+pub(super) enum Stop {
+    /// The pair cannot be used; another one may.
+    Pair(EngineError),
+    All(String),
+}
+
+impl From<EngineError> for Stop {
+    fn from(error: EngineError) -> Self {
+        Self::Pair(error)
+    }
+}
+
+impl From<String> for Stop {
+    fn from(message: String) -> Self {
+        Self::All(message)
     }
 }
 
@@ -120,6 +136,55 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Remembers why a pair could not be gone through; goes on unless all is over.
+    pub(super) fn go_on(&mut self, target: &Target, ended: Result<(), Stop>) -> Result<(), String> {
+        match ended {
+            Ok(()) => Ok(()),
+            Err(Stop::All(message)) => Err(message),
+            Err(Stop::Pair(error)) => {
+                let pair = &target.pair.name;
+                self.of_pair(pair).problem.get_or_insert_with(|| format!("pair {pair}: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn of_pair(&mut self, pair: &PairName) -> &mut PairTotals {
+        self.summary.pairs.entry(pair.to_string()).or_default()
+    }
+
+    /// Objects that nobody names in one pair's bucket.
+    async fn objects(&mut self, target: &Target, rules: &OrphanRules) -> Result<(), Stop> {
+        self.of_pair(&target.pair.name);
+        let (mut lot, mut lot_bytes) = (Vec::new(), 0);
+        let mut after = None;
+        loop {
+            let page = self.server.engine.orphan_page(target, after.as_ref(), rules).await?;
+            self.page(&page).await?;
+            lot_bytes += page.orphans.iter().map(|orphan| orphan.key.0.len()).sum::<usize>();
+            lot.extend(page.orphans);
+            after = page.next;
+            if after.is_none() || lot.len() >= LOT_MAX || lot_bytes >= LOT_BYTES_MAX {
+                self.lot(target, std::mem::take(&mut lot)).await?;
+                lot_bytes = 0;
+            }
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn uploads(&mut self, target: &Target, rules: &OrphanRules) -> Result<(), Stop> {
+        let engine = self.server.engine.clone();
+        for key in engine.abandoned_uploads(target, rules).await? {
+            if !self.wish.dry_run {
+                engine.end_uploads(target, &key).await?;
+            }
+            self.tell_upload(target, key).await?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn say(&self, reply: Reply) -> Result<(), String> {
         self.replies.send(reply).await.map_err(|_| "whoever asked is gone".to_owned())
     }
@@ -135,7 +200,7 @@ impl Job<'_> {
     }
 
     /// Compares seeming orphans with all records, and notes those that no record names.
-    async fn lot(&mut self, lot: Vec<Orphan>) -> Result<(), String> {
+    async fn lot(&mut self, target: &Target, lot: Vec<Orphan>) -> Result<(), Stop> {
         if lot.is_empty() {
             return Ok(());
         }
@@ -155,12 +220,13 @@ impl Job<'_> {
         }
         self.tell_blind(&blind).await?;
         if blind.count > 0 && !self.wish.dry_run {
-            return Err(format!(
+            let why = format!(
                 "{} records or directories cannot be read (see above), and may name any of {} seeming orphans: nothing more was noted. \
                  Mend or remove those files, then ask again",
                 blind.count,
                 orphans.len()
-            ));
+            );
+            return Err(Stop::All(why));
         }
         let mut orphans: Vec<_> = orphans.into_values().collect();
         orphans.sort_by(|a, b| a.key.cmp(&b.key));
@@ -169,13 +235,11 @@ impl Job<'_> {
             let rest = orphans.split_off(orphans.len().min(NOTED_AT_ONCE));
             let mut some = std::mem::replace(&mut orphans, rest);
             if noted {
-                some = self.server.engine.note_orphans(some).await.map_err(|error| error.to_string())?;
+                some = self.server.engine.note_orphans(target, some).await?;
             }
-            for orphan in some {
-                self.summary.files += 1;
-                self.summary.bytes += orphan.bytes;
-                let (key, kind, begun) = (orphan.key.0, "object".into(), begun(orphan.generation));
-                self.say(Reply::Orphan(OrphanObject { key, kind, bytes: orphan.bytes, begun, noted })).await?;
+            for Orphan { key, bytes, generation, .. } in some {
+                let (pair, kind, begun) = (target.pair.name.to_string(), "object".into(), begun(generation));
+                self.tell(OrphanObject { pair, key: key.0, kind, bytes, begun, noted }).await?;
             }
         }
         Ok(())
@@ -224,10 +288,19 @@ impl Job<'_> {
         Ok(seen)
     }
 
-    async fn tell_upload(&mut self, key: ObjectKey) -> Result<(), String> {
+    async fn tell_upload(&mut self, target: &Target, key: ObjectKey) -> Result<(), String> {
+        let (pair, noted) = (target.pair.name.to_string(), !self.wish.dry_run);
+        self.tell(OrphanObject { pair, key: key.0, kind: "upload".into(), bytes: 0, begun: 0, noted }).await
+    }
+
+    /// Counts something that nobody needs, and tells it.
+    pub(super) async fn tell(&mut self, orphan: OrphanObject) -> Result<(), String> {
         self.summary.files += 1;
-        let noted = !self.wish.dry_run;
-        self.say(Reply::Orphan(OrphanObject { key: key.0, kind: "upload".into(), bytes: 0, begun: 0, noted })).await
+        self.summary.bytes += orphan.bytes;
+        let of_pair = self.summary.pairs.entry(orphan.pair.clone()).or_default();
+        of_pair.files += 1;
+        of_pair.bytes += orphan.bytes;
+        self.say(Reply::Orphan(orphan)).await
     }
 }
 

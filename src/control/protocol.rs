@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, WhyFile, WhyRule};
-pub use self::summary::{PackTotals, Summary};
-pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo};
+pub use self::summary::{PackTotals, PairTotals, Summary};
+pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo, TaskRate};
 pub use crate::catalog::index::Status as IndexInfo;
 pub use crate::engine::RecallStatus;
 pub use crate::sync::{ComparisonStatus as SyncComparison, Status as SyncInfo};
@@ -244,6 +244,10 @@ pub enum TaskAction {
         id: i64,
         priority: i64,
     },
+    /// Shows how fast tasks may go at which hour; with `set`, after changing it.
+    Rate {
+        set: Option<String>,
+    },
 }
 
 /// What to do with entries of the dead-letter list.
@@ -280,6 +284,7 @@ pub enum Reply {
     Candidate(PolicyCandidate),
     Why(WhyFile),
     Task(TaskInfo),
+    TaskRate(TaskRate),
     /// Names of an answer's columns, before its rows.
     Columns {
         columns: Vec<String>,
@@ -399,6 +404,9 @@ pub struct FailedFile {
 /// An object, or an upload that was begun, which nobody names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrphanObject {
+    /// In whose bucket it is.
+    #[serde(default)]
+    pub pair: String,
     pub key: String,
     /// `object`, `upload`, `pack` (nobody needs it; it goes with a later run), or `deleted pack`.
     pub kind: String,

@@ -58,6 +58,24 @@ pub struct Figures {
     pub states: BTreeMap<String, StateTotal>,
     pub states_age: Option<f64>,
     pub space: Option<SpaceInfo>,
+    /// Those that are not over, in their order; at most 100.
+    #[serde(default)]
+    pub tasks: Vec<TaskInfo>,
+    /// Changes that the index has not taken yet; `None`: there is no index.
+    #[serde(default)]
+    pub index_pending: Option<u64>,
+    /// Inodes and bytes that a scan of the index has been through, while one runs.
+    #[serde(default)]
+    pub index_scan: Option<(u64, u64)>,
+}
+
+/// How fast tasks may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRate {
+    /// As in `-o task_rate=`.
+    pub rates: String,
+    /// Bytes a second at this hour; `None`: unlimited; 0: nothing begins.
+    pub now: Option<u64>,
 }
 
 /// A job over many files. Times are seconds since 1970.

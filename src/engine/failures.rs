@@ -240,10 +240,13 @@ impl Engine {
 
     /// Whether the remote answers a small question: tells the failure of one object from an outage.
     pub async fn remote_answers(&self) -> bool {
-        match self.target() {
-            Ok(target) => answers(&target).await,
-            Err(_) => false,
+        let targets = self.all_targets();
+        for target in &targets {
+            if !answers(target).await {
+                return false;
+            }
         }
+        !targets.is_empty()
     }
 
     /// The path that an object of the pair was named by.

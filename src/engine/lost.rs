@@ -10,7 +10,7 @@ use super::facts::{Facts, FactsError};
 use super::keys::object_key;
 use super::owner::{generation_of, is_own};
 use super::verify::Checked;
-use super::{Engine, blocking};
+use super::{Engine, Target, blocking};
 use crate::record::{Claim, ObjectRef, Record};
 use crate::tier::Activity;
 use crate::types::{Generation, ObjectKey};
@@ -34,10 +34,12 @@ impl Engine {
         if attr.size == 0 || !bare() || self.has_local_data(cell, attr.size).await? {
             return Ok(Checked::Nothing);
         }
-        let Some(key) = self.last_object(cell, path, attr.size).await? else { return Ok(Checked::Nothing) };
+        let Some((target, key)) = self.last_object(cell, path, attr.size).await? else { return Ok(Checked::Nothing) };
         // What is not as it was when the object was made may be a change, and the object on its way out.
-        let found =
-            self.described(cell, &key).await?.filter(|object| object.len == attr.size && object.mtime == attr.mtime);
+        let found = self
+            .described(cell, &target, &key)
+            .await?
+            .filter(|object| object.len == attr.size && object.mtime == attr.mtime);
         if !bare() || self.has_local_data(cell, attr.size).await? {
             return Ok(Checked::Nothing);
         }
@@ -52,9 +54,27 @@ impl Engine {
         }
     }
 
-    /// The newest object under this path that was made for the file and has `len` bytes.
-    async fn last_object(&self, cell: &Cell, path: &Path, len: u64) -> EngineResult<Option<ObjectKey>> {
-        let target = self.store()?;
+    /// The newest object under this path that was made for the file and has `len` bytes, and the pair that has it. All pairs are asked: without the answer
+    /// of one, nobody knows which is the newest.
+    async fn last_object(&self, cell: &Cell, path: &Path, len: u64) -> EngineResult<Option<(Arc<Target>, ObjectKey)>> {
+        let mut newest = None;
+        for target in self.stores()? {
+            if let Some(key) = self.last_object_in(&target, cell, path, len).await?
+                && newest.as_ref().is_none_or(|(_, known)| generation_of(known) < generation_of(&key))
+            {
+                newest = Some((target, key));
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn last_object_in(
+        &self,
+        target: &Target,
+        cell: &Cell,
+        path: &Path,
+        len: u64,
+    ) -> EngineResult<Option<ObjectKey>> {
         let any = object_key(&target.prefix, path, cell.node.id, Generation(0)).0;
         let below = any.strip_prefix(&target.prefix).unwrap_or(&any).trim_start_matches('/');
         let of_file = below.strip_suffix('0').unwrap_or(below);
@@ -69,8 +89,7 @@ impl Engine {
     }
 
     /// What a record would say of an object, from what travels with it. `None`: that is not enough.
-    async fn described(&self, cell: &Cell, key: &ObjectKey) -> EngineResult<Option<ObjectRef>> {
-        let target = self.store()?;
+    async fn described(&self, cell: &Cell, target: &Target, key: &ObjectKey) -> EngineResult<Option<ObjectRef>> {
         let failed = EngineError::remote(cell.node.id);
         let info = target.remote.head(key).await.map_err(&failed)?;
         let Ok(facts) = Facts::of(&info) else { return Ok(None) };

@@ -33,6 +33,7 @@ mod pace;
 mod packing;
 mod patch;
 mod peer;
+mod places;
 mod plan;
 mod readers;
 mod recall;

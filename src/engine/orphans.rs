@@ -12,6 +12,8 @@
 //! * *A stub whose inode is not the one in its key*: restored from a backup, or made by a rebuild or an undelete. So before anything is noted,
 //!   every record of the share is read (by the caller, see [`Engine::named_by`]), what was renamed meanwhile included ([`Engine::watch_moves`]).
 //!   A record that cannot be read may name anything: then nothing is noted at all.
+//! * *Several pairs.* Records, notes and inodes are asked by the key alone, so an object that is found with one pair and named by a record of another one
+//!   stays; two pairs in one place are no danger (`places`).
 //! * *A filesystem that cannot find an inode by its number*: refused.
 //! * *A mistake all the same*: an orphan is not deleted but noted for deletion after the pair's retention, and looked at again then.
 //!
@@ -139,10 +141,14 @@ impl Engine {
         })
     }
 
-    /// Looks at one page of the bucket. What it calls orphans is so by the journal, the inode in the key and the object's mark; the share's
+    /// Looks at one page of a pair's bucket. What it calls orphans is so by the journal, the inode in the key and the object's mark; the share's
     /// other records are the caller's to look at.
-    pub async fn orphan_page(&self, after: Option<&ObjectKey>, rules: &OrphanRules) -> EngineResult<Page> {
-        let target = &*self.store()?;
+    pub async fn orphan_page(
+        &self,
+        target: &Target,
+        after: Option<&ObjectKey>,
+        rules: &OrphanRules,
+    ) -> EngineResult<Page> {
         let failed = EngineError::remote(self.lower.root().id);
         let listed = target.remote.list("", after).await.map_err(&failed)?;
         let mut page = Page { next: listed.last().map(|(key, _)| key.clone()), ..Page::default() };
@@ -150,6 +156,7 @@ impl Engine {
         let made_before = Generation::default().after(rules.made_before);
         for (key, bytes) in listed {
             match parse(&target.prefix, &key) {
+                _ if self.is_of_another(target, &key) => {}
                 None => page.keep(Kept::Foreign, bytes),
                 Some((_, _, generation)) if generation >= made_before => page.keep(Kept::Young, bytes),
                 Some((object, file, generation)) => {
@@ -246,11 +253,12 @@ impl Engine {
         })
     }
 
-    /// Notes orphans for deletion after the pair's retention, those that are still nobody's. Returns how many.
-    pub async fn note_orphans(&self, orphans: Vec<Orphan>) -> EngineResult<Vec<Orphan>> {
-        let target = self.store()?;
+    /// Notes orphans in a pair's bucket for deletion after its retention, those that are still nobody's. Returns these.
+    pub async fn note_orphans(&self, target: &Target, orphans: Vec<Orphan>) -> EngineResult<Vec<Orphan>> {
         let orphans = self.unnamed(orphans, &mut Page::default()).await?;
-        let not_before = self.kept_until(Some(&target.pair.name));
+        let now = self.clock.now();
+        let kept_s = i64::try_from(self.retention_in(target)).unwrap_or(i64::MAX);
+        let not_before = Timestamp { secs: now.secs.saturating_add(kept_s), ..now };
         let root = self.lower.root();
         let notes = orphans.iter().map(|orphan| {
             // An inode that is gone has no handle. That of the root leads to another inode, which the deletion takes for the same.
@@ -268,22 +276,21 @@ impl Engine {
 
     /// Uploads of many parts that were begun for keys of ours, are over the age and that no note is about. They hold no content that
     /// anybody could read, and no record ever named them.
-    pub async fn abandoned_uploads(&self, rules: &OrphanRules) -> EngineResult<Vec<ObjectKey>> {
-        let target = self.store()?;
+    pub async fn abandoned_uploads(&self, target: &Target, rules: &OrphanRules) -> EngineResult<Vec<ObjectKey>> {
         let keys = target.remote.unfinished_uploads().await.map_err(EngineError::remote(self.lower.root().id))?;
         let made_before = Generation::default().after(rules.made_before);
         let old = keys.into_iter().filter_map(|key| {
             let (object, _, generation) = parse(&target.prefix, &key)?;
-            (generation < made_before).then_some((key, object))
+            (generation < made_before && !self.is_of_another(target, &key)).then_some((key, object))
         });
         let (keys, objects): (Vec<_>, Vec<_>) = old.unzip();
         let noted = self.journal.names_keys(objects).await?;
         Ok(keys.into_iter().zip(noted).filter_map(|(key, noted)| (!noted).then_some(key)).collect())
     }
 
-    /// Ends the uploads of a key.
-    pub async fn end_uploads(&self, key: &ObjectKey) -> EngineResult<()> {
-        self.store()?.remote.end_uploads(key).await.map_err(EngineError::remote(self.lower.root().id))
+    /// Ends a pair's uploads of a key.
+    pub async fn end_uploads(&self, target: &Target, key: &ObjectKey) -> EngineResult<()> {
+        target.remote.end_uploads(key).await.map_err(EngineError::remote(self.lower.root().id))
     }
 }
 

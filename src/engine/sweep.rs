@@ -12,20 +12,22 @@
 //!  4. what is left is remembered. Only a later run that finds it again, the pair's retention after that, takes it: time to mend a mistake.
 //!  5. the share is synced before anything is deleted: what was only removed in memory would be back after a power loss, and name what is gone.
 //!
+//! All this is by keys, whichever pair a note or a record is of: two pairs may lie in one place (`places`).
+//!
 //! What is not seen: stubs that exist in a backup only, and records that are copied below the mount while a run is at it.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::error::{EngineError, EngineResult};
-use super::{Engine, OrphanRules};
+use super::{Engine, OrphanRules, Target};
 use crate::kill;
 use crate::ports::About;
 use crate::record::{PACKS, PackName, place_of};
-use crate::types::{Generation, ObjectKey};
+use crate::types::{Generation, ObjectKey, PairName};
 
 /// Notes read at a time.
 const BATCH: usize = 1024;
-/// Name of the value that remembers which packs were found needless, and when: JSON, seconds since 1970 by key.
+/// Name of the value that remembers which packs were found needless, and when: JSON, seconds since 1970 by pair and key.
 const NEEDLESS: &str = "packs.needless";
 /// So many are remembered; others are found again by a later run.
 const NEEDLESS_MAX: usize = 100_000;
@@ -33,6 +35,8 @@ const NEEDLESS_MAX: usize = 100_000;
 /// A pack in the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredPack {
+    /// Whose bucket it is in.
+    pub pair: PairName,
     pub name: PackName,
     pub key: ObjectKey,
     /// Its length.
@@ -40,9 +44,8 @@ pub struct StoredPack {
 }
 
 impl Engine {
-    /// The packs below the pair's prefix, whoever made them.
-    pub async fn packs(&self) -> EngineResult<Vec<StoredPack>> {
-        let target = self.store()?;
+    /// The packs below a pair's prefix, whoever made them.
+    pub async fn packs(&self, target: &Target) -> EngineResult<Vec<StoredPack>> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let listed = target.remote.list(PACKS, after.as_ref()).await;
@@ -51,7 +54,7 @@ impl Engine {
             after = Some(last.clone());
             let packs = page.into_iter().filter_map(|(key, bytes)| {
                 let name = PackName::of_key(&target.prefix, &key)?;
-                Some(StoredPack { name, key, bytes })
+                Some(StoredPack { pair: target.pair.name.clone(), name, key, bytes })
             });
             found.extend(packs);
         }
@@ -63,42 +66,45 @@ impl Engine {
         Ok(ours && pack.name.generation < Generation::default().after(rules.made_before))
     }
 
-    /// Packs of which any note is about a member.
+    /// Packs of which any note is about a member, whichever pair that is of.
     pub async fn noted_packs(&self) -> EngineResult<HashSet<ObjectKey>> {
-        let target = self.store()?;
+        let pair = &self.store()?.pair.name;
         let (mut found, mut after) = (HashSet::new(), None);
         loop {
-            let about = About::KeysBeginning(target.prefix.clone());
-            let batch = self.journal.noted(&target.pair.name, about, after, BATCH).await?;
+            let about = About::KeysBeginningOfAnyPair(String::new());
+            let batch = self.journal.noted(pair, about, after, BATCH).await?;
             let Some((last, _)) = batch.last() else { return Ok(found) };
             after = Some(*last);
             found.extend(batch.iter().filter_map(|(_, note)| Some(place_of(&note.key)?.pack.key())));
         }
     }
 
-    /// Remembers which packs were found needless now, and forgets all others. Returns those that were so the pair's retention ago already. With `look`, nothing
-    /// is changed.
+    /// Remembers which packs of all pairs were found needless now, and forgets all others. Returns those that were so their pair's retention ago
+    /// already. With `look`, nothing is changed.
     pub async fn found_needless(&self, packs: Vec<StoredPack>, look: bool) -> EngineResult<Vec<StoredPack>> {
         let stored = self.journal.value(NEEDLESS).await?;
         let before: BTreeMap<String, i64> =
             stored.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let now = self.clock.now().secs;
-        let since = |pack: &StoredPack| before.get(&pack.key.0).copied().unwrap_or(now);
-        let entries = packs.iter().take(NEEDLESS_MAX).map(|pack| (pack.key.0.as_str(), since(pack)));
+        let name = |pack: &StoredPack| format!("{} {}", pack.pair, pack.key);
+        let since = |pack: &StoredPack| before.get(&name(pack)).copied().unwrap_or(now);
+        let entries = packs.iter().take(NEEDLESS_MAX).map(|pack| (name(pack), since(pack)));
         let text = serde_json::to_string(&entries.collect::<BTreeMap<_, _>>()).unwrap_or_default();
         if !look {
             self.journal.set_value(NEEDLESS, (!packs.is_empty()).then_some(text)).await?;
         }
-        let retention = i64::try_from(self.store()?.retention_s).unwrap_or(i64::MAX);
-        Ok(packs.into_iter().filter(|pack| now.saturating_sub(since(pack)) >= retention).collect())
+        let is_due = |pack: &StoredPack| {
+            let retention = self.target_named(&pack.pair).map(|target| self.retention_in(&target));
+            retention.is_some_and(|kept_s| now.saturating_sub(since(pack)) >= i64::try_from(kept_s).unwrap_or(i64::MAX))
+        };
+        Ok(packs.into_iter().filter(is_due).collect())
     }
 
-    /// Deletes packs that were found needless, steps 1 to 4 done. Returns those that are gone.
-    pub async fn delete_packs(&self, packs: Vec<StoredPack>) -> EngineResult<Vec<StoredPack>> {
+    /// Deletes packs of a pair that were found needless, steps 1 to 4 done. Returns those that are gone.
+    pub async fn delete_packs(&self, target: &Target, packs: Vec<StoredPack>) -> EngineResult<Vec<StoredPack>> {
         if packs.is_empty() {
             return Ok(packs);
         }
-        let target = self.store()?;
         self.sync_share().await?;
         kill::point("sweep.synced");
         // Nothing can be there; who begins to need one is asked all the same.

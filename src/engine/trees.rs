@@ -1,21 +1,23 @@
 //! Trees: what the store has of each directory but the content of its files, so that the share can be made again from the bucket.
 //!
-//! A tree is stored when it differs from the one stored last, which an attribute of the directory tells. Invariant: a tree is never
-//! replaced and never the only copy of anything; the newest complete one of a directory stays as long as the directory does.
+//! A tree is stored with every pair of the mount, so that each bucket has all names, when it differs from the one stored there last, which an attribute
+//! of the directory tells. Invariant: a tree is never replaced and never the only copy of anything; the newest complete one of a directory stays as long
+//! as the directory does.
 //! Memory goes by a part, not by the directory.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::choices::policy_for_tree;
 use super::error::{EngineError, EngineResult};
 use super::intents::is_gone;
 use super::source::MemorySource;
-use super::{Engine, blocking};
-use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, if_set};
+use super::{Engine, Target, blocking};
+use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult, RemoteErrorKind, if_set};
 use crate::tree::{Attributes, Entry, Kind, PART_ENTRIES_MAX, PLACE, Part, PartKey};
 use crate::types::{ContentHash, Generation, Inode, ObjectKey, STAGING_NAME, Timestamp};
 
@@ -24,22 +26,50 @@ const TREE_XATTR: &str = "trusted.tierfs.tree";
 /// Parts read ahead of their upload.
 const PARTS_AHEAD: usize = 2;
 
+/// A pair's place ([`Target::place_id`]).
+type PlaceId = [u8; 8];
+
 /// What is known of the tree stored last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Known {
-    generation: Generation,
     hash: ContentHash,
+    /// Where it is, and as which generation. Not said by older versions, which had one place only: then it is in any.
+    places: Vec<(Option<PlaceId>, Generation)>,
 }
 
 impl Known {
     fn encode(&self) -> Vec<u8> {
-        [&b"1"[..], &self.generation.0.to_be_bytes(), &self.hash.0].concat()
+        let mut encoded = [&b"2"[..], &self.hash.0].concat();
+        for (place, generation) in &self.places {
+            encoded.extend(place.unwrap_or_default());
+            encoded.extend(generation.0.to_be_bytes());
+        }
+        encoded
     }
 
     fn decode(stored: &[u8]) -> Option<Self> {
-        let rest = stored.strip_prefix(b"1")?;
-        let (generation, hash) = rest.split_first_chunk()?;
-        Some(Self { generation: Generation(u64::from_be_bytes(*generation)), hash: ContentHash(hash.try_into().ok()?) })
+        if let Some(rest) = stored.strip_prefix(b"1") {
+            let (generation, hash) = rest.split_first_chunk()?;
+            let generation = Generation(u64::from_be_bytes(*generation));
+            return Some(Self { hash: ContentHash(hash.try_into().ok()?), places: vec![(None, generation)] });
+        }
+        let (hash, places) = stored.strip_prefix(b"2")?.split_first_chunk()?;
+        let (places, []) = places.as_chunks::<16>() else { return None };
+        let place = |place: &[u8; 16]| {
+            let (id, generation) = place.split_first_chunk::<8>()?;
+            Some((Some(*id), Generation(u64::from_be_bytes(generation.try_into().ok()?))))
+        };
+        Some(Self { hash: ContentHash(*hash), places: places.iter().map(place).collect::<Option<_>>()? })
+    }
+
+    /// The generation of the tree that a place has, of `places` that the mount has now.
+    fn in_place(&self, id: PlaceId, places: usize) -> Option<Generation> {
+        let is_there = |place: &Option<PlaceId>| place.map_or(places == 1, |place| place == id);
+        self.places.iter().find(|(place, _)| is_there(place)).map(|(_, generation)| *generation)
+    }
+
+    fn newest(&self) -> Generation {
+        self.places.iter().map(|(_, generation)| *generation).max().unwrap_or_default()
     }
 }
 
@@ -138,10 +168,11 @@ fn read_parts(
 }
 
 impl Engine {
-    /// Stores a directory's tree if it differs from the one stored last, or if asked to in any case. Returns whether it did.
+    /// Stores a directory's tree with all pairs that have not got it as it is, or if asked to with all. Returns whether it did. An error: some pair has not got
+    /// it; what others have is remembered.
     pub async fn save_tree(self: &Arc<Self>, dir: &Inode, always: bool) -> EngineResult<bool> {
         self.check_running()?;
-        let target = self.store()?;
+        let places = self.places()?;
         let (lower, node) = (self.lower.clone(), *dir);
         let failed = EngineError::lower(dir.id);
         let (known, hash, only) = blocking(move || {
@@ -156,23 +187,36 @@ impl Engine {
         })
         .await?
         .map_err(&failed)?;
-        if !always && known.is_some_and(|known| known.hash == hash) {
+        let (had, mut lacking): (Vec<_>, Vec<_>) = places.iter().partition(|place| {
+            let there = known.as_ref().filter(|known| !always && known.hash == hash);
+            there.is_some_and(|known| known.in_place(place.place_id(), places.len()).is_some())
+        });
+        if lacking.is_empty() {
             return Ok(false);
         }
-        let generation = known.map_or(Generation(0), |known| known.generation).after(self.clock.now());
+        let generation = known.as_ref().map_or(Generation(0), Known::newest).after(self.clock.now());
         let share = self.lower.root().id;
-        let put = async |part: Part| {
+        let mut problem = None;
+        let mut put = async |part: Part| {
             let Part { directory, number, last, .. } = part;
             let name = PartKey { share, directory, generation, number, last }.to_name();
-            let body = part.encode();
-            let key = target.own_key(&name);
-            let len = body.len() as u64;
-            let stored = target.remote.put(&key, len, Arc::new(MemorySource(body.into())), &[]).await;
-            stored.map(drop).map_err(EngineError::remote(directory))
+            let body = Bytes::from(part.encode());
+            let mut left = Vec::new();
+            for target in std::mem::take(&mut lacking) {
+                let source = Arc::new(MemorySource(body.clone()));
+                match target.remote.put(&target.own_key(&name), body.len() as u64, source, &[]).await {
+                    Ok(_) => left.push(target),
+                    // Another pair leads to the same place, unknown to both.
+                    Err(error) if error.kind == RemoteErrorKind::Conflict && !left.is_empty() => left.push(target),
+                    Err(error) => problem = problem.take().or(Some(EngineError::remote(directory)(error))),
+                }
+            }
+            lacking = left;
+            !lacking.is_empty()
         };
         let hash = match only {
             Some(part) => {
-                put(Part { generation, ..part }).await?;
+                put(Part { generation, ..part }).await;
                 hash
             }
             None => {
@@ -183,30 +227,51 @@ impl Engine {
                     read_parts(&*lower, &node, generation, &mut |part| sender.blocking_send(part).is_ok())
                 });
                 while let Some(part) = parts.recv().await {
-                    put(part).await?;
+                    if !put(part).await {
+                        break;
+                    }
                 }
+                drop(parts);
                 reading.await.map_err(|_| EngineError::ShuttingDown)?.map_err(&failed)?
             }
         };
-        let known = Known { generation, hash }.encode();
-        let lower = self.lower.clone();
-        // Not synced: if this is lost, the tree is stored once more.
-        blocking(move || lower.set_xattr(&node, OsStr::new(TREE_XATTR), &known, 0)).await?.map_err(&failed)?;
-        Ok(true)
+        if !lacking.is_empty() {
+            let mut now: Vec<_> = lacking.iter().map(|place| (Some(place.place_id()), generation)).collect();
+            // Changed while it was read: what the others have is older then.
+            if let Some(known) = known.filter(|known| known.hash == hash) {
+                let of_place = |id: PlaceId| Some((Some(id), known.in_place(id, places.len())?));
+                now.extend(had.iter().filter_map(|place| of_place(place.place_id())));
+            }
+            let known = Known { hash, places: now }.encode();
+            let lower = self.lower.clone();
+            // Not synced: if this is lost, the tree is stored once more.
+            blocking(move || lower.set_xattr(&node, OsStr::new(TREE_XATTR), &known, 0)).await?.map_err(&failed)?;
+        }
+        problem.map_or(Ok(true), Err)
     }
 
-    /// Deletes the trees of this share that nobody needs: of directories that are gone, and older ones, for longer than the retention.
-    /// To be called when all directories were gone through without a failure. Returns how many objects went, and the directories
+    /// Deletes the trees of this share that nobody needs, with all pairs: of directories that are gone, and older ones, for longer than the pair's
+    /// retention. To be called when all directories were gone through without a failure. Returns how many objects went, and the directories
     /// whose newest tree is not the one stored last: they are to be stored again.
     pub async fn prune_trees(self: &Arc<Self>) -> EngineResult<(u64, Vec<Inode>)> {
-        let target = self.store()?;
         let root = self.lower.root();
+        let (mut pruned, mut again) = (0, Vec::new());
         if self.lower.by_number(root.id.ino).is_err() {
             // A filesystem where a number finds nothing: nobody could tell what is gone.
-            return Ok((0, Vec::new()));
+            return Ok((pruned, again));
         }
+        for target in self.places()? {
+            pruned += self.prune_place(&target, &mut again).await?;
+        }
+        again.sort_unstable_by_key(|dir: &Inode| (dir.id.ino, dir.id.birth));
+        again.dedup();
+        Ok((pruned, again))
+    }
+
+    async fn prune_place(&self, target: &Target, again: &mut Vec<Inode>) -> EngineResult<u64> {
+        let root = self.lower.root();
         let place = format!("{PLACE}{}/", root.id);
-        let (mut pruned, mut again, mut after) = (0, Vec::new(), None);
+        let (mut pruned, mut after) = (0, None);
         let mut group: Vec<(ObjectKey, PartKey)> = Vec::new();
         loop {
             let page = target.remote.list(&place, after.as_ref()).await.map_err(EngineError::remote(root.id))?;
@@ -218,29 +283,34 @@ impl Engine {
             });
             for (part, key) in parts {
                 if group.first().is_some_and(|(_, first)| first.directory != part.directory) {
-                    pruned += self.prune_group(std::mem::take(&mut group), &mut again).await?;
+                    pruned += self.prune_group(target, std::mem::take(&mut group), again).await?;
                 }
                 group.push((key, part));
             }
             if end {
-                pruned += self.prune_group(group, &mut again).await?;
-                return Ok((pruned, again));
+                return Ok(pruned + self.prune_group(target, group, again).await?);
             }
         }
     }
 
     /// All trees of one directory, oldest first.
-    async fn prune_group(&self, group: Vec<(ObjectKey, PartKey)>, again: &mut Vec<Inode>) -> EngineResult<u64> {
+    async fn prune_group(
+        &self,
+        target: &Target,
+        group: Vec<(ObjectKey, PartKey)>,
+        again: &mut Vec<Inode>,
+    ) -> EngineResult<u64> {
         let Some((_, first)) = group.first() else { return Ok(0) };
         let id = first.directory;
-        let target = self.store()?;
+        let places = self.places()?.len();
         let now = Generation(0).after(self.clock.now()).0;
-        let limit = Generation(now.saturating_sub(target.retention_s.saturating_mul(1_000_000)));
+        let limit = Generation(now.saturating_sub(self.retention_in(target).saturating_mul(1_000_000)));
         let known = match self.lower.by_number(id.ino) {
             Ok((node, attr)) if node.id == id && attr.nlink > 0 => {
                 let stored = if_set(self.lower.xattr(&node, OsStr::new(TREE_XATTR)));
                 let stored = stored.map_err(EngineError::lower(id))?;
-                let known = stored.as_deref().and_then(Known::decode).map(|known| known.generation);
+                let known = stored.as_deref().and_then(Known::decode);
+                let known = known.and_then(|known| known.in_place(target.place_id(), places));
                 let newest = group.last().map(|(_, part)| part.generation);
                 if known != newest {
                     // An attribute that was lost or came from a backup: the next tree is the newest again, and this one older.
@@ -271,4 +341,27 @@ impl Engine {
 /// When a tree was stored, as its generation tells.
 pub fn stored_at(generation: Generation) -> Timestamp {
     Timestamp { secs: (generation.0 / 1_000_000) as i64, nanos: (generation.0 % 1_000_000) as u32 * 1_000 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_where_is_remembered() {
+        let hash = ContentHash::of(b"x");
+        let known = Known { hash, places: vec![(Some([1; 8]), Generation(7)), (Some([2; 8]), Generation(9))] };
+        let stored = known.encode();
+        assert_eq!(Known::decode(&stored), Some(known.clone()));
+        for cut in 0..stored.len() {
+            let whole = (cut + 15).is_multiple_of(16) && cut > 32;
+            assert_eq!(Known::decode(&stored[..cut]).is_some(), whole, "{cut}");
+        }
+        let there = |id: u8| known.in_place([id; 8], 2).map(|generation| generation.0);
+        assert_eq!([there(1), there(2), there(3)], [Some(7), Some(9), None]);
+        assert_eq!(known.newest(), Generation(9));
+        // An older version had one place, whichever that was: it is believed while there is one.
+        let old = Known::decode(&[&b"1"[..], &5u64.to_be_bytes(), &hash.0].concat()).unwrap();
+        assert_eq!((old.hash, old.in_place([3; 8], 1), old.in_place([3; 8], 2)), (hash, Some(Generation(5)), None));
+    }
 }

@@ -17,13 +17,14 @@ impl Store {
         let which = match about {
             About::Key(_) => "key = ?4",
             // One past all that begin so: no key holds U+10FFFF.
-            About::KeysBeginning(_) => "key >= ?4 AND key < ?4 || char(0x10FFFF)",
+            About::KeysBeginning(_) | About::KeysBeginningOfAnyPair(_) => "key >= ?4 AND key < ?4 || char(0x10FFFF)",
             About::File(_) => "ino = ?4 AND birth = ?5",
         };
-        let sql = format!("SELECT {COLUMNS} FROM intent WHERE pair = ?1 AND id > ?2 AND {which} ORDER BY id LIMIT ?3");
+        let of_pair = if matches!(about, About::KeysBeginningOfAnyPair(_)) { "?1 = ?1" } else { "pair = ?1" };
+        let sql = format!("SELECT {COLUMNS} FROM intent WHERE {of_pair} AND id > ?2 AND {which} ORDER BY id LIMIT ?3");
         let (pair, after, limit) = (pair.as_str(), after.map_or(0, |id| id.0 as i64), bound(limit));
         match about {
-            About::Key(ObjectKey(key)) | About::KeysBeginning(key) => {
+            About::Key(ObjectKey(key)) | About::KeysBeginning(key) | About::KeysBeginningOfAnyPair(key) => {
                 self.select(&sql, params![pair, after, limit, key])
             }
             About::File(id) => self.select(&sql, params![pair, after, limit, id.ino as i64, id.birth as i64]),

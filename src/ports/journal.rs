@@ -19,6 +19,8 @@ pub enum About {
     Key(ObjectKey),
     /// Objects whose keys begin so.
     KeysBeginning(String),
+    /// The same, whichever pair the notes are of.
+    KeysBeginningOfAnyPair(String),
     /// This inode.
     File(FileId),
 }

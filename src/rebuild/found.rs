@@ -27,10 +27,10 @@ const HEADS: usize = 32;
 const NAME_MAX: usize = 255;
 
 impl Rebuild {
-    async fn facts(&self, key: &ObjectKey) -> std::result::Result<(Facts, ObjectRef), FactsError> {
-        let remote = &*self.options.remote;
-        let facts = Facts::of(&remote.head(key).await.map_err(FactsError::Remote)?)?;
-        let object = facts.clone().object(remote, self.options.pair.clone(), key.clone()).await?;
+    async fn facts(&self, source: u16, key: &ObjectKey) -> std::result::Result<(Facts, ObjectRef), FactsError> {
+        let source = &self.options.sources[usize::from(source)];
+        let facts = Facts::of(&source.remote.head(key).await.map_err(FactsError::Remote)?)?;
+        let object = facts.clone().object(&*source.remote, source.pair.clone(), key.clone()).await?;
         Ok((facts, object))
     }
 
@@ -38,13 +38,13 @@ impl Rebuild {
     pub(super) async fn newer(
         self: &Arc<Self>,
         waiting: Vec<Waiting>,
-        keys: HashMap<(FileId, Generation), ObjectKey>,
+        keys: HashMap<(FileId, Generation, u16), ObjectKey>,
     ) -> Result<()> {
         let keys = &keys;
         let made = stream::iter(waiting).map(|file| async move {
             for candidate in &file.candidates {
-                let Some(key) = keys.get(&(file.entry.file, candidate.generation)) else { continue };
-                match self.facts(key).await {
+                let Some(key) = keys.get(&(file.entry.file, candidate.generation, candidate.source)) else { continue };
+                match self.facts(candidate.source, key).await {
                     Ok((facts, object)) => return Ok((file, Some((facts, object)))),
                     Err(FactsError::Remote(error)) if error.kind.is_transient() => {
                         return Err(RebuildError::Remote(error));
@@ -82,7 +82,7 @@ impl Rebuild {
     /// removed or moved since, and goes to [`FOUND_DIR`].
     pub(super) async fn unknown(
         self: &Arc<Self>,
-        keys: Vec<ObjectKey>,
+        keys: Vec<(u16, ObjectKey)>,
         directories: &[Walked],
         trees: &Trees,
     ) -> Result<()> {
@@ -90,7 +90,7 @@ impl Rebuild {
             directories.iter().map(|walked| (walked.now.id, walked.generation)).collect();
         let stored = Arc::new(stored);
         let latest = trees.newest.values().map(|tree| tree.generation).max().unwrap_or_default();
-        let asked = stream::iter(keys).map(|key| async move { (self.facts(&key).await, key) });
+        let asked = stream::iter(keys).map(|(source, key)| async move { (self.facts(source, &key).await, key) });
         let mut asked = std::pin::pin!(asked.buffer_unordered(HEADS));
         while let Some((facts, key)) = asked.next().await {
             let (facts, object) = match facts {

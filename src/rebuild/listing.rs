@@ -1,4 +1,4 @@
-//! What is in the bucket: the newest complete tree of each directory, and the newest objects of each file, members of packs included.
+//! What is in the buckets: the newest complete tree of each directory, and the newest objects of each file, members of packs included.
 //!
 //! Memory goes by directories and files, some 60 bytes each; keys are not kept, but listed again where they are needed.
 
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, stream};
 
-use super::{RebuildError, Result};
+use super::{RebuildError, Result, Source};
 use crate::engine::parse_key;
 use crate::ports::Remote;
 use crate::record::{MANIFEST_SUFFIX, PACKS, PackName};
@@ -20,6 +20,8 @@ const INDEXES: usize = 16;
 /// A tree that is all there: its generation and the lengths of its parts.
 #[derive(Clone, Debug)]
 pub(super) struct StoredTree {
+    /// Which of the pairs has it.
+    pub source: u16,
     pub generation: Generation,
     pub parts: Vec<u64>,
 }
@@ -42,12 +44,34 @@ async fn each(remote: &dyn Remote, prefix: &str, mut take: impl FnMut(ObjectKey,
     }
 }
 
-/// The trees of the share that stored its root last; of one named, where it is.
-pub(super) async fn trees(remote: &dyn Remote, prefix: &str, share: Option<FileId>) -> Result<Trees> {
+/// The pairs with their numbers.
+fn numbered(sources: &[Source]) -> impl Iterator<Item = (u16, &Source)> {
+    (0..).zip(sources)
+}
+
+/// The trees of the share that stored its root last; of one named, where it is. Of each directory the newest that any pair has.
+pub(super) async fn trees(sources: &[Source], share: Option<FileId>) -> Result<Trees> {
     let mut shares: HashMap<FileId, HashMap<FileId, StoredTree>> = HashMap::new();
+    for (number, source) in numbered(sources) {
+        trees_of(number, source, &mut shares).await?;
+    }
+    let age = |id: &FileId| shares[id].get(id).map(|root| root.generation);
+    let chosen = match share {
+        Some(share) => Some(share).filter(|share| shares.contains_key(share)),
+        None => shares.keys().filter(|id| age(id).is_some()).max_by_key(|id| age(id)).copied(),
+    };
+    let share = chosen.ok_or(RebuildError::NoTrees)?;
+    Ok(Trees { share, newest: shares.remove(&share).unwrap_or_default() })
+}
+
+async fn trees_of(
+    source: u16,
+    Source { remote, prefix, .. }: &Source,
+    shares: &mut HashMap<FileId, HashMap<FileId, StoredTree>>,
+) -> Result<()> {
     let mut partial: Option<(PartKey, Vec<u64>)> = None;
-    each(remote, PLACE, |key, len| {
-        let name = key.0.strip_prefix(prefix).unwrap_or(&key.0).trim_start_matches('/');
+    each(&**remote, PLACE, |key, len| {
+        let name = key.0.strip_prefix(prefix.as_str()).unwrap_or(&key.0).trim_start_matches('/');
         let Some(part) = PartKey::of_name(name) else { return };
         let goes_on = partial.take().filter(|(before, lens)| {
             (before.share, before.directory, before.generation) == (part.share, part.directory, part.generation)
@@ -60,21 +84,16 @@ pub(super) async fn trees(remote: &dyn Remote, prefix: &str, share: Option<FileI
         };
         lens.push(len);
         if part.last {
-            // Older generations come before newer ones in a listing.
-            let tree = StoredTree { generation: part.generation, parts: lens };
-            shares.entry(part.share).or_default().insert(part.directory, tree);
+            let tree = StoredTree { source, generation: part.generation, parts: lens };
+            let newest = shares.entry(part.share).or_default();
+            if newest.get(&part.directory).is_none_or(|known| known.generation < tree.generation) {
+                newest.insert(part.directory, tree);
+            }
         } else {
             partial = Some((part, lens));
         }
     })
-    .await?;
-    let age = |id: &FileId| shares[id].get(id).map(|root| root.generation);
-    let chosen = match share {
-        Some(share) => Some(share).filter(|share| shares.contains_key(share)),
-        None => shares.keys().filter(|id| age(id).is_some()).max_by_key(|id| age(id)).copied(),
-    };
-    let share = chosen.ok_or(RebuildError::NoTrees)?;
-    Ok(Trees { share, newest: shares.remove(&share).unwrap_or_default() })
+    .await
 }
 
 /// An object that holds a generation of a file.
@@ -83,6 +102,8 @@ pub(super) struct Candidate {
     pub generation: Generation,
     pub len: u64,
     pub manifest: bool,
+    /// Which of the pairs has it.
+    pub source: u16,
 }
 
 /// Lists the members of all packs as if each were an object: key and length. A pack whose index cannot be read is passed over: its members are missing then.
@@ -114,6 +135,13 @@ async fn each_member(remote: &dyn Remote, prefix: &str, mut take: impl FnMut(Obj
     Ok(())
 }
 
+/// Keys that were listed once more.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    pub wanted: HashMap<(FileId, Generation, u16), ObjectKey>,
+    pub unknown: Vec<(u16, ObjectKey)>,
+}
+
 /// The objects of all files.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
@@ -122,29 +150,36 @@ pub(super) struct Objects {
 }
 
 impl Objects {
-    pub(super) async fn list(remote: &dyn Remote, prefix: &str) -> Result<Self> {
+    pub(super) async fn list(sources: &[Source]) -> Result<Self> {
         let mut all = Self::default();
+        for (number, source) in numbered(sources) {
+            all.list_one(number, source).await?;
+        }
+        Ok(all)
+    }
+
+    async fn list_one(&mut self, source: u16, Source { remote, prefix, .. }: &Source) -> Result<()> {
+        let (all, remote) = (self, &**remote);
         let mut last: Option<(ObjectKey, FileId)> = None;
         each(remote, "", |key, len| {
             if let Some(parts) = parse_key(prefix, &key) {
-                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false });
+                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false, source });
                 last = Some((key, parts.file));
             } else if let Some((object, file)) = last.take()
                 && key.0.strip_suffix(MANIFEST_SUFFIX) == Some(&object.0)
                 && let Some(parts) = parse_key(prefix, &object)
             {
                 // A manifest's key follows its object's in a listing.
-                all.of_mut(file, parts.generation).into_iter().for_each(|found| found.manifest = true);
+                all.of_mut(file, parts.generation, source).into_iter().for_each(|found| found.manifest = true);
             }
         })
         .await?;
         each_member(remote, prefix, |key, len| {
             if let Some(parts) = parse_key(prefix, &key) {
-                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false });
+                all.add(parts.file, Candidate { generation: parts.generation, len, manifest: false, source });
             }
         })
-        .await?;
-        Ok(all)
+        .await
     }
 
     fn add(&mut self, file: FileId, candidate: Candidate) {
@@ -161,10 +196,11 @@ impl Objects {
         }
     }
 
-    fn of_mut(&mut self, file: FileId, generation: Generation) -> Option<&mut Candidate> {
+    fn of_mut(&mut self, file: FileId, generation: Generation, source: u16) -> Option<&mut Candidate> {
         let newest = self.newest.get_mut(&file).map(|(newest, _)| newest);
         let older = self.older.get_mut(&file).into_iter().flatten();
-        newest.into_iter().chain(older).find(|candidate| candidate.generation == generation)
+        let mut all = newest.into_iter().chain(older);
+        all.find(|candidate| (candidate.generation, candidate.source) == (generation, source))
     }
 
     pub(super) fn files(&self) -> usize {
@@ -182,32 +218,30 @@ impl Objects {
     }
 
     /// Whether this is the newest object of a file that no tree knows.
-    fn is_unknown(&self, file: FileId, generation: Generation) -> bool {
-        self.newest.get(&file).is_some_and(|(newest, known)| !known && newest.generation == generation)
+    fn is_unknown(&self, file: FileId, generation: Generation, source: u16) -> bool {
+        let newest = self.newest.get(&file).filter(|(_, known)| !known);
+        newest.is_some_and(|(newest, _)| (newest.generation, newest.source) == (generation, source))
     }
 
     pub(super) fn unknown(&self) -> usize {
         self.newest.values().filter(|(_, known)| !known).count()
     }
 
-    /// The keys of wanted objects, and those of files that no tree knows.
-    pub(super) async fn keys(
-        &self,
-        remote: &dyn Remote,
-        prefix: &str,
-        wanted: &HashMap<FileId, Vec<Generation>>,
-    ) -> Result<(HashMap<(FileId, Generation), ObjectKey>, Vec<ObjectKey>)> {
-        let (mut found, mut unknown) = (HashMap::new(), Vec::new());
-        let mut take = |key: ObjectKey, _| {
-            let Some(parts) = parse_key(prefix, &key) else { return };
-            if wanted.get(&parts.file).is_some_and(|generations| generations.contains(&parts.generation)) {
-                found.insert((parts.file, parts.generation), key);
-            } else if self.is_unknown(parts.file, parts.generation) {
-                unknown.push(key);
-            }
-        };
-        each(remote, "", &mut take).await?;
-        each_member(remote, prefix, &mut take).await?;
-        Ok((found, unknown))
+    /// The keys of wanted objects by file, generation and pair, and those of files that no tree knows, each with its pair.
+    pub(super) async fn keys(&self, sources: &[Source], wanted: &HashMap<FileId, Vec<Generation>>) -> Result<Keys> {
+        let mut keys = Keys::default();
+        for (source, Source { remote, prefix, .. }) in numbered(sources) {
+            let mut take = |key: ObjectKey, _| {
+                let Some(parts) = parse_key(prefix, &key) else { return };
+                if wanted.get(&parts.file).is_some_and(|generations| generations.contains(&parts.generation)) {
+                    keys.wanted.insert((parts.file, parts.generation, source), key);
+                } else if self.is_unknown(parts.file, parts.generation, source) {
+                    keys.unknown.push((source, key));
+                }
+            };
+            each(&**remote, "", &mut take).await?;
+            each_member(&**remote, prefix, &mut take).await?;
+        }
+        Ok(keys)
     }
 }

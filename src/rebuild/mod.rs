@@ -1,4 +1,4 @@
-//! Rebuild: a whole share of stubs from the bucket alone.
+//! Rebuild: a whole share of stubs from its buckets alone.
 //!
 //! The newest complete trees tell names and attributes; the listing of objects tells which content is there, and what was archived
 //! after the trees were stored. Content that is nowhere is told, never made up. Running again goes on where it was, and changes
@@ -101,15 +101,21 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What to rebuild from, and into what.
-pub struct Options {
-    /// The directory, open as a share.
-    pub lower: Arc<dyn Lower>,
+/// A pair to rebuild from.
+pub struct Source {
     pub remote: Arc<dyn Remote>,
     /// What the new records say of the pair.
     pub pair: PairRef,
     /// What keys start with.
     pub prefix: String,
+}
+
+/// What to rebuild from, and into what.
+pub struct Options {
+    /// The directory, open as a share.
+    pub lower: Arc<dyn Lower>,
+    /// All pairs that the share had; each may have names and contents.
+    pub sources: Vec<Source>,
     /// Which share, by its former root, where the bucket has had several; the latest unless said.
     pub share: Option<FileId>,
     /// Look only.
@@ -127,17 +133,18 @@ pub struct Rebuild {
 
 impl Rebuild {
     pub fn new(options: Options) -> Arc<Self> {
-        let options = Options { remote: Packed::over(options.remote), ..options };
+        let packed = |source: Source| Source { remote: Packed::over(source.remote), ..source };
+        let options = Options { sources: options.sources.into_iter().map(packed).collect(), ..options };
         let maker = Maker::new(options.lower.clone());
         Arc::new(Self { options, totals: Totals::default(), maker, objects: Mutex::default() })
     }
 
     /// Does it all. Returns how long the making took, without the listing of the bucket, in seconds.
     pub async fn run(self: &Arc<Self>) -> Result<f64> {
-        let Options { remote, prefix, .. } = &self.options;
-        let trees = listing::trees(&**remote, prefix, self.options.share).await?;
-        let objects = Objects::list(&**remote, prefix).await?;
-        tracing::info!(share = %trees.share, directories = trees.newest.len(), files = objects.files(), "the bucket is listed");
+        let sources = &self.options.sources;
+        let trees = listing::trees(sources, self.options.share).await?;
+        let objects = Objects::list(sources).await?;
+        tracing::info!(share = %trees.share, directories = trees.newest.len(), files = objects.files(), "the buckets are listed");
         *self.objects.lock() = objects;
         let begun = Instant::now();
         if !self.options.dry_run {

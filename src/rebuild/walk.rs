@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::listing::{Candidate, StoredTree, Trees};
 use super::make::{Content, Made};
-use super::{Event, Rebuild, RebuildError, Result, blocking, count};
+use super::{Event, Rebuild, RebuildError, Result, Source, blocking, count};
 use crate::record::{Flags, ObjectRef, Record};
 use crate::tree::{Attributes, Entry, Kind, Part, PartKey};
 use crate::types::{ByteRange, FileId, Generation, Inode, ObjectKey};
@@ -104,7 +104,7 @@ impl Rebuild {
         for (number, len) in tree.parts.iter().enumerate() {
             let last = number + 1 == tree.parts.len();
             let key = PartKey { share, directory: place.was, generation: tree.generation, number: number as u32, last };
-            let part = match self.part(&key.to_name(), *len).await {
+            let part = match self.part(tree.source, &key.to_name(), *len).await {
                 Ok(part) => part,
                 Err(RebuildError::Remote(error)) if error.kind.is_transient() => {
                     return Err(RebuildError::Remote(error));
@@ -123,10 +123,10 @@ impl Rebuild {
         Ok(all)
     }
 
-    async fn part(&self, name: &str, len: u64) -> Result<Part> {
-        let prefix = &self.options.prefix;
+    async fn part(&self, source: u16, name: &str, len: u64) -> Result<Part> {
+        let Source { remote, prefix, .. } = &self.options.sources[usize::from(source)];
         let key = ObjectKey(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") });
-        let body = self.options.remote.get(&key, ByteRange { offset: 0, len }, None).await;
+        let body = remote.get(&key, ByteRange { offset: 0, len }, None).await;
         Part::decode(&body.map_err(RebuildError::Remote)?).map_err(|why| RebuildError::Tree { key, why })
     }
 
@@ -178,24 +178,34 @@ impl Rebuild {
                 return None;
             }
         };
-        let known = record.object.map(|object| ObjectRef { pair: self.options.pair.clone(), ..object });
-        let there = known.as_ref().is_some_and(|object| {
-            candidates.iter().any(|candidate| {
+        let there = |object: &ObjectRef| {
+            let fits = candidates.iter().filter(|candidate| {
                 candidate.generation == object.generation
                     && candidate.len == object.len
                     && (candidate.manifest || !object.has_manifest())
-            })
-        });
+            });
+            // A copy of the bucket has it, too.
+            let pair = |candidate: &Candidate| &self.options.sources[usize::from(candidate.source)].pair;
+            let found = fits.max_by_key(|candidate| pair(candidate).name == object.pair.name);
+            found.map(|candidate| ObjectRef { pair: pair(candidate).clone(), ..object.clone() })
+        };
+        let known = record.object.as_ref().and_then(there);
         let newer: Vec<_> =
             candidates.iter().filter(|candidate| candidate.generation > record.generation).copied().collect();
-        let known = known.filter(|_| there).map(|object| (object, record.flags));
+        let known = known.map(|object| (object, record.flags));
         if !newer.is_empty() {
             return Some(Waiting { dir, path, entry, candidates: newer, known });
         }
         match known {
             Some((object, flags)) => self.make_file(&dir, &path, &entry, &object, flags),
             None if size == 0 => self.made(&path, self.empty(&dir, &entry), 0),
-            None if candidates.is_empty() => self.miss(&path, "it was never archived, or its object is gone"),
+            None if candidates.is_empty() => match record.object {
+                Some(object) if !self.options.sources.iter().any(|source| source.pair.name == object.pair.name) => {
+                    let why = format!("its object was with the pair {}: name that pair as well", object.pair.name);
+                    self.miss(&path, &why);
+                }
+                _ => self.miss(&path, "it was never archived, or its object is gone"),
+            },
             None => self.miss(&path, "it was changed since it was archived; an older content is in the bucket"),
         }
         None
@@ -237,9 +247,9 @@ impl Rebuild {
             .collect();
         let objects = std::mem::take(&mut *self.objects.lock());
         if !wanted.is_empty() || objects.unknown() > 0 {
-            let (keys, unknown) = objects.keys(&*self.options.remote, &self.options.prefix, &wanted).await?;
-            self.newer(rest.waiting, keys).await?;
-            self.unknown(unknown, &rest.directories, trees).await?;
+            let keys = objects.keys(&self.options.sources, &wanted).await?;
+            self.newer(rest.waiting, keys.wanted).await?;
+            self.unknown(keys.unknown, &rest.directories, trees).await?;
         }
         if self.options.dry_run {
             return Ok(());

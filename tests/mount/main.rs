@@ -28,6 +28,7 @@ mod namespace;
 mod packs;
 mod packs_bulk;
 mod pairs;
+mod pairs_whole;
 mod partial;
 mod patched;
 mod policies;

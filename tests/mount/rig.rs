@@ -265,12 +265,17 @@ impl Rig {
 
     /// The pair's bucket, for tests that look or reach into it.
     pub fn remote(&self) -> S3Remote {
+        self.remote_at(BUCKET, "pre")
+    }
+
+    /// Any bucket of the endpoint, below any prefix.
+    pub fn remote_at(&self, bucket: &str, prefix: &str) -> S3Remote {
         let credentials = self.scratch("credentials");
         let text = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
         fs::write(&credentials, text).unwrap();
-        let mut config = RemoteConfig::new("list".parse().unwrap(), BUCKET, format!("http://{}", self.port.addr));
+        let mut config = RemoteConfig::new("list".parse().unwrap(), bucket, format!("http://{}", self.port.addr));
         config.credentials = CredentialsFrom::File { path: credentials, profile: None };
-        config.prefix = "pre".into();
+        config.prefix = prefix.into();
         self.runtime.block_on(S3Remote::connect(config)).unwrap()
     }
 

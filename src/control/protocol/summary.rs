@@ -28,9 +28,24 @@ pub struct Summary {
     /// For `gc`, where there are packs.
     #[serde(default)]
     pub packs: Option<PackTotals>,
+    /// For `gc`: what was found in the bucket of each pair.
+    #[serde(default)]
+    pub pairs: BTreeMap<String, PairTotals>,
     /// For `status`: why the pair cannot be used at present, if so.
     #[serde(default)]
     pub pair_problem: Option<String>,
+}
+
+/// What a `gc` found with one pair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairTotals {
+    /// Objects, uploads and packs that nobody needs.
+    pub files: u64,
+    pub bytes: u64,
+    /// Where there are packs.
+    pub packs: Option<PackTotals>,
+    /// Why it could not be gone through to the end.
+    pub problem: Option<String>,
 }
 
 /// What packs have and hold.
@@ -82,6 +97,15 @@ impl AddAssign for Summary {
         }
         if let Some(more) = more.packs {
             *self.packs.get_or_insert_default() += more;
+        }
+        for (pair, more) in more.pairs {
+            let sum = self.pairs.entry(pair).or_default();
+            sum.files += more.files;
+            sum.bytes += more.bytes;
+            if let Some(more) = more.packs {
+                *sum.packs.get_or_insert_default() += more;
+            }
+            sum.problem = sum.problem.take().or(more.problem);
         }
         self.pair_problem = self.pair_problem.take().or(more.pair_problem);
     }

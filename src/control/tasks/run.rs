@@ -1,5 +1,6 @@
 //! The queue at work: files of new jobs are found, tasks are carried out one after the other, as fast as the hour allows.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use super::rate::{Rate, Rates};
-use super::store::{Ended, Item, Job, JobState, Store, StoreResult, TASK_FILES};
+use super::rate::{Pacer, Rate, Rates, TaskOptions};
+use super::store::{Ended, Item, Job, JobState, Store, StoreResult};
 use crate::catalog::index::{Recorder, Who, now_s};
 use crate::catalog::walk::{Next, Step, on_own_thread, resolve, walk};
 use crate::engine::{Asker, Candidate, Engine, EngineError, JobEvent, JobKind, Outcome};
@@ -51,7 +52,13 @@ pub struct Queue {
     engine: Arc<Engine>,
     recorder: Arc<Recorder>,
     store: Mutex<Store>,
-    rates: Rates,
+    rates: Mutex<Rates>,
+    /// Of all tasks together: one that ends early must not forgive what its files cost.
+    pacer: Mutex<Pacer>,
+    /// Files of one task.
+    files: usize,
+    /// Files that failed while the store answered, and are tried once more.
+    again: Mutex<HashSet<FileId>>,
     stirred: Notify,
     at_work: Mutex<Option<AtWork>>,
     /// Walks at a time.
@@ -65,12 +72,23 @@ impl Queue {
         lower: Arc<dyn Lower>,
         engine: Arc<Engine>,
         recorder: Arc<Recorder>,
-        rates: Rates,
+        options: TaskOptions,
     ) -> Result<Arc<Self>, String> {
         let store = Store::open(path, &lower.root().id.to_string());
         let store = Mutex::new(store.map_err(|error| format!("the tasks in {}: {error}", path.display()))?);
-        let (stirred, at_work, walks) = (Notify::new(), Mutex::default(), Semaphore::new(WALKS_MAX));
-        Ok(Arc::new(Self { lower, engine, recorder, store, rates, stirred, at_work, walks }))
+        Ok(Arc::new(Self {
+            lower,
+            engine,
+            recorder,
+            store,
+            rates: Mutex::new(options.rates),
+            pacer: Mutex::new(Pacer::new(Instant::now())),
+            files: options.files,
+            again: Mutex::default(),
+            stirred: Notify::new(),
+            at_work: Mutex::default(),
+            walks: Semaphore::new(WALKS_MAX),
+        }))
     }
 
     /// Does something with the store, off the async workers.
@@ -88,6 +106,18 @@ impl Queue {
 
     pub fn at_work(&self) -> Option<AtWork> {
         *self.at_work.lock()
+    }
+
+    /// The rates in force, and the one at this hour.
+    pub fn rates(&self) -> (Rates, Rate) {
+        let rates = self.rates.lock();
+        (rates.clone(), rates.at(now_s()))
+    }
+
+    /// Has other rates be in force until the unmount.
+    pub fn set_rates(&self, rates: Rates) {
+        *self.rates.lock() = rates;
+        self.stir();
     }
 
     /// Takes a job on. It is durable on return; its files are found in the background.
@@ -118,17 +148,19 @@ impl Queue {
         }
         let mut pause = PAUSE_FIRST;
         loop {
-            let off = self.rates.at(now_s()) == Rate::Off;
+            let off = self.rates().1 == Rate::Off;
             let next = if off || self.engine.is_stopping() {
                 None
             } else {
-                self.with(|store| store.next()).await.unwrap_or_else(|error| {
+                let files = self.files;
+                self.with(move |store| store.next(files)).await.unwrap_or_else(|error| {
                     tracing::warn!("{error}");
                     None
                 })
             };
             let Some((job, items)) = next else {
                 *self.at_work.lock() = None;
+                self.again.lock().clear();
                 if let Err(error) = self.with(|store| store.end_jobs(now_s())).await {
                     tracing::warn!("{error}");
                 }
@@ -146,7 +178,7 @@ impl Queue {
         }
     }
 
-    /// One task: at most [`TASK_FILES`] files. The error: it ended early, and what is left of it is tried later.
+    /// One task. The error: it ended early, and what is left of it is tried later.
     async fn task(self: &Arc<Self>, job: Job, items: Vec<Item>) -> Result<(), String> {
         let Some(kind) = kind_of(&job.kind) else {
             return self.with(move |store| store.set_state(job.id, JobState::Cancelled, now_s()).map(drop)).await;
@@ -189,12 +221,21 @@ impl Queue {
         let problem = match outcome {
             Ok(()) => None,
             Err(error) if error.is_configuration() || !self.engine.remote_answers().await => Some(error.to_string()),
-            // The store answers: these are failures of the files, and must not stand in the way of others.
             Err(_) => None,
         };
-        if problem.is_none() {
-            sums.failed += later.len() as u64;
-            sums.files.append(&mut later);
+        {
+            let mut again = self.again.lock();
+            if problem.is_none() {
+                // The store answers. It may have come back after they failed, so they stay in the queue for one more try; then these are failures of the
+                // files, which must not stand in the way of others.
+                let (given_up, once): (Vec<_>, Vec<_>) = later.into_iter().partition(|file| again.contains(file));
+                sums.failed += given_up.len() as u64;
+                sums.files.extend(given_up);
+                again.extend(once);
+            }
+            for file in &sums.files {
+                again.remove(file);
+            }
         }
         let told = problem.clone();
         self.with(move |store| store.end(&job, &sums, told.as_deref())).await?;
@@ -210,20 +251,8 @@ impl Queue {
         candidates: mpsc::Sender<Candidate>,
     ) -> Vec<FileId> {
         let mut gone = Vec::new();
-        let mut paid = Instant::now();
         for item in items {
-            match self.rates.at(now_s()) {
-                Rate::Off => break,
-                Rate::Unlimited => {}
-                Rate::Bytes(rate) => {
-                    tokio::time::sleep(paid.saturating_duration_since(Instant::now())).await;
-                    paid = paid.max(Instant::now()) + Duration::from_secs_f64(item.size as f64 / rate as f64);
-                }
-            }
-            let id = job.id;
-            let wanted = self.with(move |store| store.job(id)).await;
-            let wanted = wanted.is_ok_and(|job| job.is_some_and(|job| job.state == JobState::Waiting));
-            if !wanted || self.engine.is_stopping() {
+            if !self.may_begin(job.id, item.size).await {
                 break;
             }
             let lower = self.lower.clone();
@@ -240,6 +269,31 @@ impl Queue {
             }
         }
         gone
+    }
+
+    /// Waits until a file may begin as fast as the hour allows. `false`: its job is not wanted now.
+    async fn may_begin(self: &Arc<Self>, job: i64, size: u64) -> bool {
+        loop {
+            let wanted = self.with(move |store| store.job(job)).await;
+            let wanted = wanted.is_ok_and(|job| job.is_some_and(|job| job.state == JobState::Waiting));
+            if !wanted || self.engine.is_stopping() {
+                return false;
+            }
+            let wait = match self.rates().1 {
+                Rate::Off => return false,
+                Rate::Unlimited => {
+                    self.pacer.lock().forgive();
+                    return true;
+                }
+                Rate::Bytes(rate) => self.pacer.lock().wait(rate, Instant::now()),
+            };
+            if wait.is_zero() {
+                self.pacer.lock().begin(size);
+                return true;
+            }
+            // The hour may change meanwhile, or what is wanted.
+            tokio::time::sleep(wait.min(TICK)).await;
+        }
     }
 
     fn start_filling(self: &Arc<Self>, job: Job) {
@@ -264,7 +318,7 @@ impl Queue {
     fn fill(self: &Arc<Self>, job: &Job) -> StoreResult<()> {
         let mut problems: Vec<String> = Vec::new();
         let mut more = 0;
-        let mut lot = Vec::with_capacity(TASK_FILES);
+        let mut lot = Vec::with_capacity(self.files);
         let flush = |lot: &mut Vec<Item>| -> StoreResult<bool> {
             let wanted = self.store.lock().fill(job.id, &job.kind, lot)?;
             lot.clear();
@@ -292,7 +346,7 @@ impl Queue {
             walk(&*self.lower, start, &mut |step| match step {
                 Step::File(found) => {
                     lot.push(Item { file: found.node.id, size: found.attr.size });
-                    if lot.len() < TASK_FILES {
+                    if lot.len() < self.files {
                         return Next::Continue;
                     }
                     stopped = flush(&mut lot);

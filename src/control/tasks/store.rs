@@ -8,8 +8,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::types::{FileId, WirePath};
 
-/// Files of one task.
-pub const TASK_FILES: usize = 500;
 /// Raised whenever the tables change.
 const VERSION: i32 = 1;
 /// Jobs that have ended and are remembered.
@@ -259,8 +257,8 @@ impl Store {
         self.db.prepare(&sql)?.query_map([], job_of)?.collect()
     }
 
-    /// The files of the next task: of the job with the highest priority, the oldest of those.
-    pub fn next(&self) -> StoreResult<Option<(Job, Vec<Item>)>> {
+    /// The files of the next task, at most `limit`: of the job with the highest priority, the oldest of those.
+    pub fn next(&self, limit: usize) -> StoreResult<Option<(Job, Vec<Item>)>> {
         let sql = format!(
             "SELECT {JOB} FROM job WHERE state = 'waiting' AND EXISTS (SELECT 1 FROM item WHERE item.job = job.id) \
              ORDER BY priority DESC, id LIMIT 1"
@@ -273,7 +271,9 @@ impl Store {
             let file = FileId { ino: row.get::<_, i64>(0)? as u64, birth: row.get::<_, i64>(1)? as u64 };
             Ok(Item { file, size: row.get::<_, i64>(2)? as u64 })
         };
-        let items = items.query_map(params![job.id, TASK_FILES as i64], item)?.collect::<Result<_, _>>()?;
+        let items = items
+            .query_map(params![job.id, i64::try_from(limit).unwrap_or(i64::MAX)], item)?
+            .collect::<Result<_, _>>()?;
         Ok(Some((job, items)))
     }
 
@@ -358,6 +358,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rate::TASK_FILES;
     use super::*;
 
     fn items(from: u64, count: u64) -> Vec<Item> {
@@ -380,13 +381,13 @@ mod tests {
         let mut store = Store::open(&path, "1-2").unwrap();
         let job = add(&mut store, "migrate", 0, &items(1, 10_000));
         let (mut seen, mut tasks) = (0, 0);
-        while let Some((found, files)) = store.next().unwrap() {
+        while let Some((found, files)) = store.next(TASK_FILES).unwrap() {
             assert_eq!(found.id, job);
             assert!(files.len() <= TASK_FILES, "{}", files.len());
             // A restart in the midst of it changes nothing.
             if tasks == 7 {
                 store = Store::open(&path, "1-2").unwrap();
-                assert_eq!(store.next().unwrap().unwrap().1, files);
+                assert_eq!(store.next(TASK_FILES).unwrap().unwrap().1, files);
             }
             let ended = Ended {
                 files: files.iter().map(|item| item.file).collect(),
@@ -405,6 +406,11 @@ mod tests {
         );
         assert!(store.jobs(false).unwrap().is_empty() && store.jobs(true).unwrap().len() == 1);
         drop(store);
+        let mut store = Store::open(&path, "1-2").unwrap();
+        // Smaller tasks than the lots that were queued.
+        add(&mut store, "migrate", 0, &items(1, 600));
+        assert_eq!(store.next(7).unwrap().unwrap().1, items(1, 7));
+        drop(store);
         assert!(Store::open(&path, "3-4").unwrap().jobs(true).unwrap().is_empty(), "of another share");
     }
 
@@ -418,11 +424,11 @@ mod tests {
         let job = |store: &Store, id| store.job(id).unwrap().unwrap();
         assert_eq!((job(&store, again).files, job(&store, again).repeated), (2, 3));
         assert_eq!((job(&store, other).files, job(&store, other).repeated), (5, 0));
-        assert_eq!(store.next().unwrap().unwrap().0.id, other);
+        assert_eq!(store.next(TASK_FILES).unwrap().unwrap().0.id, other);
         assert!(store.set_state(other, JobState::Paused, 6).unwrap());
-        assert_eq!(store.next().unwrap().unwrap().0.id, first);
+        assert_eq!(store.next(TASK_FILES).unwrap().unwrap().0.id, first);
         assert!(store.set_priority(again, 1).unwrap());
-        assert_eq!(store.next().unwrap().unwrap().0.id, again);
+        assert_eq!(store.next(TASK_FILES).unwrap().unwrap().0.id, again);
         // Cancelled, its files can be queued again; what comes late for it is not taken.
         assert!(store.set_state(first, JobState::Cancelled, 6).unwrap());
         assert!(!store.fill(first, "recall", &items(50, 1)).unwrap());
@@ -430,7 +436,7 @@ mod tests {
         let third = add(&mut store, "recall", 0, &items(1, 2));
         assert_eq!(job(&store, third).files, 2);
         assert!(store.set_state(other, JobState::Waiting, 6).unwrap());
-        assert_eq!(store.next().unwrap().unwrap().0.id, other);
+        assert_eq!(store.next(TASK_FILES).unwrap().unwrap().0.id, other);
         assert_eq!(store.end_jobs(8).unwrap(), 0);
     }
 
@@ -445,7 +451,7 @@ mod tests {
             (job.files, job.bytes, job.repeated)
         };
         assert_eq!((counts(&store, slow), counts(&store, fast)), ((6, 60, 4), (4, 40, 0)));
-        let (job, files) = store.next().unwrap().unwrap();
+        let (job, files) = store.next(TASK_FILES).unwrap().unwrap();
         assert_eq!((job.id, files), (fast, items(4, 4)));
         // A paused one gives up what is asked for now, whatever its priority.
         assert!(store.set_state(fast, JobState::Paused, 6).unwrap());
