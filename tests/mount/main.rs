@@ -31,6 +31,7 @@ mod partial;
 mod patched;
 mod policies;
 mod policy;
+mod policy_runs;
 mod posix;
 mod quota;
 mod rebuild;
