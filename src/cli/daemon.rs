@@ -236,11 +236,12 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         let every = args.save_names.filter(|_| !read_only && stores);
         Names::start(lower.clone(), engine.clone(), every)
     };
-    let scrub = args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal, clock.clone(), rate));
+    let scrub =
+        args.policy.scrub.map(|rate| Scrub::new(lower.clone(), engine.clone(), journal.clone(), clock.clone(), rate));
     let policies = index.clone().map(|index| {
         let (path, rules) = args.policies.clone().unzip();
         let rules = rules.unwrap_or_else(Policies::none);
-        Manager::new(lower.clone(), engine.clone(), index, path, rules)
+        runtime.block_on(Manager::open(lower.clone(), engine.clone(), index, journal, path, rules))
     });
     let served_fs = fs.clone();
     let server = Arc::new(Server {

@@ -9,7 +9,7 @@ use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
 use crate::control::policies;
-use crate::control::protocol::{PolicyAction, PolicyInfo, Reply, Request};
+use crate::control::protocol::{PolicyAction, PolicyInfo, PolicyRun, Reply, Request};
 use crate::pair::units::format_size;
 
 /// The policies of a mount: rules in a file that archive, release, recall or pin files by age, size, owner, path, use and fill.
@@ -23,9 +23,10 @@ pub struct PolicyCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Show each policy, when it runs, and how its last run went.
+    /// Show each policy, when it runs, the run that is at work, and how the last one went.
     List(Where),
     Run(Run),
+    Stop(Stop),
     DryRun(DryRun),
     Explain(Named),
     Reload(Where),
@@ -58,6 +59,18 @@ struct Run {
     named: Named,
 }
 
+/// End runs of policies: nothing more is begun, and what is in hand is finished.
+///
+/// A policy that is switched on runs again when its interval has passed since; `enabled = false` and `tierfs policy reload` keep it off.
+#[derive(Debug, Args)]
+#[command(after_help = exit::help("  tierfs policy stop old-projects"))]
+struct Stop {
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    place: Where,
+}
+
 /// Show which files a run would take now, in their order, and do nothing.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
@@ -87,6 +100,7 @@ impl PolicyCommand {
             Action::DryRun(DryRun { named }) => {
                 (&named.place, PolicyAction::Run { names: named.names.clone(), dry_run: true })
             }
+            Action::Stop(Stop { names, place }) => (place, PolicyAction::Stop { names: names.clone() }),
             Action::Explain(named) => (&named.place, PolicyAction::Explain { names: named.names.clone() }),
             Action::Check(check) => return check.run(global),
         };
@@ -151,18 +165,22 @@ fn show(info: &PolicyInfo) {
     if let Some((files, bytes)) = info.matches {
         output::line(&format!("    matches now: {files} files, {}", format_size(bytes)));
     }
-    if let Some(last) = &info.last {
-        let mut text = format!(
-            "    last run {}: {} files, {}; {} skipped, {} failed",
-            utc(last.began),
-            last.files,
-            format_size(last.bytes),
-            last.skipped,
-            last.failed
-        );
-        if let Some(problem) = &last.problem {
-            text += &format!("; {}", output::plain(problem));
-        }
-        output::line(&text);
+    if let Some(running) = &info.running {
+        output::line(&format!("    at work since {}", told(running)));
     }
+    if let Some(last) = &info.last {
+        output::line(&format!("    last run {}", told(last)));
+    }
+}
+
+/// When a run began, what it did, and why it ended early or is to end.
+fn told(run: &PolicyRun) -> String {
+    let PolicyRun { files, skipped, failed, .. } = run;
+    let (began, bytes) = (utc(run.began), format_size(run.bytes));
+    let mut text = format!("{began}: {files} files, {bytes}; {skipped} skipped, {failed} failed");
+    let stopped = run.stopped.map(|why| why.to_string());
+    if let Some(why) = run.problem.as_ref().or(stopped.as_ref()) {
+        text += &format!("; {}", output::plain(why));
+    }
+    text
 }

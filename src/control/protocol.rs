@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, WhyFile, WhyRule};
+pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, Stopped, WhyFile, WhyRule};
 pub use self::summary::{PackTotals, PairTotals, Summary};
 pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo, TaskRate};
 pub use crate::catalog::index::Status as IndexInfo;
@@ -184,6 +184,10 @@ pub enum PolicyAction {
     Run {
         names: Vec<String>,
         dry_run: bool,
+    },
+    /// End their runs, which are named: nothing more is begun.
+    Stop {
+        names: Vec<String>,
     },
     /// Also what it asks the index, and how many files that is now.
     Explain {

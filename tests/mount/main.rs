@@ -33,6 +33,7 @@ mod partial;
 mod patched;
 mod policies;
 mod policy;
+mod policy_runs;
 mod posix;
 mod quota;
 mod rebuild;

@@ -9,7 +9,7 @@ use crate::index::{scan, sql};
 use crate::rig::*;
 
 /// A rig that is mounted with these policies.
-fn with_policies(text: &str) -> Option<Rig> {
+pub fn with_policies(text: &str) -> Option<Rig> {
     let mut rig = (Setup { mounted: false, ..Setup::default() }).build()?;
     let file = rig.scratch("policies.toml");
     fs::write(&file, text).unwrap();
@@ -29,7 +29,7 @@ fn rule<'a>(why: &'a Value, name: &str) -> &'a Value {
     why["rules"].as_array().unwrap().iter().find(|rule| rule["name"] == name).unwrap()
 }
 
-fn policy_run(rig: &Rig, name: &str) -> Value {
+pub fn policy_run(rig: &Rig, name: &str) -> Value {
     rig.json(&["policy", "run", name], 0).pop().unwrap()
 }
 

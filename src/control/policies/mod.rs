@@ -3,7 +3,10 @@
 //! The index proposes, the file decides: each candidate is found again by its inode and every condition is looked at anew, and the engine does
 //! its own checks after that. A run takes files in lots of bounded size, so its memory does not go by how many there are.
 
+mod at_work;
+mod choose;
 mod glob;
+mod memory;
 mod parse;
 mod rule;
 mod run;

@@ -325,6 +325,11 @@ impl Rule {
         all.join(" AND ")
     }
 
+    /// Whether it waits for something of the share as a whole.
+    pub fn is_triggered(&self) -> bool {
+        self.trigger != Trigger::default()
+    }
+
     pub fn order_by(&self) -> &'static str {
         match self.order {
             Order::Coldest => COLDEST,

@@ -1,64 +1,33 @@
-//! Running policies: when one is due, which files it takes, and how much of it.
+//! Running policies: when one is due, and how its files are handed to the engine, within its limits.
 
 use std::collections::{HashMap, HashSet};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::at_work::Work;
+use super::choose::{Chosen, Left, Picked};
+use super::memory::{Memory, is_due};
 use super::parse::{Policies, PolicyError, load};
-use super::rule::{Action, Condition, Rule, Subject};
-use crate::catalog::index::{Index, IndexError, IndexResult, Paths, ScanOptions, Who, name_of, now_s, reader};
-use crate::catalog::walk::{Found, on_own_thread, resolve};
-use crate::control::protocol::PolicyRun;
+use super::rule::{Action, Rule};
+use crate::catalog::index::{Index, IndexError, ScanOptions, Who, now_s};
+use crate::catalog::walk::{on_own_thread, resolve};
+use crate::control::protocol::{PolicyRun, Stopped};
 use crate::engine::{
     Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome, load_record,
 };
-use crate::ports::{Attr, FileKind, Lower};
-use crate::types::{FileId, FileState, Inode};
+use crate::ports::{Attr, FileKind, Journal, Lower};
+use crate::types::{FileState, Inode};
 
-/// Files chosen at a time, with their paths: two megabytes or so.
-const LOT: usize = 20_000;
 /// Files that one run remembers to have tried: 16 bytes each.
 const TRIED_MAX: usize = 1_000_000;
 /// How often it is looked whether something is due.
 const TICK: Duration = Duration::from_secs(1);
 /// After a scan of the index failed.
 const PAUSE_UNREADABLE: Duration = Duration::from_secs(60);
-
-/// A file that the index proposes.
-#[derive(Clone, Debug)]
-pub struct Picked {
-    pub id: FileId,
-    pub path: PathBuf,
-    pub size: u64,
-    /// Bytes allocated.
-    pub local: u64,
-    project: u32,
-    accesses: u64,
-    heat: Option<f64>,
-    accessed: Option<i64>,
-}
-
-/// How much a run may still take.
-struct Budget {
-    files: u64,
-    bytes: u64,
-    /// Of allocated bytes; `None`: no bound.
-    local: Option<f64>,
-    /// By user; `None`: everybody.
-    users: Option<HashMap<u32, u64>>,
-}
-
-/// What is to be freed for a trigger; `None`: it does not apply.
-struct Triggered {
-    local: Option<f64>,
-    users: Option<HashMap<u32, u64>>,
-}
 
 /// Where a run's files are told, one by one.
 pub enum Tell {
@@ -68,6 +37,19 @@ pub enum Tell {
     Events(mpsc::Sender<JobEvent>),
 }
 
+/// Rules that take turns. What fills a share does not wait for a rule that works all night.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Scheduled,
+    Triggered,
+}
+
+impl Lane {
+    fn of(rule: &Rule) -> Self {
+        if rule.is_triggered() { Self::Triggered } else { Self::Scheduled }
+    }
+}
+
 /// The policies of a mount.
 pub struct Manager {
     pub(super) lower: Arc<dyn Lower>,
@@ -75,19 +57,20 @@ pub struct Manager {
     pub(super) index: Arc<Index>,
     path: Option<PathBuf>,
     rules: Mutex<Arc<Policies>>,
-    runs: Mutex<HashMap<String, PolicyRun>>,
-    /// Rules between their two marks, on the way down.
-    freeing: Mutex<HashSet<String>>,
-    /// One run at a time: two would choose the same files.
-    one: tokio::sync::Mutex<()>,
+    pub(super) memory: Memory,
+    at_work: Mutex<Vec<Arc<Work>>>,
+    /// One run of each lane at a time: two would choose the same files. Of two lanes' runs that do, the engine lets one wait for the other.
+    scheduled: tokio::sync::Mutex<()>,
+    triggered: tokio::sync::Mutex<()>,
 }
 
 impl Manager {
-    /// `path`: the file of policies, which was read as `policies`.
-    pub fn new(
+    /// `path`: the file of policies, which was read as `policies`; `journal` remembers how they ran.
+    pub async fn open(
         lower: Arc<dyn Lower>,
         engine: Arc<Engine>,
         index: Arc<Index>,
+        journal: Arc<dyn Journal>,
         path: Option<PathBuf>,
         policies: Policies,
     ) -> Arc<Self> {
@@ -97,9 +80,10 @@ impl Manager {
             index,
             path,
             rules: Mutex::new(Arc::new(policies)),
-            runs: Mutex::default(),
-            freeing: Mutex::default(),
-            one: tokio::sync::Mutex::default(),
+            memory: Memory::open(journal).await,
+            at_work: Mutex::default(),
+            scheduled: tokio::sync::Mutex::default(),
+            triggered: tokio::sync::Mutex::default(),
         })
     }
 
@@ -107,46 +91,75 @@ impl Manager {
         self.rules.lock().clone()
     }
 
-    /// Reads the file again. What is wrong with it leaves the old ones in force.
+    /// Reads the file again. What is wrong with it leaves the old ones in force; runs of rules that are other ones now, or none, end.
     pub fn reload(&self) -> Result<usize, PolicyError> {
         let Some(path) = &self.path else { return Ok(0) };
-        let policies = load(path)?;
-        let count = policies.rules.len();
-        *self.rules.lock() = Arc::new(policies);
-        Ok(count)
+        let policies = Arc::new(load(path)?);
+        *self.rules.lock() = policies.clone();
+        for work in self.at_work.lock().iter() {
+            work.look(&policies, now_s());
+        }
+        Ok(policies.rules.len())
     }
 
     /// How a policy's last run went.
     pub fn last_run(&self, name: &str) -> Option<PolicyRun> {
-        self.runs.lock().get(name).cloned()
+        self.memory.last_run(name)
+    }
+
+    /// How far a policy's run is that is at work.
+    pub fn running(&self, name: &str) -> Option<PolicyRun> {
+        self.at_work.lock().iter().find(|work| work.rule.name == name).map(|work| work.run())
+    }
+
+    /// Ends a policy's run: nothing more is begun. Whether there was one.
+    pub fn stop(&self, name: &str) -> bool {
+        let at_work = self.at_work.lock();
+        let mut meant = at_work.iter().filter(|work| work.rule.name == name).peekable();
+        let any = meant.peek().is_some();
+        meant.for_each(|work| work.stop(Stopped::Asked));
+        any
     }
 
     /// Runs what is due until the runtime ends.
     pub async fn run(self: Arc<Self>) {
+        tokio::join!(self.run_lane(Lane::Scheduled), self.run_lane(Lane::Triggered));
+    }
+
+    async fn run_lane(self: &Arc<Self>, lane: Lane) {
         loop {
             tokio::time::sleep(TICK).await;
             let policies = self.policies();
             if policies.rules.iter().all(|rule| !rule.enabled) || self.engine.is_stopping() {
                 continue;
             }
-            if let Err(error) = self.refresh(&policies).await {
-                tracing::warn!("policies wait for the index: {error}");
-                tokio::time::sleep(PAUSE_UNREADABLE).await;
-                continue;
+            match lane {
+                Lane::Scheduled => {
+                    if let Err(error) = self.refresh(&policies).await {
+                        tracing::warn!("policies wait for the index: {error}");
+                        tokio::time::sleep(PAUSE_UNREADABLE).await;
+                        continue;
+                    }
+                }
+                // One that is behind costs time, never a file; a share that is full does not wait for a scan.
+                Lane::Triggered if self.index.is_empty() => continue,
+                Lane::Triggered => {}
             }
-            for rule in policies.rules.iter().filter(|rule| rule.enabled) {
-                let now = now_s();
-                let every = i64::try_from(rule.schedule.every.as_secs()).unwrap_or(i64::MAX);
-                let due = self.last_run(&rule.name).is_none_or(|run| now.saturating_sub(run.began) >= every);
-                if due && rule.schedule.is_open(now) {
-                    let run = self.run_rule(rule, &Tell::Nobody).await;
-                    if run.files + run.failed > 0 || run.problem.is_some() {
+            for rule in policies.rules.iter().filter(|rule| rule.enabled && Lane::of(rule) == lane) {
+                // After a reload these are the rules no more.
+                if !Arc::ptr_eq(&policies, &self.policies()) {
+                    break;
+                }
+                if is_due(rule, self.last_run(&rule.name).as_ref(), now_s()) {
+                    let run = self.run_rule(rule, false, &Tell::Nobody).await;
+                    if run.files + run.failed > 0 || run.problem.is_some() || run.stopped.is_some() {
                         tracing::info!(
                             policy = rule.name,
                             files = run.files,
                             bytes = run.bytes,
                             failed = run.failed,
                             problem = run.problem,
+                            stopped = run.stopped.map(|why| why.to_string()),
                             "policy run"
                         );
                     }
@@ -175,185 +188,76 @@ impl Manager {
         }
     }
 
-    /// Runs one policy now, whatever its schedule says.
-    pub async fn run_rule(self: &Arc<Self>, rule: &Rule, tell: &Tell) -> PolicyRun {
-        let _one = self.one.lock().await;
-        let mut run = PolicyRun { began: now_s(), ..PolicyRun::default() };
-        if let Err(problem) = self.run_lots(rule, tell, &mut run).await {
-            run.problem = Some(problem);
+    /// Runs one policy now; `by_hand`: whatever its schedule says.
+    pub async fn run_rule(self: &Arc<Self>, rule: &Rule, by_hand: bool, tell: &Tell) -> PolicyRun {
+        let dry = matches!(tell, Tell::Candidates(_));
+        let _turn = match Lane::of(rule) {
+            // It only looks.
+            _ if dry => None,
+            Lane::Scheduled => Some(self.scheduled.lock().await),
+            Lane::Triggered => Some(self.triggered.lock().await),
+        };
+        let work = Arc::new(Work::new(rule.clone(), by_hand, now_s()));
+        if !dry {
+            self.at_work.lock().push(work.clone());
         }
-        run.ended = Some(now_s());
-        if !matches!(tell, Tell::Candidates(_)) {
-            self.runs.lock().insert(rule.name.clone(), run.clone());
+        if let Err(problem) = self.run_lots(&work, tell).await {
+            work.fail(problem);
+        }
+        let run = PolicyRun { ended: Some(now_s()), ..work.run() };
+        if !dry {
+            self.at_work.lock().retain(|at_work| !Arc::ptr_eq(at_work, &work));
+            self.memory.ran(rule, run.clone());
+            self.memory.store(&self.policies()).await;
         }
         run
     }
 
-    async fn run_lots(self: &Arc<Self>, rule: &Rule, tell: &Tell, run: &mut PolicyRun) -> Result<(), String> {
-        let put_off = match rule.action.job().and_then(JobKind::task) {
+    /// Ends the run if it is time to.
+    fn look(&self, work: &Work) {
+        work.look(&self.policies(), now_s());
+        if self.engine.is_stopping() {
+            work.stop(Stopped::Unmount);
+        }
+    }
+
+    async fn run_lots(self: &Arc<Self>, work: &Arc<Work>, tell: &Tell) -> Result<(), String> {
+        let limits = &work.rule.limits;
+        let mut tried = match work.rule.action.job().and_then(JobKind::task) {
             Some(task) => self.engine.put_off(task).await.map_err(|error| error.to_string())?,
             None => HashSet::new(),
         };
-        let mut tried: HashSet<FileId> = put_off;
-        let (mut left, mut left_bytes) = (rule.limits.files.unwrap_or(u64::MAX), rule.limits.bytes.unwrap_or(u64::MAX));
+        let mut left = Left { files: limits.files.unwrap_or(u64::MAX), bytes: limits.bytes.unwrap_or(u64::MAX) };
+        let mut kinds = HashMap::new();
         loop {
-            let (this, lot_rule) = (self.clone(), rule.clone());
-            let (files, bytes) = (left, left_bytes);
-            let chosen = on_own_thread(move || this.choose(&lot_rule, files, bytes, tried)).await;
+            self.look(work);
+            if work.is_ending() {
+                return Ok(());
+            }
+            let (this, of, dry) = (self.clone(), work.clone(), matches!(tell, Tell::Candidates(_)));
+            let chosen = on_own_thread(move || this.choose(&of.rule, left, tried, dry)).await;
             let chosen = chosen.ok_or("choosing files failed: see the log")?;
-            let (lot, full, seen) = chosen.map_err(|error| error.to_string())?;
+            let Chosen { files: lot, full, tried: seen } = chosen.map_err(|error| error.to_string())?;
+            self.memory.store(&self.policies()).await;
             tried = seen;
-            run.matched += lot.len() as u64;
-            left = left.saturating_sub(lot.len() as u64);
-            left_bytes = left_bytes.saturating_sub(lot.iter().map(|file| file.size).sum());
+            work.matched(lot.len() as u64);
+            left.files = left.files.saturating_sub(lot.len() as u64);
+            left.bytes = left.bytes.saturating_sub(lot.iter().map(|file| file.size).sum());
             let nothing = lot.is_empty();
             if let Tell::Candidates(shown) = tell {
                 for file in lot {
-                    run.files += 1;
-                    run.bytes += file.size;
+                    work.shown(file.size);
                     if shown.send(file).await.is_err() {
                         return Err("whoever asked is gone".into());
                     }
                 }
             } else if !nothing {
-                self.act(rule, lot, tell, run).await?;
+                self.act(work, lot, tell, &mut kinds).await?;
             }
-            if nothing || !full || left == 0 || left_bytes == 0 || tried.len() >= TRIED_MAX {
+            if nothing || !full || left.files == 0 || left.bytes == 0 || tried.len() >= TRIED_MAX {
                 return Ok(());
             }
         }
-    }
-
-    // Choosing.
-
-    /// What a trigger wants freed; `None`: it does not apply now.
-    fn triggered(&self, rule: &Rule) -> IndexResult<Option<Triggered>> {
-        let trigger = &rule.trigger;
-        let mut any = *trigger == Default::default();
-        let (mut local, mut users) = (None, None);
-        let space = self.lower.space().map_err(IndexError::Share)?;
-        if let Some(above) = trigger.space_above {
-            let over = |pct: u8| {
-                let used = space.blocks.saturating_sub(space.blocks_free) as f64;
-                let all = used + space.blocks_available as f64;
-                (used - all * f64::from(pct) / 100.0) * space.fragment_size as f64
-            };
-            let below = trigger.space_below.unwrap_or_else(|| above.saturating_sub(10).max(1));
-            let mut freeing = self.freeing.lock();
-            // Begun above the high mark, it goes on to the low one.
-            if over(below) > 0.0 && (over(above) > 0.0 || freeing.contains(&rule.name)) {
-                freeing.insert(rule.name.clone());
-                local = Some(over(below));
-                any = true;
-            } else {
-                freeing.remove(&rule.name);
-            }
-        }
-        if let Some(above) = trigger.inodes_above {
-            let used = space.files.saturating_sub(space.files_free);
-            if space.files > 0 && used.saturating_mul(100) > space.files.saturating_mul(above.into()) {
-                any = true;
-                local = None;
-            }
-        }
-        if let Some(above) = trigger.user_above {
-            let db = reader(self.index.path())?;
-            let mut over = db.prepare(
-                "SELECT uid, sum(blocks) * 512 AS used FROM f WHERE parent <> 0 GROUP BY uid HAVING used > ?1",
-            )?;
-            let over = over.query_map([above as i64], |row| {
-                Ok((row.get::<_, i64>(0)? as u32, row.get::<_, i64>(1)? as u64 - above))
-            })?;
-            let over: HashMap<u32, u64> = over.collect::<Result<_, _>>()?;
-            any |= !over.is_empty();
-            users = Some(over);
-        }
-        Ok(any.then_some(Triggered { local, users }))
-    }
-
-    /// Files that the rule takes, a lot at most, and whether there may be more; `tried` are left out, and grow.
-    fn choose(
-        &self,
-        rule: &Rule,
-        files: u64,
-        bytes: u64,
-        mut tried: HashSet<FileId>,
-    ) -> IndexResult<(Vec<Picked>, bool, HashSet<FileId>)> {
-        if self.index.is_empty() {
-            return Err(IndexError::Empty);
-        }
-        let Some(Triggered { local, users }) = self.triggered(rule)? else { return Ok((Vec::new(), false, tried)) };
-        let mut budget = Budget { files, bytes, local, users };
-        let now = now_s();
-        let mut lot = Vec::new();
-        let mut full = false;
-        self.each_match(rule, now, &mut |file, uid| {
-            if tried.contains(&file.id) {
-                return true;
-            }
-            // The index does not know what files are told.
-            if rule.action == Action::Set && self.find(&file).is_some_and(|(node, ..)| self.is_set(rule, &node)) {
-                return true;
-            }
-            if let Some(left) = budget.users.as_mut().map(|users| users.get_mut(&uid)) {
-                match left {
-                    Some(left) if *left > 0 => *left = left.saturating_sub(file.local),
-                    _ => return true,
-                }
-            }
-            if budget.files == 0 || budget.bytes == 0 || budget.local.is_some_and(|local| local <= 0.0) {
-                return false;
-            }
-            budget.files -= 1;
-            budget.bytes = budget.bytes.saturating_sub(file.size);
-            budget.local = budget.local.map(|local| local - file.local as f64);
-            tried.insert(file.id);
-            lot.push(file);
-            full = lot.len() >= LOT;
-            !full
-        })?;
-        Ok((lot, full, tried))
-    }
-
-    /// Every file that the index says matches, in the rule's order, until `each` says `false`.
-    pub(super) fn each_match(
-        &self,
-        rule: &Rule,
-        now: i64,
-        each: &mut dyn FnMut(Picked, u32) -> bool,
-    ) -> IndexResult<()> {
-        self.index.take();
-        let db = reader(self.index.path())?;
-        let mut paths = Paths::new(self.index.path())?;
-        let sql = format!(
-            "SELECT ino, birth, parent, name, size, blocks, uid, project, accesses, heat, accessed FROM f WHERE {}{}",
-            rule.filter(now),
-            rule.order_by()
-        );
-        let mut matching = db.prepare(&sql)?;
-        let mut rows = matching.query([])?;
-        let by_path: Vec<&Condition> = rule.conditions.iter().filter(|condition| condition.is_of_path()).collect();
-        while let Some(row) = rows.next()? {
-            let Some(dir) = paths.of_dir(row.get(2)?)? else { continue };
-            let path = dir.join(std::ffi::OsStr::from_bytes(name_of(row.get_ref(3)?)));
-            let number = |at: usize| row.get::<_, i64>(at);
-            let file = Picked {
-                id: FileId { ino: number(0)? as u64, birth: number(1)? as u64 },
-                path,
-                size: number(4)? as u64,
-                local: number(5)? as u64 * 512,
-                project: number(7)? as u32,
-                accesses: number(8)? as u64,
-                heat: row.get(9)?,
-                accessed: row.get(10)?,
-            };
-            if by_path.iter().all(|condition| condition.matches_path(file.path.as_os_str().as_bytes()))
-                && !each(file, number(6)? as u32)
-            {
-                break;
-            }
-        }
-        Ok(())
     }
 
     // Acting.
@@ -368,7 +272,8 @@ impl Manager {
         }
         let now = now_s();
         let xattr = |name: &str| self.lower.xattr(&node, name.as_ref()).ok();
-        let file = Picked { path: path.clone(), ..file.clone() };
+        let mut file = file.clone();
+        file.path.clone_from(&path);
         let subject = file.subject(&attr, &xattr);
         let wanted = rule.conditions.iter().all(|condition| condition.holds(&subject, now));
         wanted.then_some(Candidate { node, attr, path })
@@ -380,7 +285,7 @@ impl Manager {
     }
 
     /// By its name, or where it is now.
-    fn find(&self, file: &Picked) -> Option<(Inode, Attr, PathBuf)> {
+    pub(super) fn find(&self, file: &Picked) -> Option<(Inode, Attr, PathBuf)> {
         if let Ok(found) = resolve(&*self.lower, &file.path)
             && found.node.id == file.id
         {
@@ -406,159 +311,88 @@ impl Manager {
         Some((claim.into(), pinned))
     }
 
+    /// `kinds`: failures of the run, by kind.
     async fn act(
         self: &Arc<Self>,
-        rule: &Rule,
+        work: &Arc<Work>,
         lot: Vec<Picked>,
         tell: &Tell,
-        run: &mut PolicyRun,
+        kinds: &mut HashMap<String, u64>,
     ) -> Result<(), String> {
-        let (candidates, taken) = mpsc::channel(16);
+        let rule = &work.rule;
+        // What is handed over is begun, also when the run has ended meanwhile: so one at most waits there.
+        let (candidates, taken) = mpsc::channel(1);
         let (events, mut ended) = mpsc::channel(256);
         let engine = self.engine.clone();
         let job = match rule.action.job() {
             Some(kind) => tokio::spawn(async move { engine.run_job_for(Asker::Policy, kind, taken, events).await }),
             None => tokio::spawn(set_all(engine, rule.set.clone(), taken, events)),
         };
-        let stop = Arc::new(AtomicBool::new(false));
         let at_once = rule.limits.at_once.map_or(Semaphore::MAX_PERMITS, |files| files.min(1 << 20) as usize);
         let room = Arc::new(Semaphore::new(at_once));
-        let feeding = tokio::spawn(self.clone().feed(rule.clone(), lot, candidates, room.clone(), stop.clone()));
-        let mut kinds: HashMap<String, u64> = HashMap::new();
-        let mut problem = None;
+        let feeding = tokio::spawn(self.clone().feed(work.clone(), lot, candidates, room.clone()));
         while let Some(event) = ended.recv().await {
             room.add_permits(1);
-            match &event.outcome {
-                Outcome::Done | Outcome::Repaired | Outcome::Digest(_) => {
-                    run.files += 1;
-                    run.bytes += event.file.attr.size;
-                }
-                Outcome::Unchanged => run.skipped += 1,
-                Outcome::Failed(error) if error.is_skip() => run.skipped += 1,
-                Outcome::Failed(error) => {
-                    run.failed += 1;
-                    let why = error.reason().map_or("other", |reason| reason.as_str());
-                    let count = kinds.entry(why.to_owned()).or_default();
-                    *count += 1;
-                    if rule.limits.errors.is_some_and(|limit| *count >= limit) && problem.is_none() {
-                        problem = Some(format!("ended after {count} failures of one kind ({why}), the last: {error}"));
-                        stop.store(true, Ordering::SeqCst);
-                    }
+            if let (Some(kind), Outcome::Failed(error)) = (work.ended(&event), &event.outcome) {
+                let count = kinds.entry(kind.clone()).or_default();
+                *count += 1;
+                if rule.limits.errors.is_some_and(|limit| *count >= limit) {
+                    work.fail(format!("ended after {count} failures of one kind ({kind}), the last: {error}"));
                 }
             }
             if let Tell::Events(events) = tell
                 && events.send(event).await.is_err()
             {
-                problem.get_or_insert("whoever asked is gone".into());
-                stop.store(true, Ordering::SeqCst);
+                work.fail("whoever asked is gone".into());
             }
         }
         // Who waits for room must see the end.
         room.close();
-        let passed_over = feeding.await.map_err(|error| format!("the run failed: {error}"))?;
-        run.skipped += passed_over;
+        feeding.await.map_err(|error| format!("the run failed: {error}"))?;
         match job.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(error) => return Err(format!("the run failed: {error}")),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("the run failed: {error}")),
         }
-        problem.map_or(Ok(()), Err)
     }
 
-    /// Hands the files of a lot on, each after a look at it, as fast as the limits allow; how many were not what they were.
+    /// Hands the files of a lot on, each after a look at it, as fast as the limits allow.
     async fn feed(
         self: Arc<Self>,
-        rule: Rule,
+        work: Arc<Work>,
         lot: Vec<Picked>,
         candidates: mpsc::Sender<Candidate>,
         room: Arc<Semaphore>,
-        stop: Arc<AtomicBool>,
-    ) -> u64 {
+    ) {
         let begun = Instant::now();
-        let (mut booked, mut passed_over) = (0u64, 0);
-        let rule = Arc::new(rule);
+        let mut booked = 0u64;
         for file in lot {
-            if stop.load(Ordering::SeqCst) || self.engine.is_stopping() {
-                break;
-            }
-            let Ok(permit) = room.acquire().await else { break };
-            if let Some(rate) = rule.limits.rate {
-                let due = Duration::from_secs_f64(booked as f64 / rate as f64);
-                tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
-                booked = booked.saturating_add(file.size);
-            }
-            let (this, of) = (self.clone(), rule.clone());
-            let confirmed = tokio::task::spawn_blocking(move || this.confirm(&of, &file)).await;
+            let ready = async {
+                let permit = room.acquire().await.ok()?;
+                let slot = candidates.reserve().await.ok()?;
+                if let Some(rate) = work.rule.limits.rate {
+                    let due = Duration::from_secs_f64(booked as f64 / rate as f64).saturating_sub(begun.elapsed());
+                    // The job may end of itself.
+                    let _ = tokio::time::timeout(due, candidates.closed()).await;
+                }
+                Some((permit, slot))
+            };
+            let Some(Some((permit, slot))) = work.wait(ready, || self.look(&work)).await else { break };
+            let (this, of) = (self.clone(), work.clone());
+            let confirmed = tokio::task::spawn_blocking(move || this.confirm(&of.rule, &file)).await;
             let Ok(Some(candidate)) = confirmed else {
-                passed_over += 1;
+                work.passed_over();
                 continue;
             };
-            if rule.action == Action::Recall {
-                let who = Who::Named(format!("policy {}", rule.name));
+            if work.rule.action == Action::Recall {
+                let who = Who::Named(format!("policy {}", work.rule.name));
                 self.index.recorder().wanted_by(candidate.node.id, who);
             }
+            booked = booked.saturating_add(candidate.attr.size);
             // Given back when the file has ended.
             permit.forget();
-            if candidates.send(candidate).await.is_err() {
-                break;
-            }
+            slot.send(candidate);
         }
-        passed_over
-    }
-
-    /// The row of a file in the index, as a rule sees it.
-    pub(super) fn picked(&self, node: &Inode, path: &Path) -> IndexResult<Option<(Picked, Recalled)>> {
-        let db = reader(self.index.path())?;
-        let mut row = db.prepare(
-            "SELECT size, blocks, project, accesses, heat, accessed, recalled, recalled_by FROM f WHERE ino = ?1 AND birth = ?2",
-        )?;
-        let mut rows = row.query([node.id.ino as i64, node.id.birth as i64])?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        let number = |at: usize| row.get::<_, i64>(at);
-        let picked = Picked {
-            id: node.id,
-            path: path.to_owned(),
-            size: number(0)? as u64,
-            local: number(1)? as u64 * 512,
-            project: number(2)? as u32,
-            accesses: number(3)? as u64,
-            heat: row.get(4)?,
-            accessed: row.get(5)?,
-        };
-        Ok(Some((picked, Recalled { at: row.get(6)?, by: row.get(7)? })))
-    }
-}
-
-impl Picked {
-    /// The file as conditions see it.
-    pub(super) fn subject<'a>(&'a self, attr: &'a Attr, xattr: &'a dyn Fn(&str) -> Option<Vec<u8>>) -> Subject<'a> {
-        Subject {
-            path: self.path.as_os_str().as_bytes(),
-            attr,
-            project: self.project,
-            accesses: self.accesses,
-            heat: self.heat,
-            accessed: self.accessed,
-            xattr,
-        }
-    }
-
-    /// What is known of a file that the index does not have.
-    pub(super) fn unknown(found: &Found) -> Self {
-        Self {
-            id: found.node.id,
-            path: found.path.clone(),
-            size: found.attr.size,
-            local: found.attr.blocks * 512,
-            project: 0,
-            accesses: 0,
-            heat: None,
-            accessed: None,
-        }
-    }
-
-    pub(super) fn uses(&self) -> (u64, Option<f64>, Option<i64>) {
-        (self.accesses, self.heat, self.accessed)
     }
 }
 
@@ -584,10 +418,4 @@ async fn set_all(
         }
     }
     Ok(())
-}
-
-/// When a file was last recalled, and by whom.
-pub(super) struct Recalled {
-    pub at: Option<i64>,
-    pub by: Option<String>,
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::choose::Picked;
 use super::rule::{Rule, Schedule, Trigger};
-use super::run::{Manager, Picked, Tell};
+use super::run::{Manager, Tell};
 use crate::catalog::index::now_s;
 use crate::control::index::on_thread;
 use crate::control::protocol::{
@@ -74,6 +75,14 @@ impl Manager {
                 let count = self.reload().map_err(|error| error.to_string())?;
                 Ok(Summary { files: count as u64, ..Summary::default() })
             }
+            PolicyAction::Stop { names } => {
+                for name in &names {
+                    if !self.stop(name) {
+                        return Err(format!("policy {name:?} does not run: `tierfs policy list` shows which do"));
+                    }
+                }
+                Ok(Summary { files: names.len() as u64, ..Summary::default() })
+            }
             PolicyAction::Explain { names } => {
                 let rules = self.named(&names)?;
                 for rule in &rules {
@@ -106,6 +115,9 @@ impl Manager {
                     total.failed += run.failed;
                     if let Some(problem) = run.problem {
                         return Err(format!("policy {}: {problem}", rule.name));
+                    }
+                    if let Some(why) = run.stopped {
+                        return Err(format!("policy {}: after {} files {why}", rule.name, run.files));
                     }
                 }
                 Ok(total)
@@ -145,7 +157,7 @@ impl Manager {
                 }
             });
             let tell = Tell::Candidates(shown);
-            let run = self.run_rule(rule, &tell).await;
+            let run = self.run_rule(rule, true, &tell).await;
             drop(tell);
             telling.await.map_err(|error| format!("the run failed: {error}"))?;
             return Ok(run);
@@ -163,7 +175,7 @@ impl Manager {
             }
         });
         let tell = Tell::Events(events);
-        let run = self.run_rule(rule, &tell).await;
+        let run = self.run_rule(rule, true, &tell).await;
         drop(tell);
         telling.await.map_err(|error| format!("the run failed: {error}"))?;
         Ok(run)
@@ -179,6 +191,7 @@ impl Manager {
             trigger: trigger(&rule.trigger),
             filter: None,
             matches: None,
+            running: self.running(&rule.name),
             last: self.last_run(&rule.name),
         }
     }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::choose::{Picked, Recalled};
 use super::rule::Rule;
-use super::run::{Manager, Picked, Recalled};
+use super::run::Manager;
 use crate::catalog::index::{HEAT_HALF_LIFE_S, now_s};
 use crate::catalog::walk::{Found, resolve};
 use crate::control::protocol::{WhyFile, WhyRule, WirePath};

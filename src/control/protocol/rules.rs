@@ -1,5 +1,7 @@
 //! What is told of policies and of the scrub, which go over the share by themselves.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{FileState, WirePath};
@@ -44,6 +46,9 @@ pub struct PolicyInfo {
     /// For `explain`: what is asked of the index, and how many files and bytes that is.
     pub filter: Option<String>,
     pub matches: Option<(u64, u64)>,
+    /// The run that is at work; how far it is.
+    #[serde(default)]
+    pub running: Option<PolicyRun>,
     pub last: Option<PolicyRun>,
 }
 
@@ -60,8 +65,42 @@ pub struct PolicyRun {
     /// In use, or not as they were.
     pub skipped: u64,
     pub failed: u64,
-    /// Why it ended early.
+    /// What was wrong, where it ended early for that.
     pub problem: Option<String>,
+    /// Why it ended early, where nothing was wrong.
+    #[serde(default)]
+    pub stopped: Option<Stopped>,
+}
+
+/// Why nothing more is begun in a run of a policy; what is in hand is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// Its window closed: it goes on at the next one.
+    Window,
+    /// By `tierfs policy stop`.
+    Asked,
+    /// The rule was switched off.
+    Disabled,
+    /// The rule is not in the file any more.
+    Gone,
+    /// The rule is another one now, which runs in its turn.
+    Changed,
+    /// The mount ends; it goes on at the next one.
+    Unmount,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Window => "the window has closed",
+            Self::Asked => "it was stopped by hand",
+            Self::Disabled => "it was switched off",
+            Self::Gone => "it was taken out of the file",
+            Self::Changed => "it was changed in the file",
+            Self::Unmount => "the mount ended",
+        })
+    }
 }
 
 /// A file that a policy would take.
