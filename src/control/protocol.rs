@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, WhyFile, WhyRule};
+pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, WhyFile, WhyReason, WhyRule};
 pub use self::summary::{PackTotals, Summary};
 pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo};
 pub use crate::catalog::index::Status as IndexInfo;

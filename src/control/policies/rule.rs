@@ -267,6 +267,13 @@ impl Schedule {
             Some((from, to)) => (on(day) && minute >= from) || (on(day - 1) && minute < to),
         }
     }
+
+    /// The first time from `now` on at which it is open.
+    pub fn opens(&self, now: i64) -> i64 {
+        // It opens at the beginning of a minute, and no week goes by without.
+        let minutes = (1..=8 * 24 * 60).map(|minutes| (now.div_euclid(60) + minutes) * 60);
+        std::iter::once(now).chain(minutes).find(|at| self.is_open(*at)).unwrap_or(now)
+    }
 }
 
 /// What must be so with the share as a whole.
@@ -346,20 +353,20 @@ impl Rule {
         if said.is_empty() { self.action.to_string() } else { format!("{} {}", self.action, said.join(", ")) }
     }
 
-    /// Why the file's own state keeps the rule off it, if it does.
-    pub fn unfit(&self, attr: &Attr, state: FileState, pinned: bool) -> Option<String> {
+    /// Why the file's own state keeps the rule off it, if it does: in a word, and for people.
+    pub fn unfit(&self, attr: &Attr, state: FileState, pinned: bool) -> Option<(&'static str, String)> {
         if attr.size == 0 {
-            return Some("it is empty".into());
+            return Some(("empty", "it is empty".into()));
         }
         if attr.sealed {
-            return Some("it is immutable or append-only".into());
+            return Some(("sealed", "it is immutable or append-only".into()));
         }
         if !self.action.states().contains(&state) {
-            return Some(format!("it is {state}: nothing to {}", self.action));
+            return Some(("state", format!("it is {state}: nothing to {}", self.action)));
         }
         match self.action.pinned() {
-            Some(false) if pinned => Some("it is pinned".into()),
-            Some(true) if !pinned => Some("it is not pinned".into()),
+            Some(false) if pinned => Some(("pinned", "it is pinned".into())),
+            Some(true) if !pinned => Some(("not_pinned", "it is not pinned".into())),
             _ => None,
         }
     }

@@ -77,7 +77,7 @@ pub struct Manager {
     rules: Mutex<Arc<Policies>>,
     runs: Mutex<HashMap<String, PolicyRun>>,
     /// Rules between their two marks, on the way down.
-    freeing: Mutex<HashSet<String>>,
+    pub(super) freeing: Mutex<HashSet<String>>,
     /// One run at a time: two would choose the same files.
     one: tokio::sync::Mutex<()>,
 }

@@ -10,3 +10,4 @@ mod store;
 
 pub use rate::Rates;
 pub use run::Queue;
+pub use store::JobState;
