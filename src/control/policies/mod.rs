@@ -11,5 +11,5 @@ mod serve;
 mod why;
 
 pub use parse::{Policies, PolicyError, load, parse};
-pub use rule::{Action, Condition, Rule};
+pub use rule::{Action, Condition, Rule, Subject};
 pub use run::Manager;

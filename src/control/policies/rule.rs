@@ -82,6 +82,8 @@ pub enum Condition {
     UnmodifiedFor(u64),
     /// Since it was read or changed, as its times or the mount tell.
     UnusedFor(u64),
+    /// Since it was read, as its access time tells.
+    UnreadFor(u64),
     /// Since it was opened through the mount, if it ever was.
     UnopenedFor(u64),
     /// Since its attributes were changed.
@@ -132,6 +134,7 @@ impl Condition {
         Some(match self {
             Self::UnmodifiedFor(age) => format!("mtime <= {}", before(age)),
             Self::UnusedFor(age) => format!("max(atime, mtime, coalesce(accessed, 0)) <= {}", before(age)),
+            Self::UnreadFor(age) => format!("atime <= {}", before(age)),
             Self::UnopenedFor(age) => format!("coalesce(accessed, btime) <= {}", before(age)),
             Self::UnchangedFor(age) => {
                 format!("ctime_ns <= {}", before(age).saturating_add(1).saturating_mul(1_000_000_000))
@@ -183,6 +186,7 @@ impl Condition {
         match self {
             Self::UnmodifiedFor(age) => old(attr.mtime.secs, age),
             Self::UnusedFor(age) => old(attr.atime.secs.max(attr.mtime.secs).max(file.accessed.unwrap_or(0)), age),
+            Self::UnreadFor(age) => old(attr.atime.secs, age),
             Self::UnopenedFor(age) => old(file.accessed.unwrap_or(attr.btime.secs), age),
             Self::UnchangedFor(age) => old(attr.ctime.secs, age),
             Self::LargerThan(size) => attr.size > *size,
@@ -213,6 +217,7 @@ impl fmt::Display for Condition {
         match self {
             Self::UnmodifiedFor(age) => write!(f, "not modified for {}", exact_duration(*age)),
             Self::UnusedFor(age) => write!(f, "not read or modified for {}", exact_duration(*age)),
+            Self::UnreadFor(age) => write!(f, "not read for {}", exact_duration(*age)),
             Self::UnopenedFor(age) => write!(f, "not opened through the mount for {}", exact_duration(*age)),
             Self::UnchangedFor(age) => write!(f, "attributes not changed for {}", exact_duration(*age)),
             Self::LargerThan(size) => write!(f, "larger than {}", exact_size(*size)),
