@@ -8,9 +8,9 @@ use super::exit::{self, CliError, Exit};
 use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
-use crate::control::protocol::{Reply, Request, WhyFile};
+use crate::control::protocol::{Reply, Request, WhyFile, WhyReason};
 
-/// Show why a file is, or is not, tiered: every policy with what holds and what does not, how it is used, and who had it recalled last.
+/// Show why a file is, or is not, tiered: every policy with what holds and what does not and when it comes to it, how it is used, and who had it recalled last.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs why /mnt/tiered/projects/a/frame.exr\n  \
@@ -37,6 +37,15 @@ impl Why {
     }
 }
 
+/// With its time.
+fn shown(reason: &WhyReason) -> String {
+    match (reason.at, reason.reason.as_str()) {
+        (None, _) => reason.text.clone(),
+        (Some(at), "failed") => format!("{} (policies try again from {})", reason.text, utc(at)),
+        (Some(at), _) => format!("{} ({})", reason.text, utc(at)),
+    }
+}
+
 fn show(why: &WhyFile) {
     output::line(&format!("{}: {}", output::shown(&why.path.to_path()), why.state));
     let line = |text: String| output::line(&format!("  {}", output::plain(&text)));
@@ -48,17 +57,17 @@ fn show(why: &WhyFile) {
     if let Some(at) = why.recalled {
         line(format!("recalled {} by {}", utc(at), why.recalled_by.as_deref().unwrap_or("unknown")));
     }
-    why.against.iter().cloned().for_each(line);
+    why.against.iter().map(shown).for_each(line);
     if why.rules.is_empty() {
         line("no policies: the mount has none".into());
     }
     for rule in &why.rules {
         let verdict = match (&rule.against, rule.applies) {
-            (Some(why), _) => format!("no: {why}"),
-            (None, true) => match rule.last_run {
-                Some(at) => format!("yes, when it next runs (last {})", utc(at)),
-                None => "yes, when it next runs".into(),
-            },
+            (Some(why), _) => format!("no: {}", shown(why)),
+            (None, true) => {
+                let last = rule.last_run.map_or(String::new(), |at| format!(" (last run {})", utc(at)));
+                format!("yes, {}{last}", rule.next.as_ref().map_or_else(|| "when it next runs".into(), shown))
+            }
             (None, false) => "no".into(),
         };
         line(format!("policy {} ({}): {verdict}", rule.name, rule.action));

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::rules::{PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, Stopped, WhyFile, WhyRule};
+pub use self::rules::{
+    PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, Stopped, WhyFile, WhyReason, WhyRule,
+};
 pub use self::summary::{PackTotals, PairTotals, Summary};
 pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo, TaskRate};
 pub use crate::catalog::index::Status as IndexInfo;

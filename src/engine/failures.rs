@@ -93,6 +93,11 @@ fn back_off_s(attempts: u64) -> u64 {
     BACK_OFF_FIRST_S.saturating_mul(1 << doublings).min(BACK_OFF_MAX_S)
 }
 
+/// When what is listed is tried again by itself, seconds since 1970.
+pub fn again_at(entry: &FailedEntry) -> i64 {
+    entry.last.secs.saturating_add(back_off_s(entry.attempts) as i64)
+}
+
 impl Engine {
     /// Entries of the dead-letter list in order of id, after `after`, at most `limit`.
     pub async fn failed(&self, after: Option<FailedId>, limit: usize) -> EngineResult<Vec<FailedEntry>> {
@@ -137,6 +142,20 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// What is listed of one file, but deletions of its objects.
+    pub async fn failed_of(&self, file: FileId) -> EngineResult<Vec<FailedEntry>> {
+        let mut found = Vec::new();
+        let mut after = None;
+        while self.journal.failed_files() > 0 {
+            let batch = self.journal.failed(after, BATCH).await?;
+            let Some(last) = batch.last() else { break };
+            after = Some(last.id);
+            let of_file = |entry: &FailedEntry| entry.failed.node.id == file && entry.failed.task != Task::Delete;
+            found.extend(batch.into_iter().filter(of_file));
+        }
+        Ok(found)
     }
 
     /// Notes how a task on a file ended.

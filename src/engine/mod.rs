@@ -70,6 +70,7 @@ pub use cell::{Cell, Cells, Inner, activity_of, load_record, same_content, state
 pub use choices::{CHOSEN_CHUNK_MAX, Choice, Forget, is_choosable, set_policy_of_tree};
 pub use error::{EngineError, EngineResult, NotKept, PeerTrouble, Unfit};
 pub use facts::{Facts, FactsError};
+pub use failures::again_at;
 pub use history::{Standing, Version};
 pub use jobs::{Asker, Candidate, IN_USE_PAUSES, JobEvent, JobKind, Outcome};
 pub use keys::{KeyParts, object_key, parse_key};

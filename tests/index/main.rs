@@ -9,6 +9,7 @@
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod conditions;
 mod rounds;
 
 use std::collections::BTreeSet;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tierfs::gateway::faults::Effect;
 
 use crate::index::{scan, sql};
 use crate::rig::*;
@@ -82,14 +83,14 @@ fn a_policy_takes_what_matches_in_its_order() {
     assert_eq!(rig.state("films/big.EXR"), "resident", "a dry run does nothing");
 
     let before = why(&rig, "films/small.exr");
-    assert_eq!(rule(&before, "films")["against"], "the policy is switched off");
+    assert_eq!(rule(&before, "films")["against"]["reason"], "disabled");
     let hers = why(&rig, "films/hers.exr");
     let conditions = rule(&hers, "films")["conditions"].as_array().unwrap().clone();
     let failing: Vec<_> = conditions.iter().filter(|condition| condition[1] == false).collect();
     assert_eq!(failing, [&json!(["owned by 0", false])]);
     let pinned = why(&rig, "films/pinned.exr");
-    assert_eq!(rule(&pinned, "films")["against"], "it is pinned");
-    assert!(pinned["against"][0].as_str().unwrap().contains("pinned"), "{pinned}");
+    assert_eq!(rule(&pinned, "films")["against"]["text"], "it is pinned");
+    assert_eq!(pinned["against"][0]["reason"], "pinned", "{pinned}");
 
     assert_eq!(policy_run(&rig, "films")["files"], 2);
     for name in ["films/small.exr", "films/big.EXR"] {
@@ -102,7 +103,7 @@ fn a_policy_takes_what_matches_in_its_order() {
     }
     assert_eq!(policy_run(&rig, "films")["files"], 0);
     let after = why(&rig, "films/small.exr");
-    assert_eq!(rule(&after, "films")["against"], "it is stub: nothing to migrate");
+    assert_eq!(rule(&after, "films")["against"]["text"], "it is stub: nothing to migrate");
     assert!(rule(&after, "films")["last_run"].as_i64().unwrap() > 1_700_000_000);
 
     assert_eq!(policy_run(&rig, "marked")["files"], 1);
@@ -226,4 +227,51 @@ fn a_bad_file_is_refused_with_its_line_and_a_better_one_is_taken() {
     code(&rig.tierfs(&["policy", "reload"]), 0);
     assert_eq!(rig.json(&["policy", "list"], 0)[0]["name"], "c");
     code(&rig.tierfs(&["policy", "run", "b"]), 3);
+}
+
+#[test]
+fn why_says_when_and_what_stands_in_the_way() {
+    let text = "[policy.soon]\naction = \"archive\"\nmatch.paths = [\"rests\"]\nschedule.every = \"9h\"\n\
+                [policy.room]\naction = \"migrate\"\nwhen.space_above = \"99%\"\nschedule.every = \"9h\"\n";
+    let Some(mut rig) = with_policies(text) else { return };
+    wait_for("the first runs", || rig.json(&["policy", "list"], 0).iter().take(2).all(|line| !line["last"].is_null()));
+    rig.write("rests", CHUNK);
+    fs::write(rig.mnt("empty"), b"").unwrap();
+    rig.write("poisoned", CHUNK);
+    let words = |why: &Value| -> Vec<String> {
+        let against = why["against"].as_array().unwrap().iter();
+        against.map(|reason| reason["reason"].as_str().unwrap().to_owned()).collect()
+    };
+    let rests = why(&rig, "rests");
+    let soon = &rule(&rests, "soon")["next"];
+    let began =
+        rig.json(&["policy", "list"], 0).iter().find(|line| line["name"] == "soon").unwrap()["last"]["began"].clone();
+    assert_eq!((&soon["reason"], soon["at"].as_i64()), (&json!("interval"), Some(began.as_i64().unwrap() + 9 * 3_600)));
+    let room = &rule(&rests, "room")["next"];
+    assert!(room["text"].as_str().unwrap().contains("more than 99% of the space is in use (now "), "{room}");
+    assert_eq!(words(&why(&rig, "empty")), ["empty"]);
+
+    let held = fs::File::open(rig.mnt("rests")).unwrap();
+    let open = why(&rig, "rests");
+    assert_eq!((words(&open), &rule(&open, "room")["against"]["reason"]), (vec!["open".to_owned()], &json!("open")));
+    assert_eq!(rule(&open, "soon")["applies"], true, "what is read can be archived");
+    drop(held);
+
+    rig.fault(Effect::InternalError, "PUT");
+    code(&rig.try_on(&["migrate"], &["poisoned"]), 1);
+    let poisoned = why(&rig, "poisoned");
+    let entry = &poisoned["against"][0];
+    assert!(
+        entry["reason"] == "failed" && entry["text"].as_str().unwrap().contains("migrate failed, 1 so far"),
+        "{entry}"
+    );
+    let put_off = &rule(&poisoned, "room")["against"];
+    assert_eq!((&put_off["reason"], &put_off["at"]), (&json!("failed"), &entry["at"]), "{put_off}");
+    assert_eq!(rule(&poisoned, "soon")["against"], Value::Null, "what failed was no archive");
+    assert!(rig.on(&["why"], &["poisoned"]).contains("policies try again from"));
+
+    // An outage: the task waits, and so does its file.
+    rig.stop_server();
+    rig.json(&["tasks", "add", "migrate", rig.mnt("rests").to_str().unwrap()], 0);
+    wait_for("the file in the queue", || words(&why(&rig, "rests")).contains(&"queued".to_owned()));
 }

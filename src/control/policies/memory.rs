@@ -99,20 +99,22 @@ impl Memory {
 
 /// Whether the schedule wants a run now, after the last one.
 pub(super) fn is_due(rule: &Rule, last: Option<&PolicyRun>, now: i64) -> bool {
-    if !rule.schedule.is_open(now) {
-        return false;
-    }
-    let Some(last) = last else { return true };
+    rule.schedule.is_open(now) && due_at(rule, last, now) <= now
+}
+
+/// When the interval wants the next run, not before `now`; whether its window is open then is another question.
+pub(super) fn due_at(rule: &Rule, last: Option<&PolicyRun>, now: i64) -> i64 {
+    let Some(last) = last else { return now };
     let from = match last.stopped {
         // It goes on with what is left.
-        Some(Stopped::Window | Stopped::Changed | Stopped::Unmount) => return true,
+        Some(Stopped::Window | Stopped::Changed | Stopped::Unmount) => return now,
         // Who stopped it did not mean it to begin anew at once.
         Some(Stopped::Asked) => last.ended.unwrap_or(last.began),
         Some(Stopped::Disabled | Stopped::Gone) | None => last.began,
     };
     let every = i64::try_from(rule.schedule.every.as_secs()).unwrap_or(i64::MAX);
     // A clock that was set back puts nothing off for longer than it would have.
-    from > now || now - from >= every
+    if from > now { now } else { from.saturating_add(every).max(now) }
 }
 
 #[cfg(test)]

@@ -14,5 +14,5 @@ mod serve;
 mod why;
 
 pub use parse::{Policies, PolicyError, load, parse};
-pub use rule::{Action, Condition, Rule};
+pub use rule::{Action, Condition, Rule, Subject};
 pub use run::Manager;

@@ -95,6 +95,7 @@ fn yes() -> bool {
 struct Match {
     unmodified_for: Option<Age>,
     unused_for: Option<Age>,
+    unread_for: Option<Age>,
     unopened_for: Option<Age>,
     unchanged_for: Option<Age>,
     larger_than: Option<Size>,
@@ -295,6 +296,7 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
     let mut add = |condition: Option<Condition>| conditions.extend(condition);
     add(matching.unmodified_for.map(|age| Condition::UnmodifiedFor(age.0)));
     add(matching.unused_for.map(|age| Condition::UnusedFor(age.0)));
+    add(matching.unread_for.map(|age| Condition::UnreadFor(age.0)));
     add(matching.unopened_for.map(|age| Condition::UnopenedFor(age.0)));
     add(matching.unchanged_for.map(|age| Condition::UnchangedFor(age.0)));
     add(matching.larger_than.map(|size| Condition::LargerThan(size.0)));

@@ -82,6 +82,8 @@ pub enum Condition {
     UnmodifiedFor(u64),
     /// Since it was read or changed, as its times or the mount tell.
     UnusedFor(u64),
+    /// Since it was read, as its access time tells.
+    UnreadFor(u64),
     /// Since it was opened through the mount, if it ever was.
     UnopenedFor(u64),
     /// Since its attributes were changed.
@@ -132,6 +134,7 @@ impl Condition {
         Some(match self {
             Self::UnmodifiedFor(age) => format!("mtime <= {}", before(age)),
             Self::UnusedFor(age) => format!("max(atime, mtime, coalesce(accessed, 0)) <= {}", before(age)),
+            Self::UnreadFor(age) => format!("atime <= {}", before(age)),
             Self::UnopenedFor(age) => format!("coalesce(accessed, btime) <= {}", before(age)),
             Self::UnchangedFor(age) => {
                 format!("ctime_ns <= {}", before(age).saturating_add(1).saturating_mul(1_000_000_000))
@@ -183,6 +186,7 @@ impl Condition {
         match self {
             Self::UnmodifiedFor(age) => old(attr.mtime.secs, age),
             Self::UnusedFor(age) => old(attr.atime.secs.max(attr.mtime.secs).max(file.accessed.unwrap_or(0)), age),
+            Self::UnreadFor(age) => old(attr.atime.secs, age),
             Self::UnopenedFor(age) => old(file.accessed.unwrap_or(attr.btime.secs), age),
             Self::UnchangedFor(age) => old(attr.ctime.secs, age),
             Self::LargerThan(size) => attr.size > *size,
@@ -213,6 +217,7 @@ impl fmt::Display for Condition {
         match self {
             Self::UnmodifiedFor(age) => write!(f, "not modified for {}", exact_duration(*age)),
             Self::UnusedFor(age) => write!(f, "not read or modified for {}", exact_duration(*age)),
+            Self::UnreadFor(age) => write!(f, "not read for {}", exact_duration(*age)),
             Self::UnopenedFor(age) => write!(f, "not opened through the mount for {}", exact_duration(*age)),
             Self::UnchangedFor(age) => write!(f, "attributes not changed for {}", exact_duration(*age)),
             Self::LargerThan(size) => write!(f, "larger than {}", exact_size(*size)),
@@ -266,6 +271,13 @@ impl Schedule {
             Some((from, to)) if from <= to => on(day) && (from..to).contains(&minute),
             Some((from, to)) => (on(day) && minute >= from) || (on(day - 1) && minute < to),
         }
+    }
+
+    /// The first time from `now` on at which it is open.
+    pub fn opens(&self, now: i64) -> i64 {
+        // It opens at the beginning of a minute, and no week goes by without.
+        let minutes = (1..=8 * 24 * 60).map(|minutes| (now.div_euclid(60) + minutes) * 60);
+        std::iter::once(now).chain(minutes).find(|at| self.is_open(*at)).unwrap_or(now)
     }
 }
 
@@ -351,20 +363,20 @@ impl Rule {
         if said.is_empty() { self.action.to_string() } else { format!("{} {}", self.action, said.join(", ")) }
     }
 
-    /// Why the file's own state keeps the rule off it, if it does.
-    pub fn unfit(&self, attr: &Attr, state: FileState, pinned: bool) -> Option<String> {
+    /// Why the file's own state keeps the rule off it, if it does: in a word, and for people.
+    pub fn unfit(&self, attr: &Attr, state: FileState, pinned: bool) -> Option<(&'static str, String)> {
         if attr.size == 0 {
-            return Some("it is empty".into());
+            return Some(("empty", "it is empty".into()));
         }
         if attr.sealed {
-            return Some("it is immutable or append-only".into());
+            return Some(("sealed", "it is immutable or append-only".into()));
         }
         if !self.action.states().contains(&state) {
-            return Some(format!("it is {state}: nothing to {}", self.action));
+            return Some(("state", format!("it is {state}: nothing to {}", self.action)));
         }
         match self.action.pinned() {
-            Some(false) if pinned => Some("it is pinned".into()),
-            Some(true) if !pinned => Some("it is not pinned".into()),
+            Some(false) if pinned => Some(("pinned", "it is pinned".into())),
+            Some(true) if !pinned => Some(("not_pinned", "it is not pinned".into())),
             _ => None,
         }
     }

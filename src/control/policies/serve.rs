@@ -1,5 +1,6 @@
 //! `policy` and `why` at the daemon's end of the socket.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::run::{Manager, Tell};
 use crate::catalog::index::now_s;
 use crate::control::index::on_thread;
 use crate::control::protocol::{
-    Failure, PolicyAction, PolicyCandidate, PolicyInfo, PolicyRun, Reply, Summary, WirePath,
+    Failure, PolicyAction, PolicyCandidate, PolicyInfo, PolicyRun, Reply, Summary, WhyFile, WirePath,
 };
 use crate::control::server::{Replies, Server};
 use crate::engine::{JobEvent, Outcome};
@@ -41,8 +42,7 @@ impl Server {
         };
         let mut summary = Summary::default();
         for wire in paths {
-            let (manager, path) = (manager.clone(), wire.to_path());
-            let why = on_thread(move || Ok(manager.why(&path))).await.and_then(|why| why);
+            let why = self.why_one(&manager, wire.to_path()).await;
             let reply = match why {
                 Ok(why) => {
                     summary.files += 1;
@@ -58,6 +58,18 @@ impl Server {
             }
         }
         Reply::Done(summary)
+    }
+
+    async fn why_one(&self, manager: &Arc<Manager>, path: PathBuf) -> Result<WhyFile, String> {
+        let (this, looked_for) = (manager.clone(), path.clone());
+        let node = on_thread(move || Ok(this.node_of(&looked_for))).await.and_then(|node| node)?;
+        let failed = self.engine.failed_of(node.id).await.map_err(|error| error.to_string())?;
+        let queued = match self.watch.tasks.get() {
+            Some(queue) => queue.with(move |store| store.of_file(node.id)).await?,
+            None => Vec::new(),
+        };
+        let this = manager.clone();
+        on_thread(move || Ok(this.why(&path, &failed, &queued))).await.and_then(|why| why)
     }
 }
 

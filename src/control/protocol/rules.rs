@@ -127,8 +127,8 @@ pub struct WhyFile {
     pub recalled: Option<i64>,
     /// A user and process, a command or a policy.
     pub recalled_by: Option<String>,
-    /// What keeps every policy off it.
-    pub against: Vec<String>,
+    /// What keeps policies off it, all of them or those that do one thing.
+    pub against: Vec<WhyReason>,
     pub rules: Vec<WhyRule>,
 }
 
@@ -137,11 +137,33 @@ pub struct WhyFile {
 pub struct WhyRule {
     pub name: String,
     pub action: String,
-    /// The next run would take it, as far as its limits go.
+    /// It takes the file when it next runs, as far as its limits go.
     pub applies: bool,
     /// What of the file itself speaks against it.
-    pub against: Option<String>,
+    pub against: Option<WhyReason>,
     /// Each condition, and whether it holds.
     pub conditions: Vec<(String, bool)>,
     pub last_run: Option<i64>,
+    /// When it takes the file, if it does.
+    pub next: Option<WhyReason>,
+}
+
+/// A reason, or what is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyReason {
+    /// In a word, for programs (docs/policies.md).
+    pub reason: String,
+    pub text: String,
+    /// Until when, or when; `None`: no time can be told.
+    pub at: Option<i64>,
+}
+
+impl WhyReason {
+    pub fn new(reason: &str, text: impl Into<String>) -> Self {
+        Self { reason: reason.into(), text: text.into(), at: None }
+    }
+
+    pub fn at(self, at: i64) -> Self {
+        Self { at: Some(at), ..self }
+    }
 }

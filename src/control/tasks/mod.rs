@@ -10,3 +10,4 @@ mod store;
 
 pub use rate::{Rates, TASK_FILES, TASK_FILES_MAX, TaskOptions};
 pub use run::Queue;
+pub use store::JobState;

@@ -340,6 +340,18 @@ impl Store {
         self.db.prepare_cached(&sql)?.query_row([id], job_of).optional()
     }
 
+    /// Jobs that have a file in the queue: id, kind and state.
+    pub fn of_file(&self, file: FileId) -> StoreResult<Vec<(i64, String, JobState)>> {
+        // With the kinds (`run::kind_of`) named the primary key serves.
+        let mut jobs = self.db.prepare_cached(
+            "SELECT job.id, job.kind, job.state FROM item JOIN job ON job.id = item.job \
+             WHERE item.kind IN ('migrate', 'archive', 'release', 'recall') AND item.ino = ?1 AND item.birth = ?2 ORDER BY job.id",
+        )?;
+        let job =
+            |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, JobState::from_word(&row.get::<_, String>(2)?)));
+        jobs.query_map([file.ino as i64, file.birth as i64], job)?.collect()
+    }
+
     /// Jobs that wait and that are paused, and files of both that have not ended.
     pub fn lengths(&self) -> StoreResult<(u64, u64, u64)> {
         let sql = "SELECT count(*) FILTER (WHERE state = 'waiting'), count(*) FILTER (WHERE state = 'paused'), \
