@@ -376,7 +376,9 @@ pub fn look(path: &Path) -> Result<Found, String> {
     }
     let content = fs::read(path).map_err(|error| format!("{state}: {error}"))?;
     if state == "dual" {
-        let released = set_xattr(path, "user.tierfs.pin", b"0").and_then(|()| release(path));
+        let released = set_xattr(path, "user.tierfs.pin", b"0")
+            .and_then(|()| patiently(path, "user.tierfs.retain", b"0"))
+            .and_then(|()| patiently(path, "user.tierfs.release", b"1"));
         released.map_err(|errno| format!("dual, but it cannot be released: errno {errno}"))?;
         let again = fs::read(path).map_err(|error| format!("dual, released: {error}"))?;
         if again != content {
@@ -392,10 +394,10 @@ pub fn look(path: &Path) -> Result<Found, String> {
 }
 
 /// The last close may not have been told yet.
-fn release(path: &Path) -> Result<(), i32> {
+fn patiently(path: &Path, name: &str, value: &[u8]) -> Result<(), i32> {
     let deadline = Instant::now() + SOON;
     loop {
-        match set_xattr(path, "user.tierfs.release", b"1") {
+        match set_xattr(path, name, value) {
             Err(libc::EBUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
             ended => return ended,
         }
@@ -408,7 +410,7 @@ pub fn move_files(paths: &[PathBuf], seed: u64, stop: &AtomicBool, done: &Atomic
     while !stop.load(Ordering::Relaxed) {
         let path = &paths[dice.below(paths.len() as u64) as usize];
         // A pinned file that is migrated is archived only.
-        let verbs: [(&str, &[u8]); 8] = [
+        let verbs: [(&str, &[u8]); 11] = [
             ("migrate", b"1"),
             ("migrate", b"1"),
             ("migrate", b"1"),
@@ -417,6 +419,9 @@ pub fn move_files(paths: &[PathBuf], seed: u64, stop: &AtomicBool, done: &Atomic
             ("recall", b"1"),
             ("pin", b"1"),
             ("pin", b"0"),
+            ("retain", b"1"),
+            ("retain", b"0"),
+            ("retain", b"0"),
         ];
         let seen = identity(path);
         let (verb, value) = verbs[dice.below(verbs.len() as u64) as usize];
