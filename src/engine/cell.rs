@@ -178,7 +178,7 @@ impl Cells {
     }
 
     /// Names a file whose record contradicts it, once for some time: programs are told a number only.
-    fn tell_damage(&self, node: &Inode, error: &EngineError) {
+    pub(super) fn tell_damage(&self, node: &Inode, error: &EngineError) {
         if !error.is_damage() {
             return;
         }

@@ -15,7 +15,7 @@ use super::cell::{Cell, Inner, has_data};
 use super::content::Content;
 use super::error::{EngineError, EngineResult};
 use super::fill::{FOREIGN_DATA, Fill};
-use super::session::{changed_size, date};
+use super::session::date;
 use super::{Engine, Patience, blocking};
 use crate::kill;
 use crate::ports::{Intent, IntentKind, LowerError, LowerFile, LowerResult, OpenFlags, PUNCH};
@@ -49,7 +49,7 @@ impl Engine {
         let object = inner.record.object.as_ref().expect("a remote claim has an object");
         let attr = self.lower.stat(&cell.node).map_err(&failed)?;
         if attr.size != object.len {
-            return Err(changed_size(cell, object));
+            return Err(self.changed_size(cell, object));
         }
         if inner.record.claim == Claim::Partial && attr.mtime != object.mtime {
             return Ok(false);

@@ -28,16 +28,15 @@ impl Drop for Ends {
     }
 }
 
-/// A stub whose size is not its object's was cut or extended by somebody below the mount.
-pub(super) fn changed_size(cell: &Cell, object: &ObjectRef) -> EngineError {
-    EngineError::ChangedBelow {
-        file: cell.node.id,
-        object: object.key.to_string(),
-        why: "its size is not that of its object",
-    }
-}
-
 impl Engine {
+    /// A stub whose size is not its object's was cut or extended by somebody below the mount. It is named in the log.
+    pub(super) fn changed_size(&self, cell: &Cell, object: &ObjectRef) -> EngineError {
+        let (file, object) = (cell.node.id, object.key.to_string());
+        let error = EngineError::ChangedBelow { file, object, why: "its size is not that of its object" };
+        self.cells.tell_damage(&cell.node, &error);
+        error
+    }
+
     /// Has content brought back, by the recall that runs or a new one. `None`: it is all local already.
     pub async fn start_recall(self: &Arc<Self>, cell: &Arc<Cell>, wish: Wish) -> EngineResult<Option<Demand>> {
         loop {
@@ -116,7 +115,7 @@ impl Engine {
         let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
         let patched = inner.record.claim == Claim::Patched;
         if attr.size != object.len && !patched {
-            return Err(changed_size(cell, &object));
+            return Err(self.changed_size(cell, &object));
         }
         let keeps = !self.lower.features().read_only;
         let policy = self.recall_policy(&cell.node, &object);
@@ -242,7 +241,7 @@ impl Engine {
         let object = record.object.as_mut().expect("a remote claim has an object");
         // Writing chunks never goes beyond the object's length, so this was somebody else.
         if attr.size != object.len {
-            return Err(changed_size(cell, object));
+            return Err(self.changed_size(cell, object));
         }
         object.mtime = attr.mtime;
         self.lower.save_record(&cell.node, &record.encode()).map_err(EngineError::lower(cell.node.id))?;

@@ -163,6 +163,13 @@ impl Engine {
             {
                 return Ok(Checked::Nothing);
             }
+            // Seen when a record is read; one that was known before may be of a file that was cut or extended below since.
+            if claim == Claim::Stub {
+                let now = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+                if now.size != object.len {
+                    return Err(self.changed_size(cell, &object));
+                }
+            }
         }
         let (file, key) = (cell.node.id, object.key.to_string());
         let changed_below = |why| Err(EngineError::ChangedBelow { file, object: key.clone(), why });

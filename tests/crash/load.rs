@@ -379,7 +379,10 @@ pub fn look(path: &Path) -> Result<Found, String> {
         let released = set_xattr(path, "user.tierfs.pin", b"0")
             .and_then(|()| patiently(path, "user.tierfs.retain", b"0"))
             .and_then(|()| patiently(path, "user.tierfs.release", b"1"));
-        released.map_err(|errno| format!("dual, but it cannot be released: errno {errno}"))?;
+        released.map_err(|errno| {
+            let now = xattr(path, "user.tierfs.state").map(String::from_utf8);
+            format!("dual, but it cannot be released: errno {errno}, now it is {now:?}")
+        })?;
         let again = fs::read(path).map_err(|error| format!("dual, released: {error}"))?;
         if again != content {
             return Err(format!(

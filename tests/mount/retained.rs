@@ -128,8 +128,8 @@ fn policies_pass_it_by() {
     assert_eq!(states(&rig), NAMES);
     assert_eq!(rig.state("free"), "dual", "it was released, and recalled");
     let why = rig.json(&["why", rig.mnt("dual").to_str().unwrap()], 0).remove(0);
-    assert!(why["against"][0].as_str().unwrap().contains("retention-locked"), "{why}");
-    assert!(why["rules"].as_array().unwrap().iter().any(|rule| rule["against"] == "it is retention-locked"), "{why}");
+    assert_eq!(why["against"][0]["reason"], "retained", "{why}");
+    assert!(why["rules"].as_array().unwrap().iter().any(|rule| rule["against"]["reason"] == "retained"), "{why}");
     let found = rig.on(&["find", "--retained"], &[""]);
     let mut found: Vec<_> = found.lines().map(|line| line.rsplit('/').next().unwrap()).collect();
     found.sort_unstable();

@@ -285,6 +285,28 @@ fn a_damaged_record_does_not_hold_up_the_deletions_of_others() {
     assert!(rig.objects().contains(&object) && rig.log().contains(&object), "{}", rig.log());
 }
 
+/// Somebody has the stub open, so its record is not read again.
+#[test]
+fn a_stub_in_use_that_is_cut_or_extended_below_is_named() {
+    let Some(rig) = Rig::new() else { return };
+    let names = ["longer", "shorter"];
+    for name in names {
+        rig.write(name, 40 * CHUNK);
+    }
+    rig.on(&["migrate"], &names);
+    let held = names.map(|name| fs::File::open(rig.mnt(name)).unwrap());
+    for (name, len) in names.iter().zip([41 * CHUNK, 1]) {
+        let before = fs::metadata(rig.low(name)).unwrap();
+        writable(&rig.low(name)).set_len(len as u64).unwrap();
+        set_mtime(&rig.low(name), before.mtime(), before.mtime_nsec());
+    }
+    check_names(&rig, &names, "it was changed below the mount: its size");
+    for (name, file) in names.iter().zip(&held) {
+        assert_eq!(errno(file.read_at(&mut [0; 16], 0)), Some(libc::EIO), "{name}");
+        wait_for("a line in the log", || is_told(&rig, name));
+    }
+}
+
 #[test]
 fn stubs_changed_below_the_mount() {
     for setup in [Setup::default(), Setup::xfs()] {
