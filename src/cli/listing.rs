@@ -10,9 +10,13 @@ use super::exit::{self, CliError, Exit};
 use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
+use crate::catalog::glob::Glob;
+use crate::catalog::index::now_s;
 use crate::control::mountinfo::MountEntry;
+use crate::control::policies::{Condition, group_id, heat, user_id};
 use crate::control::protocol::{FileState, Reply, Request, Summary, WirePath};
 use crate::pair::units::{format_size, parse_duration, parse_size};
+use crate::types::PairName;
 
 /// What is remote only, in bytes.
 pub(super) const OFFLINE: &str =
@@ -55,12 +59,15 @@ pub struct Ls {
     path: PathBuf,
 }
 
-/// Find files by state, size, age, owner and use, by the index: no walk over the share.
+/// Find files by state, path, size, age, owner and use, by the index: no walk over the share.
+///
+/// All that is asked must hold; of what is repeated, one.
 #[derive(Debug, Args)]
 #[command(after_help = exit::help(
     "  tierfs find /mnt/tiered --state stub --larger-than 1GiB\n  \
      tierfs find /mnt/tiered/projects --state resident --unused-for 30d\n  \
-     tierfs find -0 /mnt/tiered --name '*.exr' --opened-at-least 5 | xargs -0 ls -l"))]
+     tierfs find -0 /mnt/tiered --name '*.exr' --opened-at-least 5 | xargs -0 ls -l\n  \
+     tierfs find /mnt/tiered --path 'projects/**' --user alice --cooler-than 0.5"))]
 pub struct Find {
     /// A directory on a tierfs mount.
     #[arg(value_name = "PATH")]
@@ -71,19 +78,44 @@ pub struct Find {
     /// A pattern of the last name, as in a shell.
     #[arg(long, value_name = "PATTERN")]
     name: Option<String>,
+    /// A pattern of the path from the share's root, as `match.paths` of policies: `**` is any number of directories; without a slash it is of a
+    /// name anywhere. May be repeated.
+    #[arg(long = "path", id = "path-like", value_name = "PATTERN", value_parser = Glob::new)]
+    path_like: Vec<Glob>,
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     larger_than: Option<u64>,
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     smaller_than: Option<u64>,
-    /// Neither read nor changed for so long.
+    /// Neither read nor changed for so long: access time, modification time and last open through the mount.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     unused_for: Option<u64>,
     /// Content unchanged for so long.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     unmodified_for: Option<u64>,
-    /// Owner's number.
-    #[arg(long, value_name = "UID")]
-    user: Option<u32>,
+    /// Opened through the mount within that time.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    opened_within: Option<u64>,
+    /// Not opened through the mount for so long; a file that never was, since it was made.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    unopened_for: Option<u64>,
+    /// Owner, by number or name; may be repeated.
+    #[arg(long, value_name = "USER", value_parser = user_id)]
+    user: Vec<u32>,
+    /// Group, by number or name; may be repeated.
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    group: Vec<u32>,
+    /// Quota project's number, as scans read it; may be repeated.
+    #[arg(long, value_name = "ID")]
+    project: Vec<u32>,
+    /// The pair that has the file's copy; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pair: Vec<PairName>,
+    /// Heat above it: opens through the mount, each halved after a week.
+    #[arg(long, value_name = "HEAT", value_parser = heat_of)]
+    hotter_than: Option<f64>,
+    /// Heat below it; files never opened too.
+    #[arg(long, value_name = "HEAT", visible_alias = "colder-than", value_parser = heat_of)]
+    cooler_than: Option<f64>,
     /// Opened through the mount so often or more.
     #[arg(long, value_name = "TIMES")]
     opened_at_least: Option<u64>,
@@ -121,6 +153,20 @@ impl State {
             Self::Damaged => FileState::Damaged,
         }
     }
+}
+
+fn heat_of(text: &str) -> Result<f64, String> {
+    heat(text.parse().map_err(|_| "write a number from 0, like 2.5".to_owned())?)
+}
+
+/// Text, in SQL.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// That one of some holds, if there are any.
+fn any<T>(of: &[T], sql: impl Fn(&T) -> String) -> Option<String> {
+    (!of.is_empty()).then(|| format!("({})", of.iter().map(sql).collect::<Vec<_>>().join(" OR ")))
 }
 
 /// The inode of a path, in SQL.
@@ -253,29 +299,45 @@ impl Ls {
 }
 
 impl Find {
+    /// What policies ask as well.
+    fn conditions(&self) -> Vec<Condition> {
+        let some =
+            |ids: &Vec<u32>, condition: fn(Vec<u32>) -> Condition| (!ids.is_empty()).then(|| condition(ids.clone()));
+        let all = [
+            self.larger_than.map(Condition::LargerThan),
+            self.smaller_than.map(Condition::SmallerThan),
+            self.unused_for.map(Condition::UnusedFor),
+            self.unmodified_for.map(Condition::UnmodifiedFor),
+            self.unopened_for.map(Condition::UnopenedFor),
+            self.opened_at_least.map(Condition::OpenedAtLeast),
+            self.hotter_than.map(Condition::HotterThan),
+            self.cooler_than.map(Condition::CoolerThan),
+            some(&self.user, Condition::Users),
+            some(&self.group, Condition::Groups),
+            some(&self.project, Condition::Projects),
+        ];
+        all.into_iter().flatten().collect()
+    }
+
     fn filter(&self) -> String {
         let mut all = vec!["f.kind = 'f'".to_owned()];
         if !self.state.is_empty() {
             let states: Vec<FileState> = self.state.iter().map(|state| state.of_file()).collect();
             all.push(crate::catalog::index::state_filter(&states));
         }
-        if let Some(name) = &self.name {
-            all.push(format!("f.name GLOB '{}'", name.replace('\'', "''")));
-        }
-        all.extend(self.larger_than.map(|size| format!("f.size > {size}")));
-        all.extend(self.smaller_than.map(|size| format!("f.size < {size}")));
-        all.extend(
-            self.unused_for.map(|age| format!("max(f.atime, f.mtime, coalesce(f.accessed, 0)) <= unixepoch() - {age}")),
-        );
-        all.extend(self.unmodified_for.map(|age| format!("f.mtime <= unixepoch() - {age}")));
-        all.extend(self.user.map(|uid| format!("f.uid = {uid}")));
-        all.extend(self.opened_at_least.map(|opens| format!("f.accesses >= {opens}")));
+        all.extend(self.name.as_ref().map(|name| format!("f.name GLOB {}", literal(name))));
+        let now = now_s();
+        all.extend(self.conditions().iter().filter_map(|condition| condition.sql(now)));
+        all.extend(self.opened_within.map(|age| format!("f.accessed > {now} - {age}")));
+        all.extend(any(&self.pair, |pair| format!("f.pair = {}", literal(pair.as_str()))));
         if self.pinned {
             all.push("f.pinned = 1".into());
         }
         if self.retained {
             all.push("f.sealed & 2".into());
         }
+        // Last: paths are put together row by row.
+        all.extend(any(&self.path_like, |glob| format!("path_like(path(f.ino), {})", literal(glob.text()))));
         all.join(" AND ")
     }
 

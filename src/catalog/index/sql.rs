@@ -17,6 +17,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use super::row::{heat_now, name_of, state_of};
 use super::store::NO_PARENT;
 use super::{IndexError, IndexResult};
+use crate::catalog::glob::Glob;
 
 /// How long a reader waits for a moment without a writer, and a writer for one without readers.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(10);
@@ -108,7 +109,7 @@ fn plain(index: &Path) -> IndexResult<Connection> {
     Ok(db)
 }
 
-/// A connection that reads, and has the functions `path(ino)`, `inode(path)`, `state_name(number)` and `heat_now(heat)`.
+/// A connection that reads, and has the functions `path(ino)`, `inode(path)`, `state_name(number)`, `heat_now(heat)` and `path_like(path, pattern)`.
 pub fn reader(index: &Path) -> IndexResult<Connection> {
     let db = plain(index)?;
     add_functions(&db, index)?;
@@ -149,6 +150,14 @@ pub(super) fn add_functions(db: &Connection, index_of: &Path) -> IndexResult<()>
     })?;
     db.create_scalar_function("heat_now", 1, flags, |call| {
         Ok(call.get::<Option<f64>>(0)?.map(|heat| heat_now(heat, now_s())))
+    })?;
+    db.create_scalar_function("path_like", 2, flags | FunctionFlags::SQLITE_DETERMINISTIC, |call| {
+        // Kept from row to row, where the pattern is the same.
+        let glob = call.get_or_create_aux(1, |pattern| {
+            let text = pattern.as_str().map_err(|error| error.to_string())?;
+            Glob::new(text)
+        });
+        Ok(glob?.matches(name_of(call.get_raw(0))))
     })?;
     Ok(())
 }

@@ -5,7 +5,6 @@
 
 mod at_work;
 mod choose;
-mod glob;
 mod memory;
 mod parse;
 mod rule;
@@ -13,6 +12,6 @@ mod run;
 mod serve;
 mod why;
 
-pub use parse::{Policies, PolicyError, load, parse};
+pub use parse::{Policies, PolicyError, group_id, heat, load, parse, user_id};
 pub use rule::{Action, Condition, Rule, Subject};
 pub use run::Manager;

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 use toml::Spanned;
 
-use super::glob::Glob;
 use super::rule::{Action, Condition, Limits, Order, Rule, Schedule, Trigger};
+use crate::catalog::glob::Glob;
 use crate::engine::{Choice, is_choosable};
 use crate::pair::units::{parse_duration, parse_percent, parse_size};
 use crate::types::{BadName, PairName, RecallPolicy};
@@ -114,8 +114,8 @@ struct Match {
     extensions: Vec<Extension>,
     #[serde(default)]
     xattrs: BTreeMap<String, String>,
-    cooler_than: Option<f64>,
-    hotter_than: Option<f64>,
+    cooler_than: Option<Heat>,
+    hotter_than: Option<Heat>,
     opened_at_least: Option<u64>,
     opened_at_most: Option<u64>,
 }
@@ -193,8 +193,8 @@ from_text! {
     Age(u64) = parse_duration;
     Size(u64) = parse_size;
     Percent(u8) = parse_percent;
-    User(u32) = |text| id_of(text, "/etc/passwd", "user");
-    Group(u32) = |text| id_of(text, "/etc/group", "group");
+    User(u32) = user_id;
+    Group(u32) = group_id;
     Pattern(Glob) = Glob::new;
     Extension(String) = extension;
     Window((u32, u32)) = window;
@@ -207,6 +207,37 @@ from_text! {
 fn chunk_size(text: &str) -> Result<u32, String> {
     let size = u32::try_from(parse_size(text)?).ok().filter(|size| is_choosable(*size));
     size.ok_or_else(|| format!("{text:?} is no chunk size that can be chosen: write a power of two from 64KiB to 8MiB"))
+}
+
+/// A heat that files can be compared with.
+pub fn heat(heat: f64) -> Result<f64, String> {
+    if heat.is_finite() && heat >= 0.0 {
+        Ok(heat)
+    } else {
+        Err(format!("{heat} is no heat: write a number from 0, like 2.5"))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "f64")]
+struct Heat(f64);
+
+impl TryFrom<f64> for Heat {
+    type Error = String;
+
+    fn try_from(number: f64) -> Result<Self, String> {
+        heat(number).map(Self)
+    }
+}
+
+/// The number of a user of this machine, from the number or the name.
+pub fn user_id(text: &str) -> Result<u32, String> {
+    id_of(text, "/etc/passwd", "user")
+}
+
+/// The number of a group of this machine, from the number or the name.
+pub fn group_id(text: &str) -> Result<u32, String> {
+    id_of(text, "/etc/group", "group")
 }
 
 fn id_of(text: &str, file: &str, what: &str) -> Result<u32, String> {
@@ -301,8 +332,8 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
     add(matching.unchanged_for.map(|age| Condition::UnchangedFor(age.0)));
     add(matching.larger_than.map(|size| Condition::LargerThan(size.0)));
     add(matching.smaller_than.map(|size| Condition::SmallerThan(size.0)));
-    add(matching.cooler_than.map(Condition::CoolerThan));
-    add(matching.hotter_than.map(Condition::HotterThan));
+    add(matching.cooler_than.map(|heat| Condition::CoolerThan(heat.0)));
+    add(matching.hotter_than.map(|heat| Condition::HotterThan(heat.0)));
     add(matching.opened_at_least.map(Condition::OpenedAtLeast));
     add(matching.opened_at_most.map(Condition::OpenedAtMost));
     fn some<A, B>(values: Vec<A>, condition: impl Fn(Vec<B>) -> Condition, take: impl Fn(A) -> B) -> Option<Condition> {
@@ -434,6 +465,9 @@ set = { pair = "b", chunk_size = "8MiB", recall = "full" }
             ("[policy.a]\naction = \"archive\"\n\nmatch.older_than = \"3d\"", 4, "unknown field `older_than`"),
             ("[policy.a]\naction = \"archive\"\nmatch.users = [\"root\",\n  \"nobody-of-this-name\"]", 3, "no user"),
             ("[policy.a]\naction = \"archive\"\nmatch.paths = [\"a[\"]", 3, "without"),
+            ("[policy.a]\naction = \"pin\"\nmatch.hotter_than = inf", 3, "inf is no heat"),
+            ("[policy.a]\naction = \"pin\"\n\nmatch.hotter_than = nan", 4, "NaN is no heat"),
+            ("[policy.a]\naction = \"pin\"\nmatch.cooler_than = -1", 3, "-1 is no heat"),
             ("[policy.a]\naction = \"archive\"\nmatch.extensions = [\"*.x\"]", 3, "not an extension"),
             ("[policy.a]\naction = \"archive\"\nschedule.window = \"22-6\"", 3, "not a window"),
             ("[policy.a]\naction = \"archive\"\nschedule.days = [\"someday\"]", 3, "no day"),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::glob::{Glob, matches_value};
+use crate::catalog::glob::{Glob, matches_value};
 use crate::catalog::index::{HEAT_HALF_LIFE_S, state_filter};
 use crate::control::space::COLDEST;
 use crate::engine::{Choice, JobKind};
