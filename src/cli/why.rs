@@ -49,6 +49,9 @@ fn shown(reason: &WhyReason) -> String {
 fn show(why: &WhyFile) {
     output::line(&format!("{}: {}", output::shown(&why.path.to_path()), why.state));
     let line = |text: String| output::line(&format!("  {}", output::plain(&text)));
+    if let Some(project) = why.project.filter(|project| *project != 0) {
+        line(format!("of quota project {project}"));
+    }
     if !why.indexed {
         line("not in the index yet: `tierfs index scan`".into());
     }

@@ -20,6 +20,7 @@ mod namespace;
 mod number;
 mod path;
 mod probe;
+mod project;
 mod quota;
 mod setattr;
 mod share;

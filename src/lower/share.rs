@@ -29,6 +29,7 @@ use super::file::OpenFile;
 use super::handle::{handle_of, has_xattr_at, open_handle};
 use super::number::{self, ByNumber};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
+use super::project::project_of;
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
     Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
@@ -424,6 +425,12 @@ impl Lower for Share {
         let node = self.node(node)?;
         let _as_requester = ActingAs::new(who, As::MakerWithGroups)?;
         xattr::set(node.fd(), OsStr::new("system.posix_acl_access"), value, flags)
+    }
+
+    fn project(&self, node: &Inode) -> LowerResult<u32> {
+        // Without waiting: who asks is no user of the file, and may be the one who has it leased.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOATIME;
+        project_of(self.open_content(&*self.node(node)?, flags)?.as_fd())
     }
 
     fn list_xattrs(&self, node: &Inode) -> LowerResult<Vec<OsString>> {

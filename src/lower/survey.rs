@@ -3,8 +3,6 @@
 //!
 //! Invariant: what is seen is a hint of a moment, by name. Whoever acts on a file finds it again by its inode.
 
-#![allow(unsafe_code, reason = "a directory's project is told by an ioctl that has no safe wrapper")]
-
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +13,7 @@ use super::Step;
 use super::attr::{stat_fd, stat_name_c};
 use super::dir::{entries, parse};
 use super::handle::{handle_of, open_handle, xattr_at};
+use super::project::project_of;
 use super::share::Share;
 use crate::ports::{Attr, FileKind, Lower, LowerError, LowerResult};
 use crate::types::{FileId, Inode};
@@ -23,9 +22,6 @@ use crate::types::{FileId, Inode};
 const BUFFER_BYTES: usize = 128 * 1024;
 /// A record has no more (`record::Record::decode` refuses longer ones).
 const RECORD_BYTES_MAX: usize = 4096;
-
-/// `_IOR('X', 31, struct fsxattr)` of `linux/fs.h`, 28 bytes of which the fourth word is the project.
-const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
 
 /// One inode as a directory names it.
 #[derive(Clone, Copy, Debug)]
@@ -166,10 +162,6 @@ impl Survey {
 
     /// The quota project of the directory, which what is made in it inherits (`PROJINHERIT`); 0 where there are none.
     pub fn project(&self) -> u32 {
-        let Some(dir) = &self.dir else { return 0 };
-        let mut answer = [0u32; 7];
-        // SAFETY: the kernel writes the 28 bytes of a `struct fsxattr`, which the buffer has room for.
-        let done = unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_FSGETXATTR as _, answer.as_mut_ptr()) };
-        if done == 0 { answer[3] } else { 0 }
+        self.dir.as_ref().and_then(|dir| project_of(dir.as_fd()).ok()).unwrap_or(0)
     }
 }

@@ -335,6 +335,10 @@ pub trait Lower: Send + Sync {
     fn pin(&self, _node: &Inode) -> LowerResult<Arc<dyn Any + Send + Sync>> {
         Ok(Arc::new(()))
     }
+    /// The quota project of a regular file, as it is just now; 0 where the filesystem has none. `EWOULDBLOCK`: somebody holds a lease on the file.
+    fn project(&self, _node: &Inode) -> LowerResult<u32> {
+        Ok(0)
+    }
     fn set_attr(&self, node: &Inode, changes: &SetAttr) -> LowerResult<Attr>;
     fn read_link(&self, node: &Inode) -> LowerResult<OsString>;
     fn make(&self, dir: &Inode, name: &OsStr, what: NewNode<'_>, mode: u32, who: &Caller)

@@ -115,7 +115,7 @@ fn the_index_leaves_nothing_out_that_a_condition_holds_for() {
         let file = Subject {
             path: row.path.as_bytes(),
             attr,
-            project: row.project,
+            project: &|| Some(row.project),
             accesses: row.accesses,
             heat: row.heat,
             accessed: row.accessed,

@@ -33,6 +33,8 @@ mod partial;
 mod patched;
 mod policies;
 mod policy;
+mod policy_marks;
+mod policy_match;
 mod policy_runs;
 mod posix;
 mod quota;

@@ -12,21 +12,27 @@ use crate::rig::*;
 /// A rig that is mounted with these policies.
 pub fn with_policies(text: &str) -> Option<Rig> {
     let mut rig = (Setup { mounted: false, ..Setup::default() }).build()?;
+    mount_with(&mut rig, text);
+    Some(rig)
+}
+
+/// Mounts with these policies.
+#[track_caller]
+pub fn mount_with(rig: &mut Rig, text: &str) {
     let file = rig.scratch("policies.toml");
     fs::write(&file, text).unwrap();
     let option = format!("policies={}", file.display());
     let output = rig.try_mount(&["-o", &option]);
     assert!(output.status.success(), "{}", said(&output));
-    Some(rig)
 }
 
 /// What the mount says of a file.
 #[track_caller]
-fn why(rig: &Rig, name: &str) -> Value {
+pub fn why(rig: &Rig, name: &str) -> Value {
     rig.json(&["why", rig.mnt(name).to_str().unwrap()], 0).remove(0)
 }
 
-fn rule<'a>(why: &'a Value, name: &str) -> &'a Value {
+pub fn rule<'a>(why: &'a Value, name: &str) -> &'a Value {
     why["rules"].as_array().unwrap().iter().find(|rule| rule["name"] == name).unwrap()
 }
 
@@ -34,7 +40,7 @@ pub fn policy_run(rig: &Rig, name: &str) -> Value {
     rig.json(&["policy", "run", name], 0).pop().unwrap()
 }
 
-fn taken(rig: &Rig, name: &str) -> Vec<String> {
+pub fn taken(rig: &Rig, name: &str) -> Vec<String> {
     let lines = rig.json(&["policy", "dry-run", name], 0);
     let files = lines.iter().filter(|line| line["reply"] == "candidate");
     let mountpoint = rig.mountpoint();

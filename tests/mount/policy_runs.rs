@@ -20,7 +20,7 @@ fn policies_file(rig: &Rig) -> PathBuf {
 
 /// These rules are in force from now on.
 #[track_caller]
-fn reload(rig: &Rig, text: &str) {
+pub fn reload(rig: &Rig, text: &str) {
     fs::write(policies_file(rig), text).unwrap();
     code(&rig.tierfs(&["policy", "reload"]), 0);
 }

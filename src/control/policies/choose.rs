@@ -22,7 +22,6 @@ pub struct Picked {
     pub size: u64,
     /// Bytes allocated.
     pub local: u64,
-    project: u32,
     accesses: u64,
     heat: Option<f64>,
     accessed: Option<i64>,
@@ -175,7 +174,7 @@ impl Manager {
         let db = reader(self.index.path())?;
         let mut paths = Paths::new(self.index.path())?;
         let sql = format!(
-            "SELECT ino, birth, parent, name, size, blocks, uid, project, accesses, heat, accessed FROM f WHERE {}{}",
+            "SELECT ino, birth, parent, name, size, blocks, uid, accesses, heat, accessed FROM f WHERE {}{}",
             rule.filter(now),
             rule.order_by()
         );
@@ -191,10 +190,9 @@ impl Manager {
                 path,
                 size: number(4)? as u64,
                 local: number(5)? as u64 * 512,
-                project: number(7)? as u32,
-                accesses: number(8)? as u64,
-                heat: row.get(9)?,
-                accessed: row.get(10)?,
+                accesses: number(7)? as u64,
+                heat: row.get(8)?,
+                accessed: row.get(9)?,
             };
             if by_path.iter().all(|condition| condition.matches_path(file.path.as_os_str().as_bytes()))
                 && !each(file, number(6)? as u32)
@@ -209,7 +207,7 @@ impl Manager {
     pub(super) fn picked(&self, node: &Inode, path: &Path) -> IndexResult<Option<(Picked, Recalled)>> {
         let db = reader(self.index.path())?;
         let mut row = db.prepare(
-            "SELECT size, blocks, project, accesses, heat, accessed, recalled, recalled_by FROM f WHERE ino = ?1 AND birth = ?2",
+            "SELECT size, blocks, accesses, heat, accessed, recalled, recalled_by FROM f WHERE ino = ?1 AND birth = ?2",
         )?;
         let mut rows = row.query([node.id.ino as i64, node.id.birth as i64])?;
         let Some(row) = rows.next()? else { return Ok(None) };
@@ -219,22 +217,26 @@ impl Manager {
             path: path.to_owned(),
             size: number(0)? as u64,
             local: number(1)? as u64 * 512,
-            project: number(2)? as u32,
-            accesses: number(3)? as u64,
-            heat: row.get(4)?,
-            accessed: row.get(5)?,
+            accesses: number(2)? as u64,
+            heat: row.get(3)?,
+            accessed: row.get(4)?,
         };
-        Ok(Some((picked, Recalled { at: row.get(6)?, by: row.get(7)? })))
+        Ok(Some((picked, Recalled { at: row.get(5)?, by: row.get(6)? })))
     }
 }
 
 impl Picked {
     /// The file as conditions see it.
-    pub(super) fn subject<'a>(&'a self, attr: &'a Attr, xattr: &'a dyn Fn(&str) -> Option<Vec<u8>>) -> Subject<'a> {
+    pub(super) fn subject<'a>(
+        &'a self,
+        attr: &'a Attr,
+        project: &'a dyn Fn() -> Option<u32>,
+        xattr: &'a dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Subject<'a> {
         Subject {
             path: self.path.as_os_str().as_bytes(),
             attr,
-            project: self.project,
+            project,
             accesses: self.accesses,
             heat: self.heat,
             accessed: self.accessed,
@@ -249,7 +251,6 @@ impl Picked {
             path: found.path.clone(),
             size: found.attr.size,
             local: found.attr.blocks * 512,
-            project: 0,
             accesses: 0,
             heat: None,
             accessed: None,

@@ -109,7 +109,8 @@ pub enum Condition {
 pub struct Subject<'a> {
     pub path: &'a [u8],
     pub attr: &'a Attr,
-    pub project: u32,
+    /// Looks its own quota project up; `None`: it cannot be told.
+    pub project: &'a dyn Fn() -> Option<u32>,
     pub accesses: u64,
     /// As it is kept, not as it is now.
     pub heat: Option<f64>,
@@ -193,7 +194,7 @@ impl Condition {
             Self::SmallerThan(size) => attr.size < *size,
             Self::Users(users) => users.contains(&attr.uid),
             Self::Groups(groups) => groups.contains(&attr.gid),
-            Self::Projects(projects) => projects.contains(&file.project),
+            Self::Projects(projects) => (file.project)().is_some_and(|project| projects.contains(&project)),
             Self::Paths(_) | Self::NotPaths(_) => self.matches_path(file.path),
             Self::Extensions(extensions) => {
                 let name = file.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();

@@ -274,7 +274,8 @@ impl Manager {
         let xattr = |name: &str| self.lower.xattr(&node, name.as_ref()).ok();
         let mut file = file.clone();
         file.path.clone_from(&path);
-        let subject = file.subject(&attr, &xattr);
+        let project = || self.lower.project(&node).ok();
+        let subject = file.subject(&attr, &project, &xattr);
         let wanted = rule.conditions.iter().all(|condition| condition.holds(&subject, now));
         wanted.then_some(Candidate { node, attr, path })
     }

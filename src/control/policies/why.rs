@@ -100,12 +100,15 @@ impl Manager {
         };
         let policies = self.policies();
         let rules = policies.rules.iter();
-        let rules = rules.map(|rule| self.judge(rule, &found, &picked, (state, pinned), failed)).collect();
+        let project = self.lower.project(&found.node).ok();
+        let judge = |rule| self.judge(rule, &found, &picked, (state, pinned, project), failed);
+        let rules = rules.map(judge).collect();
         let (accesses, heat, accessed) = picked.uses();
         let heat = heat.map_or(0.0, |heat| (heat - now_s() as f64 / HEAT_HALF_LIFE_S).exp2());
         Ok(WhyFile {
             path: WirePath::from_path(path),
             state,
+            project,
             indexed: recalled.is_some(),
             accesses,
             heat,
@@ -126,12 +129,13 @@ impl Manager {
         rule: &Rule,
         found: &Found,
         picked: &Picked,
-        (state, pinned): (FileState, bool),
+        (state, pinned, project): (FileState, bool, Option<u32>),
         failed: &[FailedEntry],
     ) -> WhyRule {
         let now = now_s();
         let xattr = |name: &str| self.lower.xattr(&found.node, name.as_ref()).ok();
-        let subject = picked.subject(&found.attr, &xattr);
+        let project = || project;
+        let subject = picked.subject(&found.attr, &project, &xattr);
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
         let against = rule.unfit(&found.attr, state, pinned).map(|(word, text)| WhyReason::new(word, text));

@@ -118,6 +118,8 @@ pub struct PolicyCandidate {
 pub struct WhyFile {
     pub path: WirePath,
     pub state: FileState,
+    /// Its own quota project, 0 for none; `None`: it cannot be told just now.
+    pub project: Option<u32>,
     /// Whether the index knows it.
     pub indexed: bool,
     /// Opens through the mount, and what is left of them as heat.
