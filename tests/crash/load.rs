@@ -379,10 +379,15 @@ pub fn look(path: &Path) -> Result<Found, String> {
         let released = set_xattr(path, "user.tierfs.pin", b"0")
             .and_then(|()| patiently(path, "user.tierfs.retain", b"0"))
             .and_then(|()| patiently(path, "user.tierfs.release", b"1"));
-        released.map_err(|errno| {
-            let now = xattr(path, "user.tierfs.state").map(String::from_utf8);
-            format!("dual, but it cannot be released: errno {errno}, now it is {now:?}")
-        })?;
+        let now = || xattr(path, "user.tierfs.state").map(|state| String::from_utf8_lossy(&state).into_owned());
+        match released {
+            Ok(()) => {}
+            // Recalled before, it has given its object up meanwhile.
+            Err(libc::EINVAL) if now().as_deref() == Ok("resident") => {}
+            Err(errno) => {
+                return Err(format!("dual, but it cannot be released: errno {errno}, now it is {:?}", now()));
+            }
+        }
         let again = fs::read(path).map_err(|error| format!("dual, released: {error}"))?;
         if again != content {
             return Err(format!(
