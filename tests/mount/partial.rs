@@ -87,6 +87,8 @@ fn parts_survive_a_restart_and_a_crash() {
             assert_same(&direct(rig, "a", at, 4 * CHUNK), &content[at..at + 4 * CHUNK], "a part");
         };
         read(&rig);
+        // Readers are served before what they read is written.
+        wait_for("what was read to be below", || rig.allocated("a") >= 4 * CHUNK as u64);
         if crash {
             // In the midst of it: the file is open, and the record still says stub.
             rig.crash();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tierfs::gateway::faults::Effect;
 
 use crate::index::scan;
-use crate::policies::{policy_run, why, with_policies};
+use crate::policies::{policy_run, with_policies};
 use crate::policy_runs::reload;
 use crate::rig::*;
 
@@ -102,8 +102,8 @@ fn no_more_files_are_in_hand_at_once_than_the_limit_says() {
     let mut run = rig.command(&["policy", "run", "few"]).stdout(Stdio::null()).spawn().unwrap();
     let mut most = 0;
     let status = loop {
-        let reasons = names.map(|name| why(&rig, name)["against"][0]["reason"].clone());
-        most = most.max(reasons.iter().filter(|reason| **reason == "active").count());
+        // In one look: asked one by one, files that follow each other seem to be in hand together.
+        most = most.max(rig.info()["transfers"].as_u64().unwrap());
         if let Some(status) = run.try_wait().unwrap() {
             break status;
         }
