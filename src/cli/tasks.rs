@@ -207,7 +207,6 @@ fn ask(
 }
 
 fn row(task: &TaskInfo) -> Vec<String> {
-    let ended = task.done + task.unchanged + task.skipped + task.failed;
     let more = if task.walked { "" } else { "+" };
     let mut paths: Vec<_> = task.paths.iter().take(3).map(|path| output::shown(&path.to_path())).collect();
     if task.paths.len() > 3 {
@@ -222,7 +221,7 @@ fn row(task: &TaskInfo) -> Vec<String> {
         task.kind.clone(),
         task.state.clone(),
         task.priority.to_string(),
-        format!("{ended}/{}{more}", task.files),
+        task.progress(),
         format!("{}/{}{more}", format_size(task.done_bytes), format_size(task.bytes)),
         task.failed.to_string(),
         utc(task.created),

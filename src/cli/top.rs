@@ -141,8 +141,6 @@ fn tasks(tasks: &[TaskInfo], page: &mut Vec<String>) {
         "TASK", "KIND", "STATE", "FILES", "FAILED", "DONE", "ETA"
     ));
     for task in tasks.iter().take(TASKS_SHOWN) {
-        let ended = task.done + task.unchanged + task.skipped + task.failed;
-        let more = if task.walked { "" } else { "+" };
         let eta = task.eta.map_or_else(|| "-".into(), exact_duration);
         let paths: Vec<_> = task.paths.iter().map(|path| path.to_path().display().to_string()).collect();
         let problem = task.problem.as_ref().map_or(String::new(), |problem| format!(" ({problem})"));
@@ -151,9 +149,9 @@ fn tasks(tasks: &[TaskInfo], page: &mut Vec<String>) {
             task.id,
             task.kind,
             task.state,
-            format!("{ended}/{}{more}", task.files),
+            task.progress(),
             task.failed,
-            if task.walked { ended.saturating_mul(100) / task.files.max(1) } else { 0 },
+            if task.walked { task.ended_files().saturating_mul(100) / task.files.max(1) } else { 0 },
             paths.join(" ")
         ));
     }

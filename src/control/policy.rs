@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use super::space::{each_file, indexed};
 use crate::catalog::index::{Index, state_filter};
 use crate::catalog::walk::{Found, Next, on_own_thread};
-use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome, load_record};
+use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome};
 use crate::ports::{Clock, FileKind, Lower, Task};
-use crate::record::{Claim, Record};
+use crate::record::Claim;
 use crate::types::{FileId, FileState, Timestamp};
 
 /// Bounds of the pause between two passes.
@@ -159,13 +159,7 @@ impl Runner {
 
     /// Unreadable records are nobody's candidates.
     fn is_resident(&self, found: &Found) -> bool {
-        match self.engine.cells.live(found.node.id) {
-            Some(cell) => is_free(&cell.lock().record),
-            None => load_record(&*self.lower, &found.node).is_ok_and(|record| is_free(&record)),
-        }
+        let record = self.engine.known_record(&found.node);
+        record.is_ok_and(|record| record.claim == Claim::Resident && !record.flags.retained)
     }
-}
-
-fn is_free(record: &Record) -> bool {
-    record.claim == Claim::Resident && !record.flags.retained
 }

@@ -109,6 +109,18 @@ pub struct TaskInfo {
     pub problem: Option<String>,
 }
 
+impl TaskInfo {
+    /// Files that ended, however.
+    pub fn ended_files(&self) -> u64 {
+        self.done + self.unchanged + self.skipped + self.failed
+    }
+
+    /// Files that ended, of all that are known; with a `+` while more are looked for.
+    pub fn progress(&self) -> String {
+        format!("{}/{}{}", self.ended_files(), self.files, if self.walked { "" } else { "+" })
+    }
+}
+
 /// What a file or a directory itself says of its next copy and its recalls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChoiceInfo {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use futures::{StreamExt, stream};
 use serde_json::json;
 
-use super::cell::{Cell, is_hollow, load_record, same_content};
+use super::cell::{Cell, is_hollow, same_content};
 use super::error::{EngineError, EngineResult};
 use super::intents::{UNREADABLE_PAUSE_S, is_gone, look_again_if_gone};
 use super::{Engine, Target, blocking};
@@ -64,12 +64,9 @@ impl Engine {
 
     /// The record of a file that is dual with this object of a store.
     fn record_if_dual(&self, node: &Inode, key: &ObjectKey) -> EngineResult<Option<Record>> {
-        let record = match self.cells.live(node.id) {
-            Some(cell) => cell.lock().record.clone(),
-            None => match load_record(&*self.lower, node) {
-                Err(EngineError::Lower { source, .. }) if is_gone(&source) => return Ok(None),
-                record => record?,
-            },
+        let record = match self.known_record(node) {
+            Err(EngineError::Lower { source, .. }) if is_gone(&source) => return Ok(None),
+            record => record?,
         };
         Ok(Some(record).filter(|record| record.claim == Claim::Dual && record.names(key) && !is_peer_key(key)))
     }

@@ -483,11 +483,11 @@ impl Engine {
         Ok(true)
     }
 
-    /// Whether a file is locked for retention; not if its record cannot be read.
-    pub fn is_retained(&self, node: &Inode) -> bool {
+    /// A file's record: what memory knows, or what is stored, judged ([`load_record`]).
+    pub fn known_record(&self, node: &Inode) -> EngineResult<Record> {
         match self.cells.live(node.id) {
-            Some(cell) => cell.lock().record.flags.retained,
-            None => load_record(&*self.lower, node).is_ok_and(|record| record.flags.retained),
+            Some(cell) => Ok(cell.lock().record.clone()),
+            None => load_record(&*self.lower, node),
         }
     }
 }

@@ -33,6 +33,21 @@ fn put(rig: &Rig, key: &str, share: Option<&str>) {
     rig.block_on(rig.remote().put(&key, 5, Arc::new(Fives), &metadata)).unwrap();
 }
 
+/// Begins an upload of many parts that nobody ends: its last request gets no answer, its client goes away, and cannot clean up.
+pub fn leave_upload(rig: &Rig, remote: &impl Remote, key: &ObjectKey) {
+    let rule = rig.faults.add(Rule::new(Effect::Hang).method("POST").url("uploadId="));
+    let ending = rig.fault(Effect::InternalError, "DELETE");
+    rig.block_on(async {
+        let upload = remote.put(key, 17 << 20, Arc::new(Fives), &[]);
+        tokio::pin!(upload);
+        while rig.faults.hits(rule) == 0 {
+            let _ = tokio::time::timeout(Duration::from_millis(20), &mut upload).await;
+        }
+    });
+    wait_for("the attempts to clean up", || rig.faults.hits(ending) == 2);
+    rig.faults.clear();
+}
+
 /// The keys (without the pair's prefix) that a run found, and what it left alone by why.
 struct Found {
     orphans: BTreeSet<String>,
@@ -306,18 +321,7 @@ fn uploads_that_nobody_ended_are_ended() {
     let lost = ObjectKey("pre/lost@12-13.14".into());
     let foreign = ObjectKey("pre/of somebody else".into());
     for key in [&lost, &foreign] {
-        // Its last request gets no answer, its client goes away, and cannot clean up.
-        let rule = rig.faults.add(Rule::new(Effect::Hang).method("POST").url("uploadId="));
-        let ending = rig.fault(Effect::InternalError, "DELETE");
-        rig.block_on(async {
-            let upload = remote.put(key, 17 << 20, Arc::new(Fives), &[]);
-            tokio::pin!(upload);
-            while rig.faults.hits(rule) == 0 {
-                let _ = tokio::time::timeout(Duration::from_millis(20), &mut upload).await;
-            }
-        });
-        wait_for("the attempts to clean up", || rig.faults.hits(ending) == 2);
-        rig.faults.clear();
+        leave_upload(&rig, &remote, key);
     }
     // By a client that knows nothing of them.
     let unfinished = || rig.block_on(rig.remote().unfinished_uploads()).unwrap();

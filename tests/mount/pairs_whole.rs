@@ -2,17 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use serde_json::Value;
 use tierfs::gateway::faults::{Effect, Rule};
-use tierfs::ports::{ObjectSource, Remote, SourceError};
+use tierfs::ports::Remote;
 use tierfs::record::{Claim, manifest_key, place_of};
-use tierfs::types::{ByteRange, ObjectKey};
+use tierfs::types::ObjectKey;
 
+use crate::gc::leave_upload;
 use crate::packs::rest;
 use crate::rig::*;
 
@@ -130,30 +127,6 @@ fn keys_of(told: &[[String; 3]], pair: &str) -> BTreeSet<String> {
 /// A manifest is not told for itself.
 fn without_manifests(keys: &BTreeSet<String>) -> BTreeSet<String> {
     keys.iter().filter(|key| !key.ends_with(".manifest")).cloned().collect()
-}
-
-struct Fives;
-
-#[async_trait]
-impl ObjectSource for Fives {
-    async fn read(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        Ok(vec![5; range.len as usize].into())
-    }
-}
-
-/// Begins an upload of many parts that nobody ends.
-fn leave_upload(rig: &Rig, remote: &impl Remote, key: &ObjectKey) {
-    let rule = rig.faults.add(Rule::new(Effect::Hang).method("POST").url("uploadId="));
-    let ending = rig.fault(Effect::InternalError, "DELETE");
-    rig.block_on(async {
-        let upload = remote.put(key, 17 << 20, Arc::new(Fives), &[]);
-        tokio::pin!(upload);
-        while rig.faults.hits(rule) == 0 {
-            let _ = tokio::time::timeout(Duration::from_millis(20), &mut upload).await;
-        }
-    });
-    wait_for("the attempts to clean up", || rig.faults.hits(ending) == 2);
-    rig.faults.clear();
 }
 
 #[test]

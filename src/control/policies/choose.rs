@@ -95,8 +95,8 @@ fn share_wants(trigger: &Trigger, space: &SpaceInfo, freeing: &mut bool) -> f64 
             return f64::INFINITY;
         }
     }
-    let Some(above) = trigger.space_above else { return 0.0 };
-    let below = over(space, trigger.space_below.unwrap_or_else(|| above.saturating_sub(10).max(1)));
+    let (Some(above), Some(low)) = (trigger.space_above, trigger.low_mark()) else { return 0.0 };
+    let below = over(space, low);
     // Begun above the high mark, it goes on to the low one.
     *freeing = below > 0.0 && (over(space, above) > 0.0 || *freeing);
     if *freeing { below } else { 0.0 }

@@ -295,6 +295,14 @@ pub struct Trigger {
     pub user_above: Option<u64>,
 }
 
+impl Trigger {
+    /// Per cent of the space in use down to which it goes on, where it is one of space.
+    pub fn low_mark(&self) -> Option<u8> {
+        let above = self.space_above?;
+        Some(self.space_below.unwrap_or_else(|| above.saturating_sub(10).max(1)))
+    }
+}
+
 /// How much a run may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -306,6 +314,15 @@ pub struct Limits {
     pub at_once: Option<u64>,
     /// Failures of one kind after which a run ends.
     pub errors: Option<u64>,
+}
+
+/// What the engine says of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    pub state: FileState,
+    pub pinned: bool,
+    /// Locked for retention.
+    pub retained: bool,
 }
 
 /// One policy.
@@ -365,7 +382,7 @@ impl Rule {
     }
 
     /// Why the file's own state keeps the rule off it, if it does: in a word, and for people.
-    pub fn unfit(&self, attr: &Attr, state: FileState, pinned: bool) -> Option<(&'static str, String)> {
+    pub fn unfit(&self, attr: &Attr, Standing { state, pinned, retained }: Standing) -> Option<(&'static str, String)> {
         if attr.size == 0 {
             return Some(("empty", "it is empty".into()));
         }
@@ -378,7 +395,7 @@ impl Rule {
         match self.action.pinned() {
             Some(false) if pinned => Some(("pinned", "it is pinned".into())),
             Some(true) if !pinned => Some(("not_pinned", "it is not pinned".into())),
-            _ => None,
+            _ => retained.then(|| ("retained", "it is retention-locked".into())),
         }
     }
 }

@@ -12,15 +12,14 @@ use super::at_work::Work;
 use super::choose::{Chosen, Left, Picked};
 use super::memory::{Memory, is_due};
 use super::parse::{Policies, PolicyError, load};
-use super::rule::{Action, Rule};
+use super::rule::{Action, Rule, Standing};
 use crate::catalog::index::{Index, IndexError, ScanOptions, Who, now_s};
 use crate::catalog::walk::{on_own_thread, resolve};
 use crate::control::protocol::{PolicyRun, Stopped};
-use crate::engine::{
-    Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome, load_record,
-};
+use crate::engine::{Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome};
 use crate::ports::{Attr, FileKind, Journal, Lower};
-use crate::types::{FileState, Inode};
+use crate::record::Record;
+use crate::types::Inode;
 
 /// Files that one run remembers to have tried: 16 bytes each.
 const TRIED_MAX: usize = 1_000_000;
@@ -265,9 +264,8 @@ impl Manager {
     /// The file itself, if it still is what the rule wants.
     fn confirm(&self, rule: &Rule, file: &Picked) -> Option<Candidate> {
         let (node, attr, path) = self.find(file)?;
-        let (state, pinned) = self.state(&node)?;
-        let kept = rule.unfit(&attr, state, pinned).is_some() || self.engine.is_retained(&node);
-        if attr.kind != FileKind::Regular || kept || self.is_set(rule, &node) {
+        let standing = self.standing(&node)?;
+        if attr.kind != FileKind::Regular || rule.unfit(&attr, standing).is_some() || self.is_set(rule, &node) {
             return None;
         }
         let now = now_s();
@@ -297,19 +295,10 @@ impl Manager {
         (node.id == file.id && attr.nlink > 0).then_some((node, attr, path))
     }
 
-    /// State and pin of a file as the engine has them; `None`: its record cannot be read.
-    pub(super) fn state(&self, node: &Inode) -> Option<(FileState, bool)> {
-        let (claim, pinned) = match self.engine.cells.live(node.id) {
-            Some(cell) => {
-                let inner = cell.lock();
-                (inner.record.claim, inner.record.flags.pinned)
-            }
-            None => {
-                let record = load_record(&*self.lower, node).ok()?;
-                (record.claim, record.flags.pinned)
-            }
-        };
-        Some((claim.into(), pinned))
+    /// `None`: the file's record cannot be read.
+    pub(super) fn standing(&self, node: &Inode) -> Option<Standing> {
+        let Record { claim, flags, .. } = self.engine.known_record(node).ok()?;
+        Some(Standing { state: claim.into(), pinned: flags.pinned, retained: flags.retained })
     }
 
     /// `kinds`: failures of the run, by kind.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::choose::{Picked, Recalled};
 use super::memory::due_at;
-use super::rule::{Action, Rule};
+use super::rule::{Action, Rule, Standing};
 use super::run::Manager;
 use crate::catalog::index::{HEAT_HALF_LIFE_S, now_s};
 use crate::catalog::walk::{Found, resolve};
@@ -37,10 +37,10 @@ impl Fill {
 /// When a rule comes to a file that it wants. `last`: its last run.
 fn next(rule: &Rule, now: i64, last: Option<&PolicyRun>, fill: Fill) -> WhyReason {
     let trigger = &rule.trigger;
-    let below = trigger.space_below.unwrap_or_else(|| trigger.space_above.unwrap_or(0).saturating_sub(10).max(1));
-    let over = |above: u8| fill.space > above.into() || (fill.freeing && fill.space > below.into());
-    let pulled =
-        trigger.space_above.is_some_and(over) || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into());
+    let over = |above: u8| fill.space > above.into();
+    let pulled = trigger.space_above.is_some_and(over)
+        || (fill.freeing && trigger.low_mark().is_some_and(over))
+        || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into());
     if rule.is_triggered() && !pulled {
         let mut waits = Vec::new();
         waits.extend(
@@ -92,7 +92,8 @@ impl Manager {
         if found.attr.kind != FileKind::Regular {
             return Err("only regular files are tiered".into());
         }
-        let (state, pinned) = self.state(&found.node).map_or((FileState::Damaged, false), |known| known);
+        let damaged = Standing { state: FileState::Damaged, pinned: false, retained: false };
+        let standing = self.standing(&found.node).unwrap_or(damaged);
         let known = if self.index.is_empty() { None } else { self.known(&found)? };
         let (picked, recalled) = match known {
             Some((picked, recalled)) => (picked, Some(recalled)),
@@ -101,13 +102,14 @@ impl Manager {
         let policies = self.policies();
         let rules = policies.rules.iter();
         let project = self.lower.project(&found.node).ok();
-        let judge = |rule| self.judge(rule, &found, &picked, (state, pinned, project), failed);
+        let space = self.lower.space().ok();
+        let judge = |rule| self.judge(rule, &found, &picked, (standing, project, space.as_ref()), failed);
         let rules = rules.map(judge).collect();
         let (accesses, heat, accessed) = picked.uses();
         let heat = heat.map_or(0.0, |heat| (heat - now_s() as f64 / HEAT_HALF_LIFE_S).exp2());
         Ok(WhyFile {
             path: WirePath::from_path(path),
-            state,
+            state: standing.state,
             project,
             indexed: recalled.is_some(),
             accesses,
@@ -115,7 +117,7 @@ impl Manager {
             accessed,
             recalled: recalled.as_ref().and_then(|recalled| recalled.at),
             recalled_by: recalled.and_then(|recalled| recalled.by),
-            against: self.against(&found, state, pinned, failed, queued),
+            against: self.against(&found, standing, failed, queued),
             rules,
         })
     }
@@ -129,7 +131,7 @@ impl Manager {
         rule: &Rule,
         found: &Found,
         picked: &Picked,
-        (state, pinned, project): (FileState, bool, Option<u32>),
+        (standing, project, space): (Standing, Option<u32>, Option<&SpaceInfo>),
         failed: &[FailedEntry],
     ) -> WhyRule {
         let now = now_s();
@@ -138,11 +140,8 @@ impl Manager {
         let subject = picked.subject(&found.attr, &project, &xattr);
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
-        let against = rule.unfit(&found.attr, state, pinned).map(|(word, text)| WhyReason::new(word, text));
+        let against = rule.unfit(&found.attr, standing).map(|(word, text)| WhyReason::new(word, text));
         let against = against
-            .or_else(|| {
-                self.engine.is_retained(&found.node).then(|| WhyReason::new("retained", "it is retention-locked"))
-            })
             .or_else(|| self.is_set(rule, &found.node).then(|| WhyReason::new("set", "it says so itself already")))
             .or_else(|| {
                 let task = rule.action.job().and_then(JobKind::task);
@@ -153,8 +152,7 @@ impl Manager {
             .or_else(|| (!rule.enabled).then(|| WhyReason::new("disabled", "the policy is switched off")));
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
         let last = self.last_run(&rule.name);
-        let fill =
-            self.lower.space().map_or(Fill::default(), |space| Fill::of(&space, self.memory.is_freeing(&rule.name)));
+        let fill = space.map_or(Fill::default(), |space| Fill::of(space, self.memory.is_freeing(&rule.name)));
         let next = applies.then(|| next(rule, now, last.as_ref(), fill));
         let last_run = last.and_then(|run| run.ended);
         WhyRule { name: rule.name.clone(), action: rule.action_text(), applies, against, conditions, last_run, next }
@@ -175,8 +173,7 @@ impl Manager {
     fn against(
         &self,
         found: &Found,
-        state: FileState,
-        pinned: bool,
+        Standing { state, pinned, retained }: Standing,
         failed: &[FailedEntry],
         queued: &[(i64, String, JobState)],
     ) -> Vec<WhyReason> {
@@ -191,7 +188,7 @@ impl Manager {
         if found.attr.sealed {
             add("sealed", "it is immutable or append-only: left alone".into());
         }
-        if self.engine.is_retained(&found.node) {
+        if retained {
             add("retained", "it is retention-locked: neither archived, released nor recalled".into());
         }
         if pinned {
