@@ -177,13 +177,18 @@ impl Fill {
         self.claim == Claim::Patched
     }
 
-    /// Puts the mtime back that filling has moved.
+    /// Puts the mtime and the privileges back that filling has moved.
     pub async fn date_back(&self) -> EngineResult<()> {
         if self.is_patched() {
             return Ok(());
         }
         let (lower, node, restore) = (self.engine.lower.clone(), self.cell.node, date(self.mtime));
-        self.step(move || lower.set_attr(&node, &restore)).await?.map_err(self.failed())?;
+        let file = self.looked.get().cloned();
+        let restored = self.step(move || {
+            file.map_or(Ok(()), |file| file.put_back_privileges())?;
+            lower.set_attr(&node, &restore)
+        });
+        restored.await?.map_err(self.failed())?;
         kill::point("recall.dated");
         Ok(())
     }

@@ -179,7 +179,7 @@ impl Engine {
                 // Somebody reads the file below the mount.
                 Err(EngineError::Refused { file: node.id, why: Refusal::Open })
             } else {
-                let freed = file.punch_all().map_err(&failed);
+                let freed = file.punch_all().and_then(|_| file.put_back_privileges()).map_err(&failed);
                 kill::point("recover.punched");
                 freed
             };
@@ -196,7 +196,6 @@ impl Engine {
             record.claim = Claim::Stub;
             self.lower.save_record(&node, &record.encode()).map_err(&failed)?;
             kill::point("recover.recorded");
-            // Its end puts the privileges back.
             drop((file, lease));
         }
         self.lower.sync_node(&node).map_err(&failed)?;

@@ -264,6 +264,7 @@ impl Engine {
         let punch = move || {
             exclusive.file.punch_all()?;
             kill::point("release.punched");
+            exclusive.file.put_back_privileges()?;
             lower.set_attr(&node, &SetAttr { mtime: Some(SetTime::At(mtime)), ..Default::default() })?;
             kill::point("release.dated");
             Ok(exclusive)

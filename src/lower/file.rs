@@ -126,7 +126,7 @@ impl LowerFile for OpenFile {
     }
 
     fn put_back_privileges(&self) -> LowerResult<()> {
-        self.change(|| Ok(()))
+        self.kept.as_ref().map_or(Ok(()), Kept::put_back)
     }
 
     fn stat(&self) -> LowerResult<Attr> {
@@ -138,7 +138,11 @@ impl LowerFile for OpenFile {
     }
 
     fn as_owner(&self, act: &mut dyn FnMut()) -> LowerResult<()> {
-        with_fsuid(self.stat()?.uid, act)
+        let uid = self.stat()?.uid;
+        match &self.kept {
+            None => with_fsuid(uid, act),
+            Some(kept) => kept.through(|| with_fsuid(uid, act)),
+        }
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,8 +1,9 @@
 //! Setuid, setgid and file capabilities of a file whose content only comes and goes: recall writes, release punches.
 //!
 //! Invariant: whoever dies in between, the capability is in the file or in its copy beside it (unless there was no room for one),
-//! and the next who changes the file this way puts it back. The kernel takes capabilities at every change of content, and nothing stops it; set-id bits it leaves to
-//! those who have `CAP_FSETID`.
+//! and the next who changes the file this way puts it back. A file that counts as dual is changed by nobody, so a transfer puts it back before
+//! ([`Kept::put_back`]). The kernel takes capabilities at every change of content, and nothing stops it; set-id bits it leaves to those who have
+//! `CAP_FSETID`.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -51,6 +52,32 @@ impl Kept {
         with_fsetid(change)
     }
 
+    /// Ends the changes made so far: what they took is in the file again, as is what an interrupted transfer left beside it. The next change begins anew.
+    pub(super) fn put_back(&self) -> LowerResult<()> {
+        let mut state = self.state.lock();
+        let found = match std::mem::replace(&mut *state, State::Untouched) {
+            State::Changed(found) => found,
+            State::Untouched => self.copy_capability()?,
+        };
+        found.map_or(Ok(()), |capability| self.restore(&capability))
+    }
+
+    fn restore(&self, capability: &[u8]) -> LowerResult<()> {
+        match fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty()) {
+            // As for the copy: no reason to keep the content away for ever.
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::PERM)) => {
+                tracing::warn!(%errno, "a program's capabilities could not be put back; they stay in {COPY}");
+                return Ok(());
+            }
+            put => put.step("fsetxattr")?,
+        }
+        kill::point("capability.put_back");
+        match fremovexattr(&*self.fd, COPY) {
+            Err(Errno::NODATA) => Ok(()),
+            removed => removed.step("fremovexattr"),
+        }
+    }
+
     /// The copy is made before the first change, in the same journal of the filesystem: it cannot be lost before the original.
     fn copy_capability(&self) -> LowerResult<Option<Vec<u8>>> {
         if let Some(found) = self.xattr(CAPABILITY) {
@@ -84,18 +111,13 @@ impl Kept {
     }
 }
 
+/// For who failed in between.
 impl Drop for Kept {
     fn drop(&mut self) {
-        let State::Changed(Some(capability)) = self.state.get_mut() else { return };
-        let put_back = fsetxattr(&*self.fd, CAPABILITY, capability, XattrFlags::empty()).and_then(|()| {
-            kill::point("capability.put_back");
-            match fremovexattr(&*self.fd, COPY) {
-                Err(Errno::NODATA) => Ok(()),
-                removed => removed,
-            }
-        });
-        if let Err(errno) = put_back {
-            tracing::warn!(%errno, "a program's capabilities could not be put back; they stay in {COPY}");
+        if let State::Changed(Some(_)) = self.state.get_mut()
+            && let Err(error) = self.put_back()
+        {
+            tracing::warn!(%error, "a program's capabilities could not be put back; they stay in {COPY}");
         }
     }
 }

@@ -257,8 +257,8 @@ pub trait LowerFile: Send + Sync {
     /// `fsync`, or `fdatasync` with `data_only`.
     fn sync(&self, data_only: bool) -> LowerResult<()>;
     fn stat(&self) -> LowerResult<Attr>;
-    /// Changes nothing, but what a transfer that was interrupted has left beside the file of its privileges is put back as after a change
-    /// ([`Keep::OwnAndLeft`]).
+    /// Ends the changes made so far, as closing does: the privileges that they cost are back ([`Keep`]), and with [`Keep::OwnAndLeft`] those that
+    /// an interrupted transfer has left beside the file. To be called before a record says that nobody will change the content any more. Not durable on return.
     fn put_back_privileges(&self) -> LowerResult<()> {
         Ok(())
     }

@@ -415,7 +415,6 @@ fn patiently(path: &Path, name: &str, value: &[u8]) -> Result<(), i32> {
 /// Archives, releases and recalls until told to stop, or until a request is not answered; how often it was done.
 pub fn move_files(paths: &[PathBuf], seed: u64, stop: &AtomicBool, done: &AtomicU64) -> Option<String> {
     let mut dice = Dice::new(seed);
-    let lock_all = std::env::var_os("TIERFS_CRASH_LOCK_ALL").is_some();
     while !stop.load(Ordering::Relaxed) {
         let path = &paths[dice.below(paths.len() as u64) as usize];
         // A pinned file that is migrated is archived only.
@@ -434,13 +433,6 @@ pub fn move_files(paths: &[PathBuf], seed: u64, stop: &AtomicBool, done: &Atomic
         ];
         let seen = identity(path);
         let (verb, value) = verbs[dice.below(verbs.len() as u64) as usize];
-        // Open question, docs/crash-rounds.md: once, since these are locked too, the capability of one was gone after a loss of power.
-        if verb == "retain"
-            && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"fixed"))
-            && !lock_all
-        {
-            continue;
-        }
         match set_xattr(path, &format!("user.tierfs.{verb}"), value) {
             Ok(()) => drop(done.fetch_add(1, Ordering::Relaxed)),
             Err(errno) if REFUSALS.contains(&errno) => {}

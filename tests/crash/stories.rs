@@ -45,6 +45,30 @@ fn what_a_recovery_has_settled_survives_a_power_loss() {
     }
 }
 
+/// A daemon dies as soon as a recalled file counts as dual: nobody touches its content from then on, so its capability must be back by then. It was
+/// put back later, and the next release threw its copy away.
+#[test]
+fn a_recalled_program_is_whole_before_it_counts_as_dual() {
+    for point in ["recall.synced", "recall.recorded"] {
+        let Some(mut scene) = Scene::new("ext4", Power::Stays, false, 1) else { return };
+        scene.rig.migrate("fixed2");
+        assert_eq!(scene.rig.state("fixed2"), "stub");
+        scene.rig.crash();
+        scene.rig.kill_at = Some(point.to_owned());
+        scene.rig.mount();
+        let _ = std::fs::read(scene.rig.mnt("fixed2"));
+        wait_for("the daemon's death", || !alive(scene.rig.daemon.expect("it was mounted")));
+        scene.rig.crash();
+        scene.recover(&[]);
+        if point == "recall.recorded" {
+            assert_eq!(scene.rig.state("fixed2"), "dual");
+        }
+        scene.check(Loss::Process);
+        scene.rig.migrate("fixed2");
+        scene.check(Loss::Process);
+    }
+}
+
 /// A file is removed, and nobody syncs that. Its object goes when it is due: from then on the file must not come back.
 #[test]
 fn a_file_whose_object_was_deleted_does_not_come_back() {

@@ -238,6 +238,23 @@ pub fn tiering_keeps_privileges(env: Env) {
     change(Keep::Own);
     assert_eq!(env.share.stat(&node).expect("stat").mode, 0o6755);
     assert_eq!((has(capability).as_deref(), has(copy)), (Some(&value[..]), None));
+    // Back before the file closes, and by a copy, too, which is no write.
+    as_daemon(&env, |lower| {
+        let from = lower.open(&contract::file(lower, "from", b"CONTENT"), BOTH).expect("open");
+        let file = lower.open(&node, OpenFlags { keep: Keep::OwnAndLeft, ..BOTH }).expect("open");
+        for _ in 0..2 {
+            file.punch_all().expect("punch");
+            from.copy_to(0, &*file, 0, 7).expect("copy");
+            assert_eq!(has(capability), None, "the kernel takes it");
+            file.put_back_privileges().expect("put back");
+            assert_eq!((has(capability).as_deref(), has(copy)), (Some(&value[..]), None));
+        }
+        let copied = lower.open(&node, OpenFlags { keep: Keep::Own, ..BOTH }).expect("open");
+        from.copy_to(0, &*copied, 0, 7).expect("copy");
+        drop(copied);
+        assert_eq!((has(capability).as_deref(), has(copy)), (Some(&value[..]), None));
+        assert_eq!(env.share.stat(&node).expect("stat").mode, 0o6755);
+    });
     // Somebody died in between.
     let die = || {
         env.share.set_xattr(&node, copy, &value, 0).expect("set");

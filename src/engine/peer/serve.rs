@@ -350,6 +350,7 @@ impl Engine {
         kill::point("peer.copied");
         let seal = crate::record::Seal { len: content.len, mtime: content.mtime };
         self.set_size(&cell.node, seal)?;
+        to.put_back_privileges().map_err(&failed)?;
         to.sync(false).map_err(&failed)?;
         kill::point("peer.installed");
         Ok(())
