@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::error::{EngineError, EngineResult};
 use super::owner::name_of;
@@ -50,8 +51,10 @@ pub struct Inner {
     pub backing: Option<Arc<dyn Any + Send + Sync>>,
     /// The daemon's own descriptor while handles pass through: for calls that the kernel does not pass.
     pub backing_file: Option<Arc<dyn LowerFile>>,
-    /// Whether backing and file may be kept after the last close: open for reading only, and the file has a name.
+    /// Whether backing and file may be kept after the last close: open for reading only, and the file has a name as far as is known.
     pub keeps: bool,
+    /// When it was last seen to have one.
+    pub named_at: Option<Instant>,
     /// Handles that pass through and are open for reading and writing: the kernel tells nobody what their mappings write.
     pub unseen_writers: u32,
     /// Handles of programs that run.
@@ -208,6 +211,7 @@ impl Cells {
             backing: None,
             backing_file: None,
             keeps: false,
+            named_at: None,
             unseen_writers: 0,
             executed: 0,
             recall: None,

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::ports::LowerFile;
 use crate::types::FileId;
 
-/// How long a file is kept. A file removed below the mount keeps its blocks no longer than this and one [`SWEEP`].
+/// How long a file is kept. A file removed below the mount keeps its blocks no longer than twice this and one [`SWEEP`] after its last close.
 const KEEP: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Files kept at most; each is a descriptor of the daemon's and an open file of the kernel's.
@@ -28,6 +28,24 @@ pub struct WarmFile {
     pub file: Arc<dyn LowerFile>,
     /// What the kernel gave for it; opaque here.
     pub backing: Arc<dyn Any + Send + Sync>,
+    /// When it was last seen to have a name.
+    pub named_at: Instant,
+}
+
+impl WarmFile {
+    /// A file to be kept, unless its last name is gone. `named_at`: when it was last seen to have one, if ever: that holds for [`KEEP`], so that what is
+    /// opened again and again is not looked at each time. Who removes it through the mount tells it besides ([`Warm::let_go`]).
+    pub fn if_named(
+        file: Arc<dyn LowerFile>,
+        backing: Arc<dyn Any + Send + Sync>,
+        named_at: Option<Instant>,
+    ) -> Option<Self> {
+        let named_at = match named_at {
+            Some(at) if at.elapsed() < KEEP => at,
+            _ => file.stat().is_ok_and(|attr| attr.nlink > 0).then(Instant::now)?,
+        };
+        Some(Self { file, backing, named_at })
+    }
 }
 
 #[derive(Default)]

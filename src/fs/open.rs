@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::error::{FsError, FsResult};
 use super::namespace::Entry;
@@ -80,11 +81,13 @@ struct AtHand {
     backing: Option<Backing>,
     /// Made just now, and open for writing too.
     writes: bool,
+    /// When it was last seen to have a name.
+    named_at: Option<Instant>,
 }
 
 impl From<WarmFile> for AtHand {
-    fn from(WarmFile { file, backing }: WarmFile) -> Self {
-        Self { file, backing: Some(backing), writes: false }
+    fn from(WarmFile { file, backing, named_at }: WarmFile) -> Self {
+        Self { file, backing: Some(backing), writes: false, named_at: Some(named_at) }
     }
 }
 
@@ -212,7 +215,7 @@ impl Fs {
             None => {
                 let flags = OpenFlags { read: true, no_wait: true, ..Default::default() };
                 match self.lower.open(node, flags) {
-                    Ok(file) => AtHand { file, backing: None, writes: false },
+                    Ok(file) => AtHand { file, backing: None, writes: false, named_at: None },
                     // A lease: its holder has the cell by now, or had it.
                     Err(_) => return Ok((self.engine.cells.get(node)?, None)),
                 }
@@ -365,6 +368,7 @@ impl Fs {
                 file: self.lower.open(&cell.node, OpenFlags { read: true, ..Default::default() })?,
                 backing: None,
                 writes: false,
+                named_at: None,
             },
         };
         let backing = match ready.backing {
@@ -382,6 +386,7 @@ impl Fs {
         inner.backing = Some(backing.clone());
         inner.backing_file = Some(ready.file);
         inner.keeps = !ready.writes;
+        inner.named_at = ready.named_at;
         *at_hand = None;
         Ok(backing)
     }
@@ -468,7 +473,7 @@ impl Fs {
         let cell = self.engine.cells.get_new(node)?;
         let access = Access { write: flags.write, truncate: false };
         let mut inner = cell.lock();
-        let at_hand = Some(AtHand { file, backing: None, writes: true });
+        let at_hand = Some(AtHand { file, backing: None, writes: true, named_at: None });
         self.admit_open(&cell, &mut inner, access, flags, at_hand, Patience::None, register)?
             .map_err(|_| FsError::Invalid("a file just created is busy"))
     }
@@ -503,10 +508,10 @@ impl Fs {
             let closed = (inner.backing.take(), inner.backing_file.take());
             // A file handle opens an unlinked file too, and a kept one would never end.
             if let (true, (Some(backing), Some(lower))) = (inner.keeps, closed.clone())
-                && lower.stat().is_ok_and(|attr| attr.nlink > 0)
+                && let Some(warm) = WarmFile::if_named(lower, backing, inner.named_at)
             {
                 // Under the cell's lock, so that no release begins between this close and the keeping.
-                self.engine.warm.put(file.cell.node.id, WarmFile { file: lower, backing });
+                self.engine.warm.put(file.cell.node.id, warm);
             }
             if inner.patch_is_kept {
                 file.cell.changed.notify_waiters();

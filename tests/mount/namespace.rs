@@ -7,10 +7,12 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 
 use crate::common::run;
+use crate::io_rules::descriptors;
 use crate::rig::*;
 
 /// Runs `check` on ext4 and then on XFS.
@@ -357,4 +359,27 @@ fn a_rewound_listing_shows_what_is_there_now() {
     fs::remove_dir(rig.mnt("dir")).unwrap();
     dir.rewind();
     assert!(dir.next().is_none_or(|entry| entry.is_err()), "names in a removed directory");
+}
+
+/// The daemon keeps what was just closed open for a moment, and does not look at it each time: a file that is gone it must not keep all the same.
+#[test]
+fn what_is_removed_below_is_not_kept_open_however_often_it_is_opened() {
+    both(|rig| {
+        rig.write("a", 100_000);
+        let open = || File::open(rig.mnt("a"));
+        drop(open().unwrap());
+        drop(open().unwrap());
+        wait_for("the file to be kept", || descriptors(rig, "a") > 0);
+        fs::remove_file(rig.low("a")).unwrap();
+        // The kernel believes in the name for 60 s.
+        let since = Instant::now();
+        loop {
+            drop(open());
+            std::thread::sleep(Duration::from_millis(100));
+            if descriptors(rig, "a") == 0 {
+                break;
+            }
+            assert!(since.elapsed() < Duration::from_secs(30), "it is kept still");
+        }
+    });
 }
