@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::catalog::glob::{Glob, matches_value};
 use crate::catalog::index::{HEAT_HALF_LIFE_S, state_filter};
 use crate::control::space::COLDEST;
+use crate::control::unfit::{Standing, Unfit};
 use crate::engine::{Choice, JobKind};
 use crate::pair::units::{exact_duration, exact_size};
 use crate::ports::Attr;
@@ -316,15 +317,6 @@ pub struct Limits {
     pub errors: Option<u64>,
 }
 
-/// What the engine says of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct Standing {
-    pub state: FileState,
-    pub pinned: bool,
-    /// Locked for retention.
-    pub retained: bool,
-}
-
 /// One policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
@@ -381,21 +373,21 @@ impl Rule {
         if said.is_empty() { self.action.to_string() } else { format!("{} {}", self.action, said.join(", ")) }
     }
 
-    /// Why the file's own state keeps the rule off it, if it does: in a word, and for people.
-    pub fn unfit(&self, attr: &Attr, Standing { state, pinned, retained }: Standing) -> Option<(&'static str, String)> {
+    /// Why the file's own state keeps the rule off it, if it does.
+    pub fn unfit(&self, attr: &Attr, Standing { state, pinned, retained }: Standing) -> Option<Unfit> {
         if attr.size == 0 {
-            return Some(("empty", "it is empty".into()));
+            return Some(Unfit::Empty);
         }
         if attr.sealed {
-            return Some(("sealed", "it is immutable or append-only".into()));
+            return Some(Unfit::Sealed);
         }
         if !self.action.states().contains(&state) {
-            return Some(("state", format!("it is {state}: nothing to {}", self.action)));
+            return Some(Unfit::State(state, self.action.to_string()));
         }
         match self.action.pinned() {
-            Some(false) if pinned => Some(("pinned", "it is pinned".into())),
-            Some(true) if !pinned => Some(("not_pinned", "it is not pinned".into())),
-            _ => retained.then(|| ("retained", "it is retention-locked".into())),
+            Some(false) if pinned => Some(Unfit::Pinned),
+            Some(true) if !pinned => Some(Unfit::NotPinned),
+            _ => retained.then_some(Unfit::Retained),
         }
     }
 }

@@ -12,13 +12,13 @@ use super::at_work::Work;
 use super::choose::{Chosen, Left, Picked};
 use super::memory::{Memory, is_due};
 use super::parse::{Policies, PolicyError, load};
-use super::rule::{Action, Rule, Standing};
+use super::rule::{Action, Rule};
 use crate::catalog::index::{Index, IndexError, ScanOptions, Who, now_s};
 use crate::catalog::walk::{on_own_thread, resolve};
 use crate::control::protocol::{PolicyRun, Stopped};
+use crate::control::unfit::Standing;
 use crate::engine::{Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome};
 use crate::ports::{Attr, FileKind, Journal, Lower};
-use crate::record::Record;
 use crate::types::Inode;
 
 /// Files that one run remembers to have tried: 16 bytes each.
@@ -297,8 +297,7 @@ impl Manager {
 
     /// `None`: the file's record cannot be read.
     pub(super) fn standing(&self, node: &Inode) -> Option<Standing> {
-        let Record { claim, flags, .. } = self.engine.known_record(node).ok()?;
-        Some(Standing { state: claim.into(), pinned: flags.pinned, retained: flags.retained })
+        self.engine.known_record(node).ok().as_ref().map(Standing::of)
     }
 
     /// `kinds`: failures of the run, by kind.

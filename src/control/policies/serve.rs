@@ -68,8 +68,8 @@ impl Server {
             Some(queue) => queue.with(move |store| store.of_file(node.id)).await?,
             None => Vec::new(),
         };
-        let this = manager.clone();
-        on_thread(move || Ok(this.why(&path, &failed, &queued))).await.and_then(|why| why)
+        let (this, works) = (manager.clone(), self.watch.background);
+        on_thread(move || Ok(this.why(&path, &works, &failed, &queued))).await.and_then(|why| why)
     }
 }
 

@@ -4,15 +4,18 @@ use std::path::Path;
 
 use super::choose::{Picked, Recalled};
 use super::memory::due_at;
-use super::rule::{Action, Rule, Standing};
+use super::rule::{Action, Rule};
 use super::run::Manager;
 use crate::catalog::index::{HEAT_HALF_LIFE_S, now_s};
 use crate::catalog::walk::{Found, resolve};
+use crate::control::background::{self, Background, put_off};
 use crate::control::protocol::{PolicyRun, WhyFile, WhyReason, WhyRule, WirePath};
+use crate::control::space::{pct, used_pct};
 use crate::control::tasks::JobState;
+use crate::control::unfit::{Standing, Unfit};
 use crate::engine::{Engine, JobKind, activity_of, again_at};
 use crate::pair::units::{exact_duration, exact_size};
-use crate::ports::{FailedEntry, FileKind, SpaceInfo, Task};
+use crate::ports::{Clock, FailedEntry, FileKind, SpaceInfo, SystemClock, Task};
 use crate::types::{FileState, Inode};
 
 /// What a rule's trigger is measured against.
@@ -27,10 +30,8 @@ struct Fill {
 
 impl Fill {
     fn of(space: &SpaceInfo, freeing: bool) -> Self {
-        let used = space.blocks.saturating_sub(space.blocks_free);
-        let pct = |used: u64, all: u64| (u128::from(used) * 100).div_ceil(u128::from(all.max(1))) as u64;
         let inodes = pct(space.files.saturating_sub(space.files_free), space.files);
-        Self { space: pct(used, used + space.blocks_available), inodes, freeing }
+        Self { space: used_pct(space), inodes, freeing }
     }
 }
 
@@ -80,10 +81,11 @@ impl Manager {
         Ok(resolve(&*self.lower, path).map_err(|error| error.source.to_string())?.node)
     }
 
-    /// All that speaks for and against a file. Blocks.
+    /// All that speaks for and against a file. `works`: what the mount does beside policies. Blocks.
     pub(super) fn why(
         &self,
         path: &Path,
+        works: &Background,
         failed: &[FailedEntry],
         queued: &[(i64, String, JobState)],
     ) -> Result<WhyFile, String> {
@@ -93,7 +95,8 @@ impl Manager {
             return Err("only regular files are tiered".into());
         }
         let damaged = Standing { state: FileState::Damaged, pinned: false, retained: false };
-        let standing = self.standing(&found.node).unwrap_or(damaged);
+        let read = self.standing(&found.node);
+        let standing = read.unwrap_or(damaged);
         let known = if self.index.is_empty() { None } else { self.known(&found)? };
         let (picked, recalled) = match known {
             Some((picked, recalled)) => (picked, Some(recalled)),
@@ -105,6 +108,9 @@ impl Manager {
         let space = self.lower.space().ok();
         let judge = |rule| self.judge(rule, &found, &picked, (standing, project, space.as_ref()), failed);
         let rules = rules.map(judge).collect();
+        let (handles, now) = (self.handles(&found.node), SystemClock.now());
+        let subject = background::Subject { attr: &found.attr, standing: read, handles, failed, now };
+        let background = works.why(&self.engine, &subject, space.as_ref());
         let (accesses, heat, accessed) = picked.uses();
         let heat = heat.map_or(0.0, |heat| (heat - now_s() as f64 / HEAT_HALF_LIFE_S).exp2());
         Ok(WhyFile {
@@ -119,6 +125,7 @@ impl Manager {
             recalled_by: recalled.and_then(|recalled| recalled.by),
             against: self.against(&found, standing, failed, queued),
             rules,
+            background,
         })
     }
 
@@ -140,14 +147,10 @@ impl Manager {
         let subject = picked.subject(&found.attr, &project, &xattr);
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
-        let against = rule.unfit(&found.attr, standing).map(|(word, text)| WhyReason::new(word, text));
+        let against = rule.unfit(&found.attr, standing).as_ref().map(Unfit::reason);
         let against = against
             .or_else(|| self.is_set(rule, &found.node).then(|| WhyReason::new("set", "it says so itself already")))
-            .or_else(|| {
-                let task = rule.action.job().and_then(JobKind::task);
-                let entry = failed.iter().find(|entry| Some(entry.failed.task) == task && again_at(entry) > now)?;
-                Some(WhyReason::new("failed", "it failed before, and is left for a while").at(again_at(entry)))
-            })
+            .or_else(|| put_off(failed, rule.action.job().and_then(JobKind::task), now))
             .or_else(|| self.busy(rule.action, &found.node))
             .or_else(|| (!rule.enabled).then(|| WhyReason::new("disabled", "the policy is switched off")));
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
@@ -162,7 +165,7 @@ impl Manager {
     fn busy(&self, action: Action, node: &Inode) -> Option<WhyReason> {
         let frees = matches!(action, Action::Release | Action::Migrate);
         let handles = self.handles(node);
-        (frees && handles > 0).then(|| WhyReason::new("open", format!("it is open or mapped ({handles} handles)")))
+        (frees && handles > 0).then(|| Unfit::Open { handles }.reason())
     }
 
     fn handles(&self, node: &Inode) -> u64 {
