@@ -52,6 +52,17 @@ pub struct PolicyInfo {
     pub last: Option<PolicyRun>,
 }
 
+/// How a policy does: the run that is at work, and the one that ended last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyGlance {
+    pub name: String,
+    pub action: String,
+    #[serde(default)]
+    pub running: Option<PolicyRun>,
+    #[serde(default)]
+    pub last: Option<PolicyRun>,
+}
+
 /// One run of a policy. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRun {
