@@ -351,3 +351,23 @@ fn why_tells_of_what_the_mount_does_beside_policies() {
     }
     assert!(rig.on(&["why"], &["old"]).contains("off: archive_after, release_above"));
 }
+
+#[test]
+fn a_share_without_quotas_says_so_to_a_rule_that_goes_by_them() {
+    let by_quota =
+        format!("{OFF}action = \"release\"\nwhen = {{ user_quota_above = \"80%\", user_quota_below = \"50%\" }}\n");
+    let more = format!("{OFF}action = \"archive\"\nwhen = {{ user_quota_above = \"80%\", user_above = \"1KiB\" }}\n");
+    let Some(rig) = with_policies(&format!("[policy.quota]\n{by_quota}[policy.more]\n{more}")) else { return };
+    rig.write("a", CHUNK);
+    scan(&rig);
+    let run = rig.tierfs(&["policy", "run", "quota"]);
+    code(&run, 3);
+    assert!(
+        said(&run).contains("policy quota: the share's filesystem keeps no quotas of users: mount it with usrquota")
+    );
+    let listed = rig.json(&["policy", "list"], 0);
+    let quota = listed.iter().find(|line| line["name"] == "quota").unwrap();
+    assert_eq!(quota["trigger"], "a user with over 80% of the quota in use, down to 50%");
+    assert!(quota["last"]["problem"].as_str().unwrap().contains("no quotas"), "{quota}");
+    assert_eq!(policy_run(&rig, "more")["files"], 1, "another trigger does without");
+}

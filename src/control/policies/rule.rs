@@ -294,14 +294,28 @@ pub struct Trigger {
     pub inodes_above: Option<u8>,
     /// Only files of users who have more bytes here than this, down to it.
     pub user_above: Option<u64>,
+    /// Only files of users who use more per cent of their quota of the share's filesystem than this …
+    pub user_quota_above: Option<u8>,
+    /// … down to this.
+    pub user_quota_below: Option<u8>,
 }
 
 impl Trigger {
     /// Per cent of the space in use down to which it goes on, where it is one of space.
     pub fn low_mark(&self) -> Option<u8> {
-        let above = self.space_above?;
-        Some(self.space_below.unwrap_or_else(|| above.saturating_sub(10).max(1)))
+        low_mark(self.space_above, self.space_below)
     }
+
+    /// Per cent of a user's quota down to which it goes on, where it is one of quotas.
+    pub fn user_quota_low_mark(&self) -> Option<u8> {
+        low_mark(self.user_quota_above, self.user_quota_below)
+    }
+}
+
+/// Ten points less, where nothing is said.
+fn low_mark(above: Option<u8>, below: Option<u8>) -> Option<u8> {
+    let above = above?;
+    Some(below.unwrap_or_else(|| above.saturating_sub(10).max(1)))
 }
 
 /// How much a run may do.

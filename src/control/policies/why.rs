@@ -26,12 +26,15 @@ struct Fill {
     inodes: u64,
     /// Between the marks, on the way down.
     freeing: bool,
+    /// Of the owner's quota, where he has one; and whether his files are on the way down.
+    quota: Option<u64>,
+    quota_freeing: bool,
 }
 
 impl Fill {
     fn of(space: &SpaceInfo, freeing: bool) -> Self {
         let inodes = pct(space.files.saturating_sub(space.files_free), space.files);
-        Self { space: used_pct(space), inodes, freeing }
+        Self { space: used_pct(space), inodes, freeing, ..Self::default() }
     }
 }
 
@@ -39,9 +42,12 @@ impl Fill {
 fn next(rule: &Rule, now: i64, last: Option<&PolicyRun>, fill: Fill) -> WhyReason {
     let trigger = &rule.trigger;
     let over = |above: u8| fill.space > above.into();
+    let over_quota = |mark: Option<u8>| mark.zip(fill.quota).is_some_and(|(mark, used)| used > mark.into());
     let pulled = trigger.space_above.is_some_and(over)
         || (fill.freeing && trigger.low_mark().is_some_and(over))
-        || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into());
+        || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into())
+        || over_quota(trigger.user_quota_above)
+        || (fill.quota_freeing && over_quota(trigger.user_quota_low_mark()));
     if rule.is_triggered() && !pulled {
         let mut waits = Vec::new();
         waits.extend(
@@ -57,6 +63,10 @@ fn next(rule: &Rule, now: i64, last: Option<&PolicyRun>, fill: Fill) -> WhyReaso
         waits.extend(
             trigger.user_above.map(|above| ("user", format!("the owner has more than {} here", exact_size(above)))),
         );
+        waits.extend(trigger.user_quota_above.map(|above| {
+            let now = fill.quota.map_or("has none".into(), |used| format!("now {used}%"));
+            ("quota", format!("the owner uses more than {above}% of the quota ({now})"))
+        }));
         let text: Vec<&str> = waits.iter().map(|(_, text)| text.as_str()).collect();
         return WhyReason::new(waits.first().map_or("space", |wait| wait.0), format!("when {}", text.join(" or ")));
     }
@@ -155,7 +165,12 @@ impl Manager {
             .or_else(|| (!rule.enabled).then(|| WhyReason::new("disabled", "the policy is switched off")));
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
         let last = self.last_run(&rule.name);
-        let fill = space.map_or(Fill::default(), |space| Fill::of(space, self.memory.is_freeing(&rule.name)));
+        let mut fill = space.map_or(Fill::default(), |space| Fill::of(space, self.memory.is_freeing(&rule.name)));
+        if rule.trigger.user_quota_above.is_some() {
+            let quota = self.lower.user_quota(found.attr.uid).ok().flatten();
+            fill.quota = quota.and_then(|quota| Some(pct(quota.bytes, quota.bytes_bound()?)));
+            fill.quota_freeing = self.memory.freeing_users(&rule.name).contains(&found.attr.uid);
+        }
         let next = applies.then(|| next(rule, now, last.as_ref(), fill));
         let last_run = last.and_then(|run| run.ended);
         WhyRule { name: rule.name.clone(), action: rule.action_text(), applies, against, conditions, last_run, next }
@@ -243,7 +258,8 @@ mod tests {
         // Thursday, 2020-01-02, 12:00.
         let now = 1_577_966_400;
         let midnight = 1_577_923_200;
-        let fill = |space, inodes, freeing| Fill { space, inodes, freeing };
+        let fill = |space, inodes, freeing| Fill { space, inodes, freeing, ..Fill::default() };
+        let quota = |quota, quota_freeing| Fill { quota, quota_freeing, ..Fill::default() };
         for (text, began, fill, word, at) in [
             ("", None, fill(99, 99, false), "due", None),
             ("", Some(now - 3_600), fill(0, 0, false), "due", None),
@@ -266,6 +282,11 @@ mod tests {
             ("when.inodes_above = \"90%\"", None, fill(99, 90, false), "inodes", None),
             ("when.inodes_above = \"90%\"", None, fill(0, 91, false), "due", None),
             ("when.user_above = \"1GiB\"", None, fill(99, 99, false), "user", None),
+            ("when.user_quota_above = 80", None, quota(Some(80), false), "quota", None),
+            ("when.user_quota_above = 80", None, quota(None, true), "quota", None),
+            ("when.user_quota_above = 80", None, quota(Some(81), false), "due", None),
+            ("when = { user_quota_above = 80, user_quota_below = 60 }", None, quota(Some(61), true), "due", None),
+            ("when = { user_quota_above = 80, user_quota_below = 60 }", None, quota(Some(60), true), "quota", None),
         ] {
             let rule = parse(&format!("[policy.a]\naction = \"release\"\n{text}")).unwrap().rules.remove(0);
             let last = began.map(|began| PolicyRun { began, ..PolicyRun::default() });
