@@ -1,4 +1,4 @@
-//! Quotas of the filesystem below act on the right user and project.
+//! Quotas of the filesystem below act on the right user and project, and begin policies.
 //!
 //! Needs a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, and setquota(8). Where the kernel has none this is said, with what it says of
 //! itself; a kernel that should have quotas and refuses them is a failure, and so is its lack with `TIERFS_NEED_QUOTA=1`. `make quota` runs
