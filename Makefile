@@ -70,7 +70,7 @@ storm: ## Another user's recalls while `grep -r` goes over stubs, against an idl
 	@scripts/install-deps.sh test
 	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test mount -- --ignored --exact --nocapture storms::measured
 
-quota: ## Quotas of ext4 and XFS act on the right user and project, on Debian's kernel in qemu (which it fetches; a few minutes)
+quota: ## Quotas of ext4 and XFS act on the right user and project, and begin policies, on Debian's kernel in qemu (which it fetches; a few minutes)
 	@scripts/install-deps.sh test
 	$(CARGO) test --locked --no-run --test mount --test share_gateway
 	@for name in mount share_gateway; do \

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const COMMANDS: [&[&str]; 16] = [
+const COMMANDS: [&[&str]; 17] = [
     &[],
     &["mount"],
     &["umount"],
@@ -17,6 +17,7 @@ const COMMANDS: [&[&str]; 16] = [
     &["pair", "show"],
     &["pair", "edit"],
     &["pair", "remove"],
+    &["pair", "bench"],
     &["migrate"],
     &["recall"],
     &["release"],

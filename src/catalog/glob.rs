@@ -116,17 +116,31 @@ fn ranges(set: &[u8]) -> Vec<(u8, u8)> {
     ranges
 }
 
+/// In time by the product of both lengths, each of their names compared once for each part at most: of several `**` the last alone is gone back to, for
+/// what the ones before it have taken leaves the most to it.
 fn matches_path(parts: &[Part], names: &[&[u8]]) -> bool {
-    match (parts.split_first(), names.split_first()) {
-        (None, None) => true,
-        (None, Some(_)) => false,
-        (Some((Part::Any, [])), _) => true,
-        (Some((Part::Any, rest)), _) => (0..=names.len()).any(|from| matches_path(rest, &names[from..])),
-        (Some((Part::Name(_), _)), None) => false,
-        (Some((Part::Name(pieces), rest)), Some((name, below))) => {
-            matches_name(pieces, name) && matches_path(rest, below)
+    let (mut part, mut name) = (0, 0);
+    let mut any = None;
+    while name < names.len() {
+        match parts.get(part) {
+            Some(Part::Any) => {
+                any = Some((part, name));
+                part += 1;
+                continue;
+            }
+            Some(Part::Name(pieces)) if matches_name(pieces, names[name]) => {
+                part += 1;
+                name += 1;
+                continue;
+            }
+            _ => {}
         }
+        let Some((at, taken)) = any else { return false };
+        part = at + 1;
+        name = taken + 1;
+        any = Some((at, taken + 1));
     }
+    parts[part..].iter().all(|part| *part == Part::Any)
 }
 
 /// In time by the product of both lengths: the last star alone is gone back to.
@@ -197,5 +211,45 @@ mod tests {
     fn a_hostile_pattern_takes_no_time() {
         let pattern = "*a".repeat(60) + "b";
         assert!(!Glob::new(&pattern).unwrap().matches("a".repeat(250).as_bytes()));
+        // By trying every place of each, this takes longer than anybody lives.
+        let (pattern, path) = ("**/a/".repeat(30) + "b", "a/".repeat(60) + "a");
+        assert!(!Glob::new(&pattern).unwrap().matches(path.as_bytes()));
+        assert!(Glob::new(&pattern).unwrap().matches((path + "/b").as_bytes()));
+    }
+
+    /// As one reads it: whatever each `**` may take is tried.
+    fn by_trying(parts: &[Part], names: &[&[u8]]) -> bool {
+        match (parts.split_first(), names.split_first()) {
+            (None, _) => names.is_empty(),
+            (Some((Part::Any, rest)), _) => (0..=names.len()).any(|from| by_trying(rest, &names[from..])),
+            (Some(_), None) => false,
+            (Some((Part::Name(pieces), rest)), Some((name, below))) => {
+                matches_name(pieces, name) && by_trying(rest, below)
+            }
+        }
+    }
+
+    #[test]
+    fn every_short_pattern_means_what_trying_all_says() {
+        fn words<'a>(letters: &[&'a str], longest: usize) -> Vec<Vec<&'a str>> {
+            let mut all: Vec<Vec<&str>> = vec![Vec::new()];
+            for at in 0.. {
+                let Some(word) = all.get(at).filter(|word| word.len() < longest).cloned() else { break };
+                all.extend(letters.iter().map(|letter| [&word[..], &[letter]].concat()));
+            }
+            all.split_off(1)
+        }
+        let paths = words(&["a", "b"], 5);
+        let mut matching = 0;
+        for pattern in words(&["**", "a", "*", "b"], 5) {
+            let glob = Glob::new(&format!("/{}", pattern.join("/"))).unwrap();
+            for path in &paths {
+                let names: Vec<&[u8]> = path.iter().map(|name| name.as_bytes()).collect();
+                let wanted = by_trying(&glob.parts, &names);
+                matching += u32::from(wanted);
+                assert_eq!(glob.matches(path.join("/").as_bytes()), wanted, "{pattern:?} and {path:?}");
+            }
+        }
+        assert!(matching > 10_000, "{matching}");
     }
 }

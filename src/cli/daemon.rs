@@ -18,6 +18,7 @@ use super::{DevS3Args, MountArgs, MountFlags, Ready, claims, gateway as gateway_
 use crate::admission::Rules;
 use crate::catalog::index::Index;
 use crate::control::announce::AnnounceFile;
+use crate::control::background::Background;
 use crate::control::metrics;
 use crate::control::names::Names;
 use crate::control::policies::{Manager, Policies};
@@ -260,7 +261,7 @@ pub fn run(args: &MountArgs, ready: &mut Ready) -> Result<(), CliError> {
         watch: Watch {
             descriptors: Some(Box::new(move || share.descriptors_cached())),
             metrics: metrics.as_ref().map(|(_, at)| *at),
-            space: args.space,
+            background: Background { archive_after: args.policy.archive_after, space: args.space, read_only },
             ..Watch::default()
         },
     });

@@ -111,15 +111,21 @@ pub fn probe(pair: &Pair) -> Result<Found, String> {
 async fn probe_remote(role: RemoteRole, remote: &S3Remote) -> RemoteResult<Found> {
     let mut peer = None;
     if role == RemoteRole::Gpeer {
-        match remote.get_all(&ObjectKey(gateway::HELLO.into()), HELLO_MAX).await {
-            Ok(_) => {
-                // Nothing is tried there: its keys are people's files.
-                let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
-                return Ok(Found { capabilities, peer: Some(true) });
-            }
-            Err(error) if error.kind == RemoteErrorKind::NotFound => peer = Some(false),
-            Err(error) => return Err(error),
+        peer = Some(is_share(remote).await?);
+        if peer == Some(true) {
+            // Nothing is tried there: its keys are people's files.
+            let capabilities = Capabilities { conditional_put: true, checksums: true, versioning: false };
+            return Ok(Found { capabilities, peer });
         }
     }
     Ok(Found { capabilities: remote.probe().await?, peer })
+}
+
+/// Whether what a pair of role gpeer reaches is the gateway of a share, not a plain store.
+pub(super) async fn is_share(remote: &S3Remote) -> RemoteResult<bool> {
+    match remote.get_all(&ObjectKey(gateway::HELLO.into()), HELLO_MAX).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == RemoteErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }

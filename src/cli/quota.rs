@@ -13,8 +13,9 @@ use crate::control::ControlError;
 use crate::control::client::mount_info;
 use crate::control::mountinfo;
 use crate::control::protocol::{Reply, Request};
-use crate::lower::{Quota, QuotaOf, quota};
+use crate::lower::{QuotaOf, quota};
 use crate::pair::units::format_size;
+use crate::ports::Quota;
 
 /// Show what each user (or group, project) has stored: here, remote, and both; and the quota of the share's filesystem.
 ///

@@ -11,17 +11,20 @@ use super::exit::{self, CliError, Exit};
 use super::files::{each_reply, on_mounts};
 use super::report::utc;
 use super::{Global, output};
-use crate::control::protocol::{Figures, Reply, Request, TaskInfo};
+use crate::control::protocol::{Figures, PolicyGlance, PolicyRun, Reply, Request, TaskInfo};
 use crate::pair::units::{exact_duration, format_rate, format_size, parse_duration};
 
 /// Home, and clear what is below.
 const HOME: &str = "\u{1b}[H\u{1b}[J";
 /// Tasks that have a line; others are counted.
 const TASKS_SHOWN: usize = 8;
+/// The same of policies at work, and of those whose last run did something.
+const POLICIES_SHOWN: usize = 8;
+const POLICIES_ENDED_SHOWN: usize = 3;
 /// Where the terminal does not tell its size.
 const SIZE_USUAL: (usize, usize) = (100, 30);
 
-/// Watch what a mount does: throughput, tasks, recalls, what waits, and where the files' content is.
+/// Watch what a mount does: throughput, tasks, policies, recalls, what waits, and where the files' content is.
 ///
 /// Refreshed every second; ends with Ctrl-C. Rates are those since the last look.
 #[derive(Debug, Args)]
@@ -160,6 +163,41 @@ fn tasks(tasks: &[TaskInfo], page: &mut Vec<String>) {
     }
 }
 
+/// Those at work, and those that did something last.
+fn policies(policies: &[PolicyGlance], now: i64, page: &mut Vec<String>) {
+    if policies.is_empty() {
+        return;
+    }
+    let since = |at: i64| exact_duration(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
+    let line = |policy: &PolicyGlance, run: &PolicyRun, state: String, files: String| {
+        let stopped = run.stopped.map(|why| why.to_string());
+        let why = run.problem.as_ref().or(stopped.as_ref()).map_or(String::new(), |why| format!("  ({why})"));
+        let (name, action, bytes) = (&policy.name, &policy.action, format_size(run.bytes));
+        format!("{name:<20} {action:<8} {state:<20} {files:>17} {bytes:>10} {:>8} {:>7}{why}", run.skipped, run.failed)
+    };
+    let at_work: Vec<_> = policies.iter().filter_map(|policy| Some((policy, policy.running.as_ref()?))).collect();
+    let did = |run: &&PolicyRun| {
+        run.ended.is_some() && (run.files + run.failed > 0 || run.problem.is_some() || run.stopped.is_some())
+    };
+    let ended = policies.iter().filter_map(|policy| Some((policy, policy.last.as_ref().filter(did)?)));
+    let mut ended: Vec<_> = ended.collect();
+    ended.sort_by_key(|(_, run)| std::cmp::Reverse(run.ended));
+    page.push(String::new());
+    page.push(format!(
+        "{:<20} {:<8} {:<20} {:>17} {:>10} {:>8} {:>7}",
+        "POLICY", "ACTION", "STATE", "FILES", "SIZE", "SKIPPED", "FAILED"
+    ));
+    for (policy, run) in at_work.iter().take(POLICIES_SHOWN) {
+        let files = format!("{}/{}", run.files + run.skipped + run.failed, run.matched);
+        page.push(line(policy, run, format!("runs for {}", since(run.began)), files));
+    }
+    for (policy, run) in ended.iter().take(POLICIES_ENDED_SHOWN) {
+        let ago = since(run.ended.unwrap_or(run.began));
+        page.push(line(policy, run, format!("ended {ago} ago"), run.files.to_string()));
+    }
+    page.push(format!("{} of {} run: tierfs policy list", at_work.len(), policies.len()));
+}
+
 /// What is shown, within so many columns and lines.
 fn page(figures: &Figures, rates: &Rates, (columns, lines): (usize, usize)) -> Vec<String> {
     let done = |what: &str, end: &str| figures.transfers.get(what).and_then(|ends| ends.get(end)).copied().unwrap_or(0);
@@ -228,6 +266,7 @@ fn page(figures: &Figures, rates: &Rates, (columns, lines): (usize, usize)) -> V
         page.push(line);
     }
     tasks(&figures.tasks, &mut page);
+    policies(&figures.policies, figures.time as i64, &mut page);
     if !figures.states.is_empty() {
         page.push(String::new());
         let age = figures.states_age.map_or(String::new(), |age| format!("  ({age:.0} s ago)"));
@@ -310,6 +349,34 @@ mod tests {
         let cut = page(&figures, &Rates::default(), (40, 8));
         assert_eq!(cut.len(), 7);
         assert!(cut.iter().all(|line| line.chars().count() <= 40), "{cut:#?}");
+    }
+
+    #[test]
+    fn policies_have_their_lines() {
+        let run = |began, ended, files| PolicyRun { began, ended, files, matched: 400, ..PolicyRun::default() };
+        let policy =
+            |name: &str, running, last| PolicyGlance { name: name.into(), action: "migrate".into(), running, last };
+        let mut figures = figures();
+        let text = |figures: &Figures| page(figures, &Rates::default(), (usize::MAX, usize::MAX)).join("\n");
+        assert!(!text(&figures).contains("POLICY"));
+        let now = figures.time as i64;
+        let cut = PolicyRun { problem: Some("no answer".into()), ..run(now - 100, Some(now - 90), 5) };
+        figures.policies = vec![
+            policy("idle", None, Some(run(now - 9, Some(now - 8), 0))),
+            policy("busy", Some(PolicyRun { skipped: 3, failed: 2, ..run(now - 75, None, 85) }), None),
+            policy("cut", None, Some(cut)),
+            policy("early", None, Some(run(now - 200, Some(now - 190), 7))),
+            policy("earlier", None, Some(run(now - 300, Some(now - 290), 7))),
+            policy("earliest", None, Some(run(now - 400, Some(now - 390), 7))),
+        ];
+        let all = text(&figures);
+        let from = all.lines().position(|line| line.starts_with("POLICY")).unwrap();
+        let lines: Vec<&str> = all.lines().skip(from + 1).collect();
+        let words = |at: usize| lines[at].split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words(0), "busy migrate runs for 1m15s 90/400 0 B 3 2", "{all}");
+        assert_eq!(words(1), "cut migrate ended 1m30s ago 5 0 B 0 0 (no answer)", "{all}");
+        assert!(words(2).starts_with("early ") && words(3).starts_with("earlier "), "the last ones: {all}");
+        assert_eq!(words(4), "1 of 6 run: tierfs policy list", "{all}");
     }
 
     #[test]

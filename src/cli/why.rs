@@ -64,6 +64,19 @@ fn show(why: &WhyFile) {
     if why.rules.is_empty() {
         line("no policies: the mount has none".into());
     }
+    let (off, on): (Vec<_>, Vec<_>) = why.background.iter().partition(|work| work.value.is_none());
+    for work in on {
+        let verdict = match (&work.against, &work.next) {
+            (Some(why), _) => format!("no: {}", shown(why)),
+            (None, next) => format!("yes, {}", next.as_ref().map_or_else(String::new, shown)),
+        };
+        let value = work.value.as_deref().unwrap_or_default();
+        line(format!("{} {value} ({}): {verdict}", work.option, work.action));
+    }
+    if !off.is_empty() {
+        let names: Vec<&str> = off.iter().map(|work| work.option.as_str()).collect();
+        line(format!("off: {}", names.join(", ")));
+    }
     for rule in &why.rules {
         let verdict = match (&rule.against, rule.applies) {
             (Some(why), _) => format!("no: {}", shown(why)),

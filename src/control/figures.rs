@@ -61,6 +61,7 @@ impl Server {
             states_age,
             space,
             tasks,
+            policies: self.policies.as_ref().map_or_else(Vec::new, |manager| manager.at_a_glance()),
             index_pending: self.index.as_ref().map(|index| index.recorder().pending() as u64),
             index_scan: self.index.as_ref().and_then(|index| index.scanning()),
         };

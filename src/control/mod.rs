@@ -5,6 +5,7 @@
 //! their own files by virtual xattrs through the mount ([`by_xattr`]).
 
 pub mod announce;
+pub mod background;
 mod bring_back;
 pub mod by_xattr;
 mod choices;
@@ -29,6 +30,7 @@ pub mod space;
 mod sync;
 pub mod tasks;
 mod told;
+mod unfit;
 
 use std::path::PathBuf;
 

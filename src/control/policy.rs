@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::space::{each_file, indexed};
+use super::unfit::{Standing, is_unarchivable, is_young};
 use crate::catalog::index::{Index, state_filter};
 use crate::catalog::walk::{Found, Next, on_own_thread};
 use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome};
 use crate::ports::{Clock, FileKind, Lower, Task};
-use crate::record::Claim;
 use crate::types::{FileId, FileState, Timestamp};
 
 /// Bounds of the pause between two passes.
@@ -21,6 +21,11 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After a pass that the pair's configuration made fail.
 const PAUSE_UNHEALTHY: Duration = Duration::from_secs(60);
+
+/// Between two passes.
+pub(super) fn pause(after: Duration) -> Duration {
+    (after / 4).clamp(PAUSE_MIN, PAUSE_MAX)
+}
 
 /// Archives files whose content is unchanged for so long, on one mount.
 pub struct Runner {
@@ -46,8 +51,7 @@ impl Runner {
     pub async fn run(self: Arc<Self>) {
         loop {
             let healthy = self.pass().await;
-            let pause = (self.after / 4).clamp(PAUSE_MIN, PAUSE_MAX);
-            tokio::time::sleep(if healthy { pause } else { PAUSE_UNHEALTHY }).await;
+            tokio::time::sleep(if healthy { pause(self.after) } else { PAUSE_UNHEALTHY }).await;
         }
     }
 
@@ -150,16 +154,7 @@ impl Runner {
     }
 
     fn is_due(&self, found: &Found, now: Timestamp) -> bool {
-        let attr = &found.attr;
-        attr.size > 0
-            && !attr.sealed
-            && now.nanos_since(attr.mtime) >= self.after.as_nanos() as i128
-            && self.is_resident(found)
-    }
-
-    /// Unreadable records are nobody's candidates.
-    fn is_resident(&self, found: &Found) -> bool {
-        let record = self.engine.known_record(&found.node);
-        record.is_ok_and(|record| record.claim == Claim::Resident && !record.flags.retained)
+        let standing = || self.engine.known_record(&found.node).ok().as_ref().map(Standing::of);
+        is_young(&found.attr, self.after, now).is_none() && is_unarchivable(&found.attr, standing).is_none()
     }
 }

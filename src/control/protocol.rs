@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::rules::{
-    PolicyCandidate, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, Stopped, WhyFile, WhyReason, WhyRule,
+    PolicyCandidate, PolicyGlance, PolicyInfo, PolicyRun, ScrubInfo, ScrubPass, Stopped, WhyBackground, WhyFile,
+    WhyReason, WhyRule,
 };
 pub use self::summary::{PackTotals, PairTotals, Summary};
 pub use super::told::{ChoiceInfo, Figures, PairReloaded, SpaceInfo, TaskInfo, TaskRate};

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::background::Background;
 use super::gc::Wish;
 use super::metrics::Cached;
 use super::names::Names;
@@ -24,7 +25,6 @@ use super::protocol::{
 };
 use super::recalls::Which;
 use super::scrub::Scrub;
-use super::space::SpaceRules;
 use super::tasks::Queue;
 use super::{bring_back, choices};
 use crate::admission::Requester;
@@ -76,7 +76,7 @@ pub struct Watch {
     /// Where metrics are served.
     pub metrics: Option<std::net::SocketAddr>,
     pub totals: Arc<Cached>,
-    pub space: SpaceRules,
+    pub background: Background,
     /// There where files can be moved.
     pub tasks: std::sync::OnceLock<Arc<Queue>>,
 }
@@ -295,7 +295,7 @@ impl Server {
         Some(SpaceInfo {
             total: space.blocks * space.fragment_size,
             available: space.blocks_available * space.fragment_size,
-            reserve: self.watch.space.reserved(&space),
+            reserve: self.watch.background.space.reserved(&space),
             scarce: self.fs.room.is_scarce(),
             removed_files,
             removed_bytes,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::protocol::PolicyGlance;
 use crate::engine::RecallStatus;
 use crate::types::{StateTotal, WirePath};
 
@@ -61,6 +62,9 @@ pub struct Figures {
     /// Those that are not over, in their order; at most 100.
     #[serde(default)]
     pub tasks: Vec<TaskInfo>,
+    /// The policies of the file, and those that were taken out of it and are at work still.
+    #[serde(default)]
+    pub policies: Vec<PolicyGlance>,
     /// Changes that the index has not taken yet; `None`: there is no index.
     #[serde(default)]
     pub index_pending: Option<u64>,

@@ -366,6 +366,7 @@ mod tests {
             "pre/a@10000000000000000-a.64",
             "pre/.tierfs/tree@1f-a.64",
             "pre/.tierfs-probe-1@1f-a.64",
+            "pre/.tierfs-bench-1@1f-a.64",
             "pre/a@1f-a.64/b",
         ] {
             assert_eq!(id(foreign), None, "{foreign}");

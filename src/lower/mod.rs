@@ -30,7 +30,7 @@ mod xattr;
 pub use as_user::{Access, Dir, Seen};
 pub use creds::drop_privileges;
 pub use lease::ignore_sigio;
-pub use quota::{Quota, QuotaOf, quota};
+pub use quota::{QuotaOf, quota};
 pub use share::{DESCRIPTORS_MAX_DEFAULT, Share};
 pub use survey::{Survey, Surveyed};
 

@@ -1,11 +1,13 @@
-//! Quotas as the filesystem below keeps them (quotactl(2)), for reports.
+//! Quotas as the filesystem below keeps them (quotactl(2)).
 
 #![expect(unsafe_code, reason = "quotactl_fd(2) has no safe wrapper")]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+
+use crate::ports::Quota;
 
 /// Whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,18 +15,6 @@ pub enum QuotaOf {
     User(u32),
     Group(u32),
     Project(u32),
-}
-
-/// What somebody uses of a filesystem, and may. Limits of 0 are none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Quota {
-    /// Bytes allocated, and how many may be: for a while, and at all.
-    pub bytes: u64,
-    pub bytes_soft: u64,
-    pub bytes_hard: u64,
-    pub inodes: u64,
-    pub inodes_soft: u64,
-    pub inodes_hard: u64,
 }
 
 /// `Q_GETQUOTA` and the kinds of `<linux/quota.h>`.
@@ -52,7 +42,11 @@ struct Block {
 
 /// The filesystem of `dir`; `None`: it keeps no such quota, or nothing of this one. Asking of others needs `CAP_SYS_ADMIN`.
 pub fn quota(dir: &Path, of: QuotaOf) -> io::Result<Option<Quota>> {
-    let dir = File::open(dir)?;
+    quota_at(File::open(dir)?.as_fd(), of)
+}
+
+/// As [`quota`], of an open directory.
+pub(super) fn quota_at(dir: BorrowedFd<'_>, of: QuotaOf) -> io::Result<Option<Quota>> {
     let (kind, id) = match of {
         QuotaOf::User(id) => (USER, id),
         QuotaOf::Group(id) => (GROUP, id),

@@ -30,10 +30,11 @@ use super::handle::{handle_of, has_xattr_at, open_handle};
 use super::number::{self, ByNumber};
 use super::probe::{self, RECORD_TRUSTED, RECORD_USER};
 use super::project::project_of;
+use super::quota::{QuotaOf, quota_at};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
     Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
-    OpenFlags, RenameMode, SetAttr, SpaceInfo, if_set,
+    OpenFlags, Quota, RenameMode, SetAttr, SpaceInfo, if_set,
 };
 use crate::types::{FileId, Inode, RawHandle};
 
@@ -431,6 +432,10 @@ impl Lower for Share {
         // Without waiting: who asks is no user of the file, and may be the one who has it leased.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOATIME;
         project_of(self.open_content(&*self.node(node)?, flags)?.as_fd())
+    }
+
+    fn user_quota(&self, uid: u32) -> LowerResult<Option<Quota>> {
+        quota_at(self.mount.as_fd(), QuotaOf::User(uid)).step("quotactl_fd(Q_GETQUOTA)")
     }
 
     fn list_xattrs(&self, node: &Inode) -> LowerResult<Vec<OsString>> {

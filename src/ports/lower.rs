@@ -104,6 +104,25 @@ pub struct SpaceInfo {
     pub name_len_max: u64,
 }
 
+/// What somebody uses of a filesystem, and may. Limits of 0 are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes allocated, and how many may be: for a while, and at all.
+    pub bytes: u64,
+    pub bytes_soft: u64,
+    pub bytes_hard: u64,
+    pub inodes: u64,
+    pub inodes_soft: u64,
+    pub inodes_hard: u64,
+}
+
+impl Quota {
+    /// The lower one of the limits of bytes, where there is one.
+    pub fn bytes_bound(&self) -> Option<u64> {
+        [self.bytes_soft, self.bytes_hard].into_iter().filter(|limit| *limit > 0).min()
+    }
+}
+
 /// Who asked: creating calls act as this user, so that ownership, quota and setgid directories come out right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -338,6 +357,10 @@ pub trait Lower: Send + Sync {
     /// The quota project of a regular file, as it is just now; 0 where the filesystem has none. `EWOULDBLOCK`: somebody holds a lease on the file.
     fn project(&self, _node: &Inode) -> LowerResult<u32> {
         Ok(0)
+    }
+    /// What a user has allocated on the share's filesystem, and may; `None`: it keeps no quotas of users, or nothing of this one.
+    fn user_quota(&self, _uid: u32) -> LowerResult<Option<Quota>> {
+        Ok(None)
     }
     fn set_attr(&self, node: &Inode, changes: &SetAttr) -> LowerResult<Attr>;
     fn read_link(&self, node: &Inode) -> LowerResult<OsString>;

@@ -8,6 +8,7 @@
 //! the chunk hashes of the [`manifest`].
 
 mod attribute;
+pub mod bench;
 mod bounded;
 mod classify;
 mod config;

@@ -112,6 +112,17 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::delete`], of one version.
+    pub(super) async fn delete_version(&self, key: &ObjectKey, version: String) -> RemoteResult<()> {
+        let mut attempts = self.endpoints.attempts();
+        loop {
+            let outcome = self.delete_once(attempts.endpoint(), key, Some(version.clone())).await;
+            if let Some(outcome) = attempts.settle(outcome) {
+                return outcome;
+            }
+        }
+    }
+
     /// Removes the object, or with `version` that version without leaving a delete marker. Not there is success.
     pub(super) async fn delete_once(
         &self,

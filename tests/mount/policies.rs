@@ -281,3 +281,93 @@ fn why_says_when_and_what_stands_in_the_way() {
     rig.json(&["tasks", "add", "migrate", rig.mnt("rests").to_str().unwrap()], 0);
     wait_for("the file in the queue", || words(&why(&rig, "rests")).contains(&"queued".to_owned()));
 }
+
+/// What the mount says it does with a file by one of its options.
+fn work(why: &Value, option: &str) -> Value {
+    why["background"].as_array().unwrap().iter().find(|work| work["option"] == option).unwrap().clone()
+}
+
+fn work_against(rig: &Rig, name: &str, option: &str) -> Value {
+    work(&why(rig, name), option)["against"]["reason"].clone()
+}
+
+#[test]
+fn why_tells_of_what_the_mount_does_beside_policies() {
+    let Some(mut rig) = (Setup { mounted: false, ..Setup::default() }).build() else { return };
+    for name in ["first", "retained", "pinned", "stub"] {
+        fs::write(rig.low(name), noise(name, CHUNK)).unwrap();
+        set_mtime(&rig.low(name), 1_500_000_000, 0);
+    }
+    assert!(rig.try_mount(&["-o", "archive_after=1h,release_above=99%"]).status.success());
+    for name in ["first", "retained", "pinned", "stub"] {
+        wait_for("the first look at the share", || rig.state(name) == "dual");
+    }
+    rig.on(&["set", "--retain", "on"], &["retained"]);
+    rig.on(&["pin"], &["pinned"]);
+    rig.on(&["release"], &["stub"]);
+    fs::write(rig.mnt("young"), noise("young", CHUNK)).unwrap();
+    rig.write("empty", 0);
+    // The next look is a minute after the first.
+    rig.write("old", CHUNK);
+    let of = |name: &str, option: &str| work(&why(&rig, name), option);
+    let against = |name, option| work_against(&rig, name, option);
+
+    let old = of("old", "archive_after");
+    assert_eq!((&old["value"], &old["applies"], &old["against"]), (&json!("1h"), &json!(true), &Value::Null));
+    assert_eq!((&old["next"]["reason"], &old["action"]), (&json!("due"), &json!("archive")));
+    let young = of("young", "archive_after");
+    let until = fs::metadata(rig.low("young")).unwrap().modified().unwrap();
+    let until = until.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 3_600;
+    assert_eq!((&young["applies"], &young["against"]["reason"]), (&json!(false), &json!("age")));
+    assert_eq!(young["against"]["at"], until, "{young}");
+    assert_eq!(young["against"]["text"], "its content has not been unchanged for 1h");
+    assert_eq!([against("empty", "archive_after"), against("first", "archive_after")], ["empty", "state"]);
+
+    let first = of("first", "release_above");
+    assert_eq!((&first["applies"], &first["next"]["reason"]), (&json!(true), &json!("space")), "{first}");
+    assert_eq!(first["value"], "99%, down to 89%");
+    assert!(first["next"]["text"].as_str().unwrap().starts_with("when more than 99% of the space is in use (now "));
+    for (name, word) in [("retained", "retained"), ("pinned", "pinned"), ("stub", "state"), ("empty", "empty")] {
+        for option in ["release_above", "space_reserve"] {
+            assert_eq!(against(name, option), word, "{name} and {option}");
+        }
+    }
+    let kept = fs::File::open(rig.mnt("first")).unwrap();
+    assert_eq!(against("first", "release_above"), "open");
+    drop(kept);
+    let reserve = of("first", "space_reserve");
+    assert_eq!((&reserve["value"], &reserve["applies"]), (&json!("1%, at most 1GiB"), &json!(true)));
+    let text = rig.on(&["why"], &["young"]);
+    for piece in
+        ["archive_after 1h (archive): no: its content", "release_above 99%, down to 89% (release): no: it is resident"]
+    {
+        assert!(text.contains(piece), "{piece}: {text}");
+    }
+
+    rig.umount();
+    rig.mount();
+    for option in ["archive_after", "release_above"] {
+        assert_eq!(work_against(&rig, "first", option), "off");
+    }
+    assert!(rig.on(&["why"], &["old"]).contains("off: archive_after, release_above"));
+}
+
+#[test]
+fn a_share_without_quotas_says_so_to_a_rule_that_goes_by_them() {
+    let by_quota =
+        format!("{OFF}action = \"release\"\nwhen = {{ user_quota_above = \"80%\", user_quota_below = \"50%\" }}\n");
+    let more = format!("{OFF}action = \"archive\"\nwhen = {{ user_quota_above = \"80%\", user_above = \"1KiB\" }}\n");
+    let Some(rig) = with_policies(&format!("[policy.quota]\n{by_quota}[policy.more]\n{more}")) else { return };
+    rig.write("a", CHUNK);
+    scan(&rig);
+    let run = rig.tierfs(&["policy", "run", "quota"]);
+    code(&run, 3);
+    assert!(
+        said(&run).contains("policy quota: the share's filesystem keeps no quotas of users: mount it with usrquota")
+    );
+    let listed = rig.json(&["policy", "list"], 0);
+    let quota = listed.iter().find(|line| line["name"] == "quota").unwrap();
+    assert_eq!(quota["trigger"], "a user with over 80% of the quota in use, down to 50%");
+    assert!(quota["last"]["problem"].as_str().unwrap().contains("no quotas"), "{quota}");
+    assert_eq!(policy_run(&rig, "more")["files"], 1, "another trigger does without");
+}

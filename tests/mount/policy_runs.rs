@@ -123,11 +123,23 @@ fn a_run_is_shown_and_stopped() {
     assert!(running["began"].as_i64().unwrap() > 1_700_000_000);
     let text = said(&rig.tierfs(&["policy", "list"]));
     assert!(text.contains("    at work since ") && text.contains(": 2 files, "), "{text}");
+    let place = rig.mountpoint().display().to_string();
+    let top = || rig.json(&["top", "--once", &place], 0).remove(0)["policies"][0].clone();
+    let slow = top();
+    assert_eq!(
+        (&slow["name"], &slow["running"]["files"], &slow["running"]["matched"]),
+        (&json!("slow"), &json!(2), &json!(3))
+    );
+    let text = said(&rig.tierfs(&["top", "--once", &place]));
+    assert!(text.contains(" runs for ") && text.contains(" 2/3 ") && text.contains("1 of 1 run: tierfs"), "{text}");
 
     code(&rig.tierfs(&["policy", "stop", "slow"]), 0);
     wait_for("the end of the run", || listed(&rig, "slow")["running"].is_null());
     let last = listed(&rig, "slow")["last"].clone();
     assert_eq!((&last["stopped"], &last["files"], &last["problem"]), (&json!("asked"), &json!(2), &Value::Null));
+    assert_eq!((&top()["running"], &top()["last"]["stopped"]), (&Value::Null, &json!("asked")));
+    let text = said(&rig.tierfs(&["top", "--once", &place]));
+    assert!(text.contains(" ended ") && text.contains("(it was stopped by hand)"), "{text}");
     let again = rig.tierfs(&["policy", "stop", "slow"]);
     code(&again, 3);
     assert!(said(&again).contains("does not run"), "{}", said(&again));

@@ -1,4 +1,4 @@
-//! Quotas of the filesystem below act on the right user and project.
+//! Quotas of the filesystem below act on the right user and project, and begin policies.
 //!
 //! Needs a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, and setquota(8). Where the kernel has none this is said, with what it says of
 //! itself; a kernel that should have quotas and refuses them is a failure, and so is its lack with `TIERFS_NEED_QUOTA=1`. `make quota` runs
@@ -7,6 +7,8 @@
 use std::process::Command;
 
 use crate::common::run;
+use crate::index::scan;
+use crate::policies::{mount_with, policy_run, rule, why};
 use crate::posix::compare;
 use crate::rig::*;
 
@@ -28,9 +30,10 @@ fn quotas_of_xfs_act_on_the_owner_and_the_project() {
     quotas_act(Setup::xfs());
 }
 
-fn quotas_act(setup: Setup) {
+/// A share whose filesystem keeps quotas, not yet served.
+fn with_quotas(setup: Setup) -> Option<Rig> {
     let kind = setup.kind;
-    let Some(mut rig) = (Setup { mounted: false, ..setup }).build() else { return };
+    let rig = (Setup { mounted: false, ..setup }).build()?;
     let image = rig.fs.scratch().join("image");
     rig.fs.unmount();
     if kind == "ext4" {
@@ -44,8 +47,54 @@ fn quotas_act(setup: Setup) {
         );
         assert!(std::env::var_os("TIERFS_NEED_QUOTA").is_none(), "this kernel has no quotas for {kind}");
         eprintln!("NOT TESTED: quotas. This kernel has none for {kind}; `make quota` tests on one that has");
-        return;
+        return None;
     }
+    Some(rig)
+}
+
+#[test]
+fn quotas_of_ext4_begin_a_policy() {
+    quotas_begin_a_policy(Setup::default());
+}
+
+#[test]
+fn quotas_of_xfs_begin_a_policy() {
+    quotas_begin_a_policy(Setup::xfs());
+}
+
+fn quotas_begin_a_policy(setup: Setup) {
+    let Some(mut rig) = with_quotas(setup) else { return };
+    let top = rig.fs.path();
+    let top = top.to_str().unwrap();
+    // Soft and hard, of bytes.
+    let limit = |soft: &str, hard: &str| run("setquota", &["-u", "2001", soft, hard, "0", "0", top]);
+    let marks = "when = { user_quota_above = \"80%\", user_quota_below = \"50%\" }";
+    mount_with(&mut rig, &format!("[policy.full]\nenabled = false\naction = \"release\"\n{marks}\n"));
+    for (user, n) in (0..10).flat_map(|n| [(2001, n), (2002, n)]) {
+        let name = format!("{user}-{n}");
+        rig.write(&name, 1 << 20);
+        std::os::unix::fs::chown(rig.mnt(&name), Some(user), None).unwrap();
+    }
+    rig.on(&["migrate", "-r", "--archive-only"], &[""]);
+    scan(&rig);
+    let dual = |user: u32| (0..10).filter(|n| rig.state(&format!("{user}-{n}")) == "dual").count();
+    // No limit; one of which he has two thirds; the same as a soft one, and a hard one that is far.
+    for (soft, hard) in [("0", "0"), ("0", "15360"), ("15360", "102400")] {
+        limit(soft, hard);
+        assert_eq!(policy_run(&rig, "full")["files"], 0, "{soft} and {hard}");
+    }
+    let waits = rule(&why(&rig, "2001-0"), "full")["against"]["reason"].clone();
+    assert_eq!(waits, "disabled");
+    limit("12000", "102400");
+    assert!(policy_run(&rig, "full")["files"].as_u64() >= Some(4));
+    // Half of 12,000 KiB, of files of 1 MiB.
+    assert_eq!((dual(2001), dual(2002)), (5, 10));
+    assert_eq!(policy_run(&rig, "full")["files"], 0, "he is below");
+}
+
+fn quotas_act(setup: Setup) {
+    let kind = setup.kind;
+    let Some(mut rig) = with_quotas(setup) else { return };
     let top = rig.fs.path();
     let top = top.to_str().unwrap();
     let limit = |block: &str, inodes: &str| run("setquota", &["-u", "2001", "0", block, "0", inodes, top]);

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::rig::{CHUNK, Rig, Setup, noise, said, wait_for};
+use crate::sides::Sides;
 
 /// The usual pair made one of role gpeer, for names too; its endpoint stays the bucket that it is.
 fn plain() -> Option<Rig> {
@@ -86,4 +87,29 @@ fn what_was_not_tried_is_told() {
     rig.mount();
     rig.migrate("f");
     rig.same("f", &noise("f", 3 * CHUNK));
+}
+
+#[test]
+fn a_bucket_is_measured_and_a_share_is_not() {
+    let Some(rig) = plain() else { return };
+    let before = rig.all_objects();
+    let bench = ["pair", "bench", "cold", "--size", "1KiB", "--count", "2", "--at-once", "1"];
+    let output = rig.tierfs(&bench);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(rig.all_objects(), before);
+    drop(rig);
+
+    let Some((sides, contents)) = Sides::with_files("ext4", &[("file", CHUNK)]) else { return };
+    let names =
+        || fs::read_dir(sides.west.share()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let before = names();
+    let output = sides.east.tierfs(&["pair", "bench", "gp"]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(
+        said(&output).contains("the gateway of a share: what is put there are people's files"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(names(), before);
+    sides.same("file", &contents[0]);
 }

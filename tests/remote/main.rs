@@ -4,6 +4,7 @@
 //! standard chain).
 
 mod archived;
+mod bench;
 mod configuration;
 mod contract;
 mod failures;

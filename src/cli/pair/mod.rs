@@ -1,6 +1,7 @@
 //! `tierfs pair`: the commands about pair configuration, one file each.
 
 mod add;
+mod bench;
 mod edit;
 mod list;
 mod reload;
@@ -28,7 +29,8 @@ use crate::ports::{Clock, SystemClock};
 #[command(after_help = exit::help(
     "  tierfs pair add cold --local east:/srv/share --remote west:s3://cold/east --endpoint http://127.0.0.1:9000\n  \
      tierfs pair list\n  \
-     tierfs pair show cold --json"))]
+     tierfs pair show cold --json\n  \
+     tierfs pair bench cold"))]
 pub struct PairCommand {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +43,7 @@ enum Command {
     Show(show::Show),
     Edit(edit::Edit),
     Reload(reload::Reload),
+    Bench(bench::PairBench),
     Remove(remove::Remove),
 }
 
@@ -53,6 +56,7 @@ impl PairCommand {
             Command::Show(command) => command.run(global, &store),
             Command::Edit(command) => command.run(global, &store),
             Command::Reload(command) => command.run(global, &store),
+            Command::Bench(command) => command.run(global, &store),
             Command::Remove(command) => command.run(global, &store),
         }
     }

@@ -194,7 +194,7 @@ impl Server {
         if let Ok(space) = self.lower.space() {
             let bytes = |blocks: u64| (blocks * space.fragment_size) as f64;
             let kinds = [
-                ("reserve", self.watch.space.reserved(&space) as f64),
+                ("reserve", self.watch.background.space.reserved(&space) as f64),
                 ("total", bytes(space.blocks)),
                 ("free", bytes(space.blocks_free)),
                 ("available", bytes(space.blocks_available)),

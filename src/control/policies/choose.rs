@@ -1,6 +1,6 @@
 //! Which files a run takes: what its trigger wants freed, what the index proposes, and how much of that its limits let through.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,24 @@ use super::rule::{Action, Condition, Rule, Subject, Trigger};
 use super::run::Manager;
 use crate::catalog::index::{IndexError, IndexResult, Paths, name_of, now_s, reader};
 use crate::catalog::walk::Found;
-use crate::ports::{Attr, SpaceInfo};
+use crate::ports::{Attr, LowerError, Quota, SpaceInfo};
 use crate::types::{FileId, Inode};
 
 /// Files chosen at a time, with their paths: two megabytes or so.
 const LOT: usize = 20_000;
+
+/// Why no files can be chosen.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChooseError {
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error("the share's filesystem does not tell users' quotas: {0}")]
+    Quotas(#[from] LowerError),
+    #[error(
+        "the share's filesystem keeps no quotas of users: mount it with usrquota (and see quotaon(8)), or take user_quota_above out"
+    )]
+    NoQuotas,
+}
 
 /// A file that the index proposes.
 #[derive(Clone, Debug)]
@@ -102,9 +115,42 @@ fn share_wants(trigger: &Trigger, space: &SpaceInfo, freeing: &mut bool) -> f64 
     if *freeing { below } else { 0.0 }
 }
 
+/// What is wanted of single users by the marks of their quotas; `freeing`: those between the marks, on the way down.
+fn users_want(trigger: &Trigger, quotas: &[(u32, Quota)], freeing: &mut BTreeSet<u32>) -> HashMap<u32, f64> {
+    let (Some(above), Some(low)) = (trigger.user_quota_above, trigger.user_quota_low_mark()) else {
+        freeing.clear();
+        return HashMap::new();
+    };
+    let wants = quotas.iter().filter_map(|(uid, quota)| {
+        let bound = quota.bytes_bound()? as f64;
+        let over = |pct: u8| quota.bytes as f64 - bound * f64::from(pct) / 100.0;
+        // Begun above the high mark, it goes on to the low one.
+        let wanted = over(low) > 0.0 && (over(above) > 0.0 || freeing.contains(uid));
+        wanted.then(|| (*uid, over(low)))
+    });
+    let wants: HashMap<u32, f64> = wants.collect();
+    *freeing = wants.keys().copied().collect();
+    wants
+}
+
 impl Manager {
+    /// The quotas of all users who have something on the share, of those that have one.
+    fn quotas(&self) -> Result<Vec<(u32, Quota)>, ChooseError> {
+        let db = reader(self.index.path())?;
+        let users = || {
+            let mut users = db.prepare("SELECT DISTINCT uid FROM f WHERE parent <> 0")?;
+            let users = users.query_map([], |row| Ok(row.get::<_, i64>(0)? as u32))?;
+            Ok::<Vec<u32>, IndexError>(users.collect::<Result<_, _>>()?)
+        };
+        let mut quotas = Vec::new();
+        for uid in users()? {
+            quotas.extend(self.lower.user_quota(uid)?.map(|quota| (uid, quota)));
+        }
+        Ok(quotas)
+    }
+
     /// What the rule's trigger wants. A dry run only looks.
-    fn wanted(&self, rule: &Rule, dry: bool) -> IndexResult<Wanted> {
+    fn wanted(&self, rule: &Rule, dry: bool) -> Result<Wanted, ChooseError> {
         let trigger = &rule.trigger;
         if !rule.is_triggered() {
             return Ok(Wanted { share: f64::INFINITY, users: HashMap::new() });
@@ -118,21 +164,42 @@ impl Manager {
         let mut users = HashMap::new();
         if let Some(above) = trigger.user_above {
             let db = reader(self.index.path())?;
-            let mut over = db.prepare(
-                "SELECT uid, sum(blocks) * 512 AS used FROM f WHERE parent <> 0 GROUP BY uid HAVING used > ?1",
-            )?;
+            let query = "SELECT uid, sum(blocks) * 512 AS used FROM f WHERE parent <> 0 GROUP BY uid HAVING used > ?1";
+            let mut over = db.prepare(query).map_err(IndexError::Database)?;
             let over = over.query_map([above as i64], |row| {
                 Ok((row.get::<_, i64>(0)? as u32, row.get::<_, i64>(1)? as f64 - above as f64))
-            })?;
-            users = over.collect::<Result<_, _>>()?;
+            });
+            let over = over.map_err(IndexError::Database)?;
+            users = over.collect::<Result<_, _>>().map_err(IndexError::Database)?;
+        }
+        if trigger.user_quota_above.is_some() {
+            let quotas = self.quotas()?;
+            let mut freeing = self.memory.freeing_users(&rule.name);
+            for (uid, bytes) in users_want(trigger, &quotas, &mut freeing) {
+                let wanted = users.entry(uid).or_default();
+                *wanted = wanted.max(bytes);
+            }
+            if !dry {
+                self.memory.set_freeing_users(&rule.name, freeing);
+            }
+            // Something else may have begun it.
+            if quotas.is_empty() && users.is_empty() && share <= 0.0 {
+                return Err(ChooseError::NoQuotas);
+            }
         }
         Ok(Wanted { share, users })
     }
 
     /// Files that the rule takes, a lot at most; `tried` are left out, and grow.
-    pub(super) fn choose(&self, rule: &Rule, mut left: Left, tried: HashSet<FileId>, dry: bool) -> IndexResult<Chosen> {
+    pub(super) fn choose(
+        &self,
+        rule: &Rule,
+        mut left: Left,
+        tried: HashSet<FileId>,
+        dry: bool,
+    ) -> Result<Chosen, ChooseError> {
         if self.index.is_empty() {
-            return Err(IndexError::Empty);
+            return Err(IndexError::Empty.into());
         }
         let mut chosen = Chosen { tried, ..Chosen::default() };
         let mut wanted = self.wanted(rule, dry)?;
@@ -289,6 +356,31 @@ mod tests {
         let inodes = Trigger { inodes_above: Some(90), ..Trigger::default() };
         let wants = |free| share_wants(&inodes, &space(50, free), &mut false);
         assert_eq!([wants(10), wants(9)], [0.0, f64::INFINITY]);
+    }
+
+    #[test]
+    fn marks_of_quotas_are_each_users_own() {
+        let trigger = Trigger { user_quota_above: Some(80), user_quota_below: Some(50), ..Trigger::default() };
+        let quota = |bytes, bytes_soft, bytes_hard| Quota { bytes, bytes_soft, bytes_hard, ..Quota::default() };
+        let wants = |trigger: &Trigger, quota, on: &[u32]| {
+            let mut freeing = on.iter().copied().collect();
+            let wanted = users_want(trigger, &[(7, quota), (8, Quota::default())], &mut freeing);
+            assert_eq!(wanted.keys().copied().collect::<BTreeSet<_>>(), freeing);
+            wanted.get(&7).copied()
+        };
+        // The lower limit counts, whichever it is.
+        assert_eq!(wants(&trigger, quota(80, 0, 100), &[]), None);
+        assert_eq!(wants(&trigger, quota(81, 0, 100), &[]), Some(31.0));
+        assert_eq!(wants(&trigger, quota(81, 100, 200), &[]), Some(31.0));
+        assert_eq!(wants(&trigger, quota(81, 0, 200), &[]), None);
+        assert_eq!(wants(&trigger, quota(1_000, 0, 0), &[7]), None, "no limit");
+        // Begun, it goes on to the low mark; another user's way down is none of his.
+        assert_eq!(wants(&trigger, quota(60, 0, 100), &[7]), Some(10.0));
+        assert_eq!(wants(&trigger, quota(60, 0, 100), &[8]), None);
+        assert_eq!(wants(&trigger, quota(50, 0, 100), &[7]), None);
+        let usual = Trigger { user_quota_above: Some(80), ..Trigger::default() };
+        assert_eq!(wants(&usual, quota(81, 0, 100), &[]), Some(11.0), "ten points less");
+        assert_eq!(wants(&Trigger { space_above: Some(1), ..Trigger::default() }, quota(99, 0, 100), &[7]), None);
     }
 
     #[test]

@@ -22,6 +22,9 @@ const OFTEN_S: u64 = 60;
 struct Known {
     runs: BTreeMap<String, PolicyRun>,
     freeing: BTreeSet<String>,
+    /// The same of single users.
+    #[serde(default)]
+    freeing_users: BTreeMap<String, BTreeSet<u32>>,
     #[serde(skip)]
     changed: bool,
 }
@@ -73,6 +76,20 @@ impl Memory {
         };
     }
 
+    /// Users between a rule's marks of their quotas, on the way down.
+    pub fn freeing_users(&self, name: &str) -> BTreeSet<u32> {
+        self.known.lock().freeing_users.get(name).cloned().unwrap_or_default()
+    }
+
+    pub fn set_freeing_users(&self, name: &str, users: BTreeSet<u32>) {
+        let mut known = self.known.lock();
+        let before = match users.is_empty() {
+            true => known.freeing_users.remove(name).unwrap_or_default(),
+            false => known.freeing_users.insert(name.to_owned(), users.clone()).unwrap_or_default(),
+        };
+        known.changed |= before != users;
+    }
+
     /// Writes down what changed; of rules that are no more, nothing.
     pub async fn store(&self, rules: &Policies) {
         let _one = self.writing.lock().await;
@@ -84,6 +101,7 @@ impl Memory {
             let is_there = |name: &String| rules.rules.iter().any(|rule| rule.name == *name);
             known.runs.retain(|name, _| is_there(name));
             known.freeing.retain(is_there);
+            known.freeing_users.retain(|name, _| is_there(name));
             known.clone()
         };
         let stored = match serde_json::to_string(&known) {
@@ -144,8 +162,15 @@ mod tests {
         let known = Known {
             runs: BTreeMap::from([("a".to_owned(), run)]),
             freeing: BTreeSet::from(["b".to_owned()]),
+            freeing_users: BTreeMap::from([("c".to_owned(), BTreeSet::from([7]))]),
             changed: false,
         };
         assert_eq!(serde_json::from_str::<Known>(&serde_json::to_string(&known).unwrap()).unwrap(), known);
+        let old = Known { freeing_users: BTreeMap::new(), runs: BTreeMap::new(), ..known };
+        assert_eq!(
+            serde_json::from_str::<Known>(r#"{"runs":{},"freeing":["b"]}"#).unwrap(),
+            old,
+            "of a version before"
+        );
     }
 }

@@ -144,6 +144,8 @@ struct When {
     space_below: Option<Percent>,
     inodes_above: Option<Percent>,
     user_above: Option<Size>,
+    user_quota_above: Option<Percent>,
+    user_quota_below: Option<Percent>,
 }
 
 #[derive(Default, Deserialize)]
@@ -313,14 +315,11 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
         space_below: when.space_below.map(|percent| percent.0),
         inodes_above: when.inodes_above.map(|percent| percent.0),
         user_above: when.user_above.map(|size| size.0),
+        user_quota_above: when.user_quota_above.map(|percent| percent.0),
+        user_quota_below: when.user_quota_below.map(|percent| percent.0),
     };
-    match (trigger.space_above, trigger.space_below) {
-        (None, Some(_)) => return Err((when_at, "space_below needs space_above, where it begins".into())),
-        (Some(above), Some(below)) if below >= above => {
-            return Err((when_at, format!("space_below {below}% must be lower than space_above {above}%")));
-        }
-        _ => {}
-    }
+    marks("space", trigger.space_above, trigger.space_below).map_err(|reason| (when_at, reason))?;
+    marks("user_quota", trigger.user_quota_above, trigger.user_quota_below).map_err(|reason| (when_at, reason))?;
     let set = set(table.action, table.set, at, line)?;
     let matching = table.r#match;
     let mut conditions = Vec::new();
@@ -370,6 +369,17 @@ fn rule(name: String, table: Table, at: usize, line: &dyn Fn(usize) -> usize) ->
             errors: table.limits.errors,
         },
     })
+}
+
+/// Whether a rule can begin above one mark and go on down to the other.
+fn marks(of: &str, above: Option<u8>, below: Option<u8>) -> Result<(), String> {
+    match (above, below) {
+        (None, Some(_)) => Err(format!("{of}_below needs {of}_above, where it begins")),
+        (Some(above), Some(below)) if below >= above => {
+            Err(format!("{of}_below {below}% must be lower than {of}_above {above}%"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a rule says of files' next copies.
@@ -478,6 +488,17 @@ set = { pair = "b", chunk_size = "8MiB", recall = "full" }
             ),
             ("[policy.a]\naction = \"release\"\nwhen.space_below = \"80%\"", 3, "needs space_above"),
             ("[policy.a]\naction = \"release\"\nwhen.space_above = \"180%\"", 3, "percentage"),
+            (
+                "[policy.a]\naction = \"release\"\n\nwhen.user_quota_below = 50",
+                4,
+                "user_quota_below needs user_quota_above",
+            ),
+            (
+                "[policy.a]\naction = \"release\"\nwhen = { user_quota_above = 50, user_quota_below = \"50%\" }",
+                3,
+                "user_quota_below 50% must be lower than user_quota_above 50%",
+            ),
+            ("[policy.a]\naction = \"release\"\nwhen.user_quota_above = \"1GiB\"", 3, "percentage"),
             ("[policy.a]\naction = \"set\"", 1, "needs `set"),
             ("[policy.a]\naction = \"set\"\nset = {}", 3, "says nothing"),
             ("[policy.a]\naction = \"pin\"\nset = { pair = \"b\" }", 3, "not for pin"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::catalog::glob::{Glob, matches_value};
 use crate::catalog::index::{HEAT_HALF_LIFE_S, state_filter};
 use crate::control::space::COLDEST;
+use crate::control::unfit::{Standing, Unfit};
 use crate::engine::{Choice, JobKind};
 use crate::pair::units::{exact_duration, exact_size};
 use crate::ports::Attr;
@@ -293,14 +294,28 @@ pub struct Trigger {
     pub inodes_above: Option<u8>,
     /// Only files of users who have more bytes here than this, down to it.
     pub user_above: Option<u64>,
+    /// Only files of users who use more per cent of their quota of the share's filesystem than this …
+    pub user_quota_above: Option<u8>,
+    /// … down to this.
+    pub user_quota_below: Option<u8>,
 }
 
 impl Trigger {
     /// Per cent of the space in use down to which it goes on, where it is one of space.
     pub fn low_mark(&self) -> Option<u8> {
-        let above = self.space_above?;
-        Some(self.space_below.unwrap_or_else(|| above.saturating_sub(10).max(1)))
+        low_mark(self.space_above, self.space_below)
     }
+
+    /// Per cent of a user's quota down to which it goes on, where it is one of quotas.
+    pub fn user_quota_low_mark(&self) -> Option<u8> {
+        low_mark(self.user_quota_above, self.user_quota_below)
+    }
+}
+
+/// Ten points less, where nothing is said.
+fn low_mark(above: Option<u8>, below: Option<u8>) -> Option<u8> {
+    let above = above?;
+    Some(below.unwrap_or_else(|| above.saturating_sub(10).max(1)))
 }
 
 /// How much a run may do.
@@ -314,15 +329,6 @@ pub struct Limits {
     pub at_once: Option<u64>,
     /// Failures of one kind after which a run ends.
     pub errors: Option<u64>,
-}
-
-/// What the engine says of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct Standing {
-    pub state: FileState,
-    pub pinned: bool,
-    /// Locked for retention.
-    pub retained: bool,
 }
 
 /// One policy.
@@ -381,21 +387,21 @@ impl Rule {
         if said.is_empty() { self.action.to_string() } else { format!("{} {}", self.action, said.join(", ")) }
     }
 
-    /// Why the file's own state keeps the rule off it, if it does: in a word, and for people.
-    pub fn unfit(&self, attr: &Attr, Standing { state, pinned, retained }: Standing) -> Option<(&'static str, String)> {
+    /// Why the file's own state keeps the rule off it, if it does.
+    pub fn unfit(&self, attr: &Attr, Standing { state, pinned, retained }: Standing) -> Option<Unfit> {
         if attr.size == 0 {
-            return Some(("empty", "it is empty".into()));
+            return Some(Unfit::Empty);
         }
         if attr.sealed {
-            return Some(("sealed", "it is immutable or append-only".into()));
+            return Some(Unfit::Sealed);
         }
         if !self.action.states().contains(&state) {
-            return Some(("state", format!("it is {state}: nothing to {}", self.action)));
+            return Some(Unfit::State(state, self.action.to_string()));
         }
         match self.action.pinned() {
-            Some(false) if pinned => Some(("pinned", "it is pinned".into())),
-            Some(true) if !pinned => Some(("not_pinned", "it is not pinned".into())),
-            _ => retained.then(|| ("retained", "it is retention-locked".into())),
+            Some(false) if pinned => Some(Unfit::Pinned),
+            Some(true) if !pinned => Some(Unfit::NotPinned),
+            _ => retained.then_some(Unfit::Retained),
         }
     }
 }

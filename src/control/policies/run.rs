@@ -12,13 +12,13 @@ use super::at_work::Work;
 use super::choose::{Chosen, Left, Picked};
 use super::memory::{Memory, is_due};
 use super::parse::{Policies, PolicyError, load};
-use super::rule::{Action, Rule, Standing};
+use super::rule::{Action, Rule};
 use crate::catalog::index::{Index, IndexError, ScanOptions, Who, now_s};
 use crate::catalog::walk::{on_own_thread, resolve};
-use crate::control::protocol::{PolicyRun, Stopped};
+use crate::control::protocol::{PolicyGlance, PolicyRun, Stopped};
+use crate::control::unfit::Standing;
 use crate::engine::{Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome};
 use crate::ports::{Attr, FileKind, Journal, Lower};
-use crate::record::Record;
 use crate::types::Inode;
 
 /// Files that one run remembers to have tried: 16 bytes each.
@@ -109,6 +109,20 @@ impl Manager {
     /// How far a policy's run is that is at work.
     pub fn running(&self, name: &str) -> Option<PolicyRun> {
         self.at_work.lock().iter().find(|work| work.rule.name == name).map(|work| work.run())
+    }
+
+    /// How all do: those in force, in their order, then those that are so no more and are at work still.
+    pub fn at_a_glance(&self) -> Vec<PolicyGlance> {
+        let policies = self.policies();
+        let glance = |rule: &Rule| {
+            let (running, last) = (self.running(&rule.name), self.last_run(&rule.name));
+            PolicyGlance { name: rule.name.clone(), action: rule.action_text(), running, last }
+        };
+        let mut all: Vec<PolicyGlance> = policies.rules.iter().map(glance).collect();
+        let at_work = self.at_work.lock().clone();
+        let gone = at_work.iter().filter(|work| policies.rules.iter().all(|rule| rule.name != work.rule.name));
+        all.extend(gone.map(|work| glance(&work.rule)));
+        all
     }
 
     /// Ends a policy's run: nothing more is begun. Whether there was one.
@@ -297,8 +311,7 @@ impl Manager {
 
     /// `None`: the file's record cannot be read.
     pub(super) fn standing(&self, node: &Inode) -> Option<Standing> {
-        let Record { claim, flags, .. } = self.engine.known_record(node).ok()?;
-        Some(Standing { state: claim.into(), pinned: flags.pinned, retained: flags.retained })
+        self.engine.known_record(node).ok().as_ref().map(Standing::of)
     }
 
     /// `kinds`: failures of the run, by kind.

@@ -68,8 +68,8 @@ impl Server {
             Some(queue) => queue.with(move |store| store.of_file(node.id)).await?,
             None => Vec::new(),
         };
-        let this = manager.clone();
-        on_thread(move || Ok(this.why(&path, &failed, &queued))).await.and_then(|why| why)
+        let (this, works) = (manager.clone(), self.watch.background);
+        on_thread(move || Ok(this.why(&path, &works, &failed, &queued))).await.and_then(|why| why)
     }
 }
 
@@ -234,5 +234,9 @@ fn trigger(trigger: &Trigger) -> Option<String> {
     }
     parts.extend(trigger.inodes_above.map(|above| format!("inodes over {above}% in use")));
     parts.extend(trigger.user_above.map(|above| format!("a user with over {} here", exact_size(above))));
+    parts.extend(trigger.user_quota_above.map(|above| {
+        let below = trigger.user_quota_below.map_or(String::new(), |below| format!(", down to {below}%"));
+        format!("a user with over {above}% of the quota in use{below}")
+    }));
     (!parts.is_empty()).then(|| parts.join(" or "))
 }

@@ -4,15 +4,18 @@ use std::path::Path;
 
 use super::choose::{Picked, Recalled};
 use super::memory::due_at;
-use super::rule::{Action, Rule, Standing};
+use super::rule::{Action, Rule};
 use super::run::Manager;
 use crate::catalog::index::{HEAT_HALF_LIFE_S, now_s};
 use crate::catalog::walk::{Found, resolve};
+use crate::control::background::{self, Background, put_off};
 use crate::control::protocol::{PolicyRun, WhyFile, WhyReason, WhyRule, WirePath};
+use crate::control::space::{pct, used_pct};
 use crate::control::tasks::JobState;
+use crate::control::unfit::{Standing, Unfit};
 use crate::engine::{Engine, JobKind, activity_of, again_at};
 use crate::pair::units::{exact_duration, exact_size};
-use crate::ports::{FailedEntry, FileKind, SpaceInfo, Task};
+use crate::ports::{Clock, FailedEntry, FileKind, SpaceInfo, SystemClock, Task};
 use crate::types::{FileState, Inode};
 
 /// What a rule's trigger is measured against.
@@ -23,14 +26,15 @@ struct Fill {
     inodes: u64,
     /// Between the marks, on the way down.
     freeing: bool,
+    /// Of the owner's quota, where he has one; and whether his files are on the way down.
+    quota: Option<u64>,
+    quota_freeing: bool,
 }
 
 impl Fill {
     fn of(space: &SpaceInfo, freeing: bool) -> Self {
-        let used = space.blocks.saturating_sub(space.blocks_free);
-        let pct = |used: u64, all: u64| (u128::from(used) * 100).div_ceil(u128::from(all.max(1))) as u64;
         let inodes = pct(space.files.saturating_sub(space.files_free), space.files);
-        Self { space: pct(used, used + space.blocks_available), inodes, freeing }
+        Self { space: used_pct(space), inodes, freeing, ..Self::default() }
     }
 }
 
@@ -38,9 +42,12 @@ impl Fill {
 fn next(rule: &Rule, now: i64, last: Option<&PolicyRun>, fill: Fill) -> WhyReason {
     let trigger = &rule.trigger;
     let over = |above: u8| fill.space > above.into();
+    let over_quota = |mark: Option<u8>| mark.zip(fill.quota).is_some_and(|(mark, used)| used > mark.into());
     let pulled = trigger.space_above.is_some_and(over)
         || (fill.freeing && trigger.low_mark().is_some_and(over))
-        || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into());
+        || trigger.inodes_above.is_some_and(|above| fill.inodes > above.into())
+        || over_quota(trigger.user_quota_above)
+        || (fill.quota_freeing && over_quota(trigger.user_quota_low_mark()));
     if rule.is_triggered() && !pulled {
         let mut waits = Vec::new();
         waits.extend(
@@ -56,6 +63,10 @@ fn next(rule: &Rule, now: i64, last: Option<&PolicyRun>, fill: Fill) -> WhyReaso
         waits.extend(
             trigger.user_above.map(|above| ("user", format!("the owner has more than {} here", exact_size(above)))),
         );
+        waits.extend(trigger.user_quota_above.map(|above| {
+            let now = fill.quota.map_or("has none".into(), |used| format!("now {used}%"));
+            ("quota", format!("the owner uses more than {above}% of the quota ({now})"))
+        }));
         let text: Vec<&str> = waits.iter().map(|(_, text)| text.as_str()).collect();
         return WhyReason::new(waits.first().map_or("space", |wait| wait.0), format!("when {}", text.join(" or ")));
     }
@@ -80,10 +91,11 @@ impl Manager {
         Ok(resolve(&*self.lower, path).map_err(|error| error.source.to_string())?.node)
     }
 
-    /// All that speaks for and against a file. Blocks.
+    /// All that speaks for and against a file. `works`: what the mount does beside policies. Blocks.
     pub(super) fn why(
         &self,
         path: &Path,
+        works: &Background,
         failed: &[FailedEntry],
         queued: &[(i64, String, JobState)],
     ) -> Result<WhyFile, String> {
@@ -93,7 +105,8 @@ impl Manager {
             return Err("only regular files are tiered".into());
         }
         let damaged = Standing { state: FileState::Damaged, pinned: false, retained: false };
-        let standing = self.standing(&found.node).unwrap_or(damaged);
+        let read = self.standing(&found.node);
+        let standing = read.unwrap_or(damaged);
         let known = if self.index.is_empty() { None } else { self.known(&found)? };
         let (picked, recalled) = match known {
             Some((picked, recalled)) => (picked, Some(recalled)),
@@ -105,6 +118,9 @@ impl Manager {
         let space = self.lower.space().ok();
         let judge = |rule| self.judge(rule, &found, &picked, (standing, project, space.as_ref()), failed);
         let rules = rules.map(judge).collect();
+        let (handles, now) = (self.handles(&found.node), SystemClock.now());
+        let subject = background::Subject { attr: &found.attr, standing: read, handles, failed, now };
+        let background = works.why(&self.engine, &subject, space.as_ref());
         let (accesses, heat, accessed) = picked.uses();
         let heat = heat.map_or(0.0, |heat| (heat - now_s() as f64 / HEAT_HALF_LIFE_S).exp2());
         Ok(WhyFile {
@@ -119,6 +135,7 @@ impl Manager {
             recalled_by: recalled.and_then(|recalled| recalled.by),
             against: self.against(&found, standing, failed, queued),
             rules,
+            background,
         })
     }
 
@@ -140,19 +157,20 @@ impl Manager {
         let subject = picked.subject(&found.attr, &project, &xattr);
         let conditions: Vec<(String, bool)> =
             rule.conditions.iter().map(|condition| (condition.to_string(), condition.holds(&subject, now))).collect();
-        let against = rule.unfit(&found.attr, standing).map(|(word, text)| WhyReason::new(word, text));
+        let against = rule.unfit(&found.attr, standing).as_ref().map(Unfit::reason);
         let against = against
             .or_else(|| self.is_set(rule, &found.node).then(|| WhyReason::new("set", "it says so itself already")))
-            .or_else(|| {
-                let task = rule.action.job().and_then(JobKind::task);
-                let entry = failed.iter().find(|entry| Some(entry.failed.task) == task && again_at(entry) > now)?;
-                Some(WhyReason::new("failed", "it failed before, and is left for a while").at(again_at(entry)))
-            })
+            .or_else(|| put_off(failed, rule.action.job().and_then(JobKind::task), now))
             .or_else(|| self.busy(rule.action, &found.node))
             .or_else(|| (!rule.enabled).then(|| WhyReason::new("disabled", "the policy is switched off")));
         let applies = against.is_none() && conditions.iter().all(|(_, holds)| *holds);
         let last = self.last_run(&rule.name);
-        let fill = space.map_or(Fill::default(), |space| Fill::of(space, self.memory.is_freeing(&rule.name)));
+        let mut fill = space.map_or(Fill::default(), |space| Fill::of(space, self.memory.is_freeing(&rule.name)));
+        if rule.trigger.user_quota_above.is_some() {
+            let quota = self.lower.user_quota(found.attr.uid).ok().flatten();
+            fill.quota = quota.and_then(|quota| Some(pct(quota.bytes, quota.bytes_bound()?)));
+            fill.quota_freeing = self.memory.freeing_users(&rule.name).contains(&found.attr.uid);
+        }
         let next = applies.then(|| next(rule, now, last.as_ref(), fill));
         let last_run = last.and_then(|run| run.ended);
         WhyRule { name: rule.name.clone(), action: rule.action_text(), applies, against, conditions, last_run, next }
@@ -162,7 +180,7 @@ impl Manager {
     fn busy(&self, action: Action, node: &Inode) -> Option<WhyReason> {
         let frees = matches!(action, Action::Release | Action::Migrate);
         let handles = self.handles(node);
-        (frees && handles > 0).then(|| WhyReason::new("open", format!("it is open or mapped ({handles} handles)")))
+        (frees && handles > 0).then(|| Unfit::Open { handles }.reason())
     }
 
     fn handles(&self, node: &Inode) -> u64 {
@@ -240,7 +258,8 @@ mod tests {
         // Thursday, 2020-01-02, 12:00.
         let now = 1_577_966_400;
         let midnight = 1_577_923_200;
-        let fill = |space, inodes, freeing| Fill { space, inodes, freeing };
+        let fill = |space, inodes, freeing| Fill { space, inodes, freeing, ..Fill::default() };
+        let quota = |quota, quota_freeing| Fill { quota, quota_freeing, ..Fill::default() };
         for (text, began, fill, word, at) in [
             ("", None, fill(99, 99, false), "due", None),
             ("", Some(now - 3_600), fill(0, 0, false), "due", None),
@@ -263,6 +282,11 @@ mod tests {
             ("when.inodes_above = \"90%\"", None, fill(99, 90, false), "inodes", None),
             ("when.inodes_above = \"90%\"", None, fill(0, 91, false), "due", None),
             ("when.user_above = \"1GiB\"", None, fill(99, 99, false), "user", None),
+            ("when.user_quota_above = 80", None, quota(Some(80), false), "quota", None),
+            ("when.user_quota_above = 80", None, quota(None, true), "quota", None),
+            ("when.user_quota_above = 80", None, quota(Some(81), false), "due", None),
+            ("when = { user_quota_above = 80, user_quota_below = 60 }", None, quota(Some(61), true), "due", None),
+            ("when = { user_quota_above = 80, user_quota_below = 60 }", None, quota(Some(60), true), "quota", None),
         ] {
             let rule = parse(&format!("[policy.a]\naction = \"release\"\n{text}")).unwrap().rules.remove(0);
             let last = began.map(|began| PolicyRun { began, ..PolicyRun::default() });

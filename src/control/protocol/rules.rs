@@ -52,6 +52,17 @@ pub struct PolicyInfo {
     pub last: Option<PolicyRun>,
 }
 
+/// How a policy does: the run that is at work, and the one that ended last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyGlance {
+    pub name: String,
+    pub action: String,
+    #[serde(default)]
+    pub running: Option<PolicyRun>,
+    #[serde(default)]
+    pub last: Option<PolicyRun>,
+}
+
 /// One run of a policy. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRun {
@@ -132,6 +143,25 @@ pub struct WhyFile {
     /// What keeps policies off it, all of them or those that do one thing.
     pub against: Vec<WhyReason>,
     pub rules: Vec<WhyRule>,
+    /// What the mount's own archiving and freeing, beside policies, make of it.
+    #[serde(default)]
+    pub background: Vec<WhyBackground>,
+}
+
+/// What a mount does by itself by one of its options, and what that makes of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyBackground {
+    /// `archive_after`, `release_above` or `space_reserve`.
+    pub option: String,
+    /// As it is set; `None`: it is off.
+    pub value: Option<String>,
+    /// `archive` or `release`.
+    pub action: String,
+    /// It takes the file, as far as it has to go.
+    pub applies: bool,
+    pub against: Option<WhyReason>,
+    /// When it takes the file, if it does.
+    pub next: Option<WhyReason>,
 }
 
 /// What a policy says of a file.

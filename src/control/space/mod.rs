@@ -74,6 +74,11 @@ impl SpaceRules {
         self.marks.is_some() || self.reserve != Some(Amount::Usual)
     }
 
+    /// Whether anything is to be freed, as far as one look tells.
+    pub(super) fn wants(&self, space: &SpaceInfo) -> bool {
+        look(self, space, 0.0, false).missing > 0
+    }
+
     /// Bytes that stay available to users.
     pub fn reserved(&self, space: &SpaceInfo) -> u64 {
         match self.reserve {
@@ -83,6 +88,17 @@ impl SpaceRules {
             Some(Amount::Usual) => (all(space) / 100).min(USUAL_MAX),
         }
     }
+}
+
+/// Parts in a hundred, rounded up.
+pub(super) fn pct(part: u64, all: u64) -> u64 {
+    (u128::from(part) * 100).div_ceil(u128::from(all.max(1))) as u64
+}
+
+/// Per cent of the space in use, as df(1) reckons.
+pub(super) fn used_pct(space: &SpaceInfo) -> u64 {
+    let used = space.blocks.saturating_sub(space.blocks_free);
+    pct(used, used + space.blocks_available)
 }
 
 /// What df(1) takes for all: without blocks kept for root.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::index::{Index, IndexResult, each_coldest, reader};
 use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
+use crate::control::unfit::{Standing, is_unreleasable};
 use crate::engine::{Candidate, Engine, load_record};
-use crate::ports::{FileKind, Lower, Task};
-use crate::record::Claim;
-use crate::types::{FileId, Timestamp};
+use crate::ports::{Attr, FileKind, Lower, Task};
+use crate::types::{FileId, Inode, Timestamp};
 
 /// Files known at a time.
 const FILES_MAX: usize = 10_000;
@@ -148,8 +148,9 @@ impl Pool {
         let coldest = Arc::new(parking_lot::Mutex::new(BinaryHeap::<Warmth>::new()));
         let (heap, lower, engine) = (coldest.clone(), self.lower.clone(), self.engine.clone());
         each_file(self.lower.clone(), move |found| {
-            let may = found.attr.blocks > 0 && !found.attr.sealed && !put_off.contains(&found.node.id);
-            if may && is_dual(&*lower, &engine, &found) {
+            // Of what takes nothing here no record is read.
+            let may = found.attr.blocks > 0 && !put_off.contains(&found.node.id);
+            if may && can_be_freed(&*lower, &engine, &found.node, &found.attr) {
                 let last_used = found.attr.atime.max(found.attr.mtime);
                 let mut heap = heap.lock();
                 heap.push((last_used, found.node.id.ino, found.node.id.birth));
@@ -191,30 +192,23 @@ fn coldest(index: &Index, left_out: &HashSet<FileId>) -> IndexResult<Vec<FileId>
     look()
 }
 
-fn is_dual(lower: &dyn Lower, engine: &Engine, found: &Found) -> bool {
-    dual_and_free(lower, engine, &found.node)
-}
-
-/// Whether a file is dual, and not pinned. Unreadable records are nobody's candidates.
-fn dual_and_free(lower: &dyn Lower, engine: &Engine, node: &crate::types::Inode) -> bool {
-    let record = match engine.cells.live(node.id) {
+/// Whether a file is dual, and nothing keeps it.
+fn can_be_freed(lower: &dyn Lower, engine: &Engine, node: &Inode, attr: &Attr) -> bool {
+    let known = || match engine.cells.live(node.id) {
         Some(cell) => {
             let inner = cell.lock();
-            return inner.record.claim == Claim::Dual
-                && !inner.record.flags.pinned
-                && !inner.record.flags.retained
-                && inner.machine.handles() == 0;
+            Some((Standing::of(&inner.record), inner.machine.handles().into()))
         }
-        None => load_record(lower, node),
+        None => Some((Standing::of(&load_record(lower, node).ok()?), 0)),
     };
-    record.is_ok_and(|record| record.claim == Claim::Dual && !record.flags.pinned && !record.flags.retained)
+    is_unreleasable(attr, known).is_none()
 }
 
 /// The file as it is now, if it can still be freed, as far as can be told without the engine's locks.
 fn confirm(lower: &dyn Lower, engine: &Engine, id: FileId) -> Option<Candidate> {
     let (node, attr) = lower.by_number(id.ino).ok()?;
-    let fits = node.id == id && attr.nlink > 0 && attr.kind == FileKind::Regular && attr.blocks > 0 && !attr.sealed;
-    if !fits || !dual_and_free(lower, engine, &node) {
+    let fits = node.id == id && attr.nlink > 0 && attr.kind == FileKind::Regular;
+    if !fits || !can_be_freed(lower, engine, &node, &attr) {
         return None;
     }
     let path = lower.path_of(&node).ok()??;

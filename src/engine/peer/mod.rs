@@ -104,7 +104,7 @@ impl Engine {
     }
 
     /// Whether migrating means giving content to the other side of the pair.
-    pub(super) fn gives_to_peer(&self) -> bool {
+    pub fn gives_to_peer(&self) -> bool {
         self.target().is_ok_and(|target| target.peer)
     }
 
