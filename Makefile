@@ -66,9 +66,9 @@ rebuild: ## A share is lost and made again from the bucket, every attribute and 
 	@scripts/install-deps.sh test
 	$(if $(FILES),TIERFS_FILES=$(FILES)) $(CARGO) test --locked --test mount -- --ignored --exact --nocapture rebuild::many
 
-storm: ## Another user's recalls while `grep -r` goes over stubs, against an idle mount; prints p50 and p99 (STORM_STUBS=10000 STORM_JOBS=1 STORM_OPTIONS=recall_scan=off)
+storm: ## One user's single recalls while another's `grep -r` goes over 10,000 stubs, against an idle mount: p50, p99 (WRITE=1 updates docs/recalls.md, BENCH_ARGS="--stubs 20000 --jobs 8 --options recall_scan=off")
 	@scripts/install-deps.sh test
-	$(CARGO) test --locked --config 'profile.dev.package.tierfs.opt-level=3' --test mount -- --ignored --exact --nocapture storms::measured
+	$(CARGO) bench --locked --bench recall -- --storm $(if $(WRITE),--write) $(BENCH_ARGS)
 
 quota: ## Quotas of ext4 and XFS act on the right user and project, and begin policies, on Debian's kernel in qemu (which it fetches; a few minutes)
 	@scripts/install-deps.sh test

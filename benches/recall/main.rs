@@ -16,6 +16,7 @@ mod reads;
 #[path = "../compare/rig.rs"]
 mod rig;
 mod sides;
+mod storm;
 mod table;
 
 use std::path::PathBuf;
@@ -43,6 +44,24 @@ struct Options {
     /// Latencies added to each request, ms.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 20])]
     latency_ms: Vec<u64>,
+    /// Instead: single recalls of one user while another's `grep -r` goes over stubs, against an idle mount. The latency is the last of --latency-ms.
+    #[arg(long)]
+    storm: bool,
+    /// Stubs that `grep` goes over.
+    #[arg(long, default_value_t = 10_000, requires = "storm")]
+    stubs: usize,
+    /// Single recalls measured each time.
+    #[arg(long, default_value_t = 300, requires = "storm")]
+    samples: usize,
+    /// Bytes of each of these files.
+    #[arg(long, default_value_t = 16 << 10, requires = "storm")]
+    file_bytes: usize,
+    /// How many `grep` run at a time.
+    #[arg(long, default_value_t = 1, requires = "storm")]
+    jobs: usize,
+    /// Options of the mount.
+    #[arg(long, default_value = "", requires = "storm")]
+    options: String,
     /// A look in about a minute: one round, 128 MiB, 20 heads, 200 files.
     #[arg(long)]
     quick: bool,
@@ -65,7 +84,21 @@ fn main() -> ExitCode {
     if options.quick {
         (options.rounds, options.large_mib, options.heads, options.small_files) = (1, 128, 20, 200);
     }
-    rig::inside_namespace(|| run(&options))
+    rig::inside_namespace(|| if options.storm { storm(&options) } else { run(&options) })
+}
+
+fn storm(options: &Options) -> rig::Result<()> {
+    rig::watch_signals()?;
+    let storm = storm::Storm {
+        stubs: options.stubs,
+        samples: options.samples,
+        bytes: options.file_bytes,
+        jobs: options.jobs,
+        options: options.options.clone(),
+        latency: Duration::from_millis(options.latency_ms.last().copied().unwrap_or(0)),
+        rounds: options.rounds,
+    };
+    storm::run(&storm, &options.disk, options.json, options.write)
 }
 
 fn run(options: &Options) -> rig::Result<()> {

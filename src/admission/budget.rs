@@ -33,7 +33,9 @@ enum One {
     Name(String),
 }
 
-type Key = (usize, One);
+/// For whom something is counted: a budget, and the one of its users.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Counted(usize, One);
 
 /// A file that one has on its way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,7 +87,14 @@ impl Wanted {
 #[derive(Debug)]
 pub struct Ticket {
     file: FileId,
-    keys: Vec<Key>,
+    keys: Vec<Counted>,
+}
+
+impl Ticket {
+    /// For whom it is counted; nobody, where no budget covers who was let in.
+    pub fn counted(&self) -> &[Counted] {
+        &self.keys
+    }
 }
 
 /// The answer to who wants a file.
@@ -102,7 +111,7 @@ pub enum Entry {
 #[derive(Debug)]
 pub struct Budgets {
     rules: Vec<Budget>,
-    accounts: HashMap<Key, Account>,
+    accounts: HashMap<Counted, Account>,
 }
 
 /// Accounts at which those that are not used are thrown out.
@@ -201,7 +210,7 @@ impl Budgets {
     /// file, and what its recall has brought since is paid for now.
     pub fn enter(&mut self, requester: &Requester, file: FileId, wanted: Wanted, now_ns: u64) -> Entry {
         let rules = self.rules.iter().enumerate().filter(|(_, budget)| budget.of.covers(requester));
-        let keys: Vec<Key> = rules.map(|(n, budget)| (n, budget.one(requester))).collect();
+        let keys: Vec<Counted> = rules.map(|(n, budget)| Counted(n, budget.one(requester))).collect();
         let mut until_ns = None;
         let mut waits = false;
         for key in &keys {

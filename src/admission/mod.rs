@@ -7,7 +7,7 @@
 mod budget;
 mod scan;
 
-pub use budget::{Budget, Budgets, Entry, Rate, Ticket, Wanted};
+pub use budget::{Budget, Budgets, Counted, Entry, Rate, Ticket, Wanted};
 pub use scan::{Noticed, SCAN_FILES, Scans, Seen};
 
 /// Who wants content.

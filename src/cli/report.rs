@@ -217,11 +217,11 @@ impl Reporter {
     }
 
     fn recall(&mut self, recall: &RecallStatus) {
-        let columns = |[inode, class, progress, rate, eta, by]: [&str; 6], path: &str| {
-            format!("{inode:<9}  {class:<11}  {progress:<19}  {rate:>11}  {eta:>7}  {by:<24}  {path}")
+        let columns = |[inode, class, since, progress, rate, eta, by]: [&str; 7], path: &str| {
+            format!("{inode:<9}  {class:<11}  {since:<10}  {progress:<19}  {rate:>11}  {eta:>7}  {by:<24}  {path}")
         };
         if self.rows_told == 0 {
-            let header = columns(["INODE", "CLASS", "DONE", "RATE", "ETA", "FOR"], "PATH");
+            let header = columns(["INODE", "CLASS", "SINCE", "DONE", "RATE", "ETA", "FOR"], "PATH");
             self.above_bar(|| output::line(&header));
         }
         self.rows_told += 1;
@@ -238,6 +238,7 @@ impl Reporter {
             [
                 &recall.inode.to_string(),
                 &recall.class,
+                &format!("{} ago", exact_duration(recall.seconds.ceil() as u64)),
                 &progress,
                 &format_rate(recall.bytes_done, recall.seconds),
                 &recall.eta.map_or_else(|| "?".into(), exact_duration),

@@ -263,7 +263,7 @@ impl Engine {
             let (this, pack, remote) = (&self, &pack, &remote);
             async move {
                 let fetch = async {
-                    let permit = this.slots.acquire(Class::Bulk, uid, range.len).await.ok()?;
+                    let permit = this.slots.acquire_asking(Class::Bulk, uid, range.len).await.ok()?;
                     // A failure is not told: each asks by himself then, and hears what is wrong with his own.
                     let got = remote.get(&pack.pack, range, Some(&pack.etag)).await.inspect_err(
                         |error| tracing::info!(pack = %pack.pack, "its members are fetched one by one: {error}"),

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::cell::Cell;
 use super::error::{EngineError, EngineResult};
 use super::{Engine, Target};
 use crate::ports::{Lower, LowerResult, if_set};
@@ -215,6 +216,17 @@ impl Engine {
         let chosen = any.then(|| self.nearest(node, &Above::new(), RECALL)).flatten();
         let of_pair = || self.target_of(node.id, object).map(|target| target.recall).unwrap_or_default();
         chosen.unwrap_or_else(of_pair)
+    }
+
+    /// Whether a read of a part of this file, of which some is away, brings all of it back for good.
+    pub fn brings_all(&self, cell: &Cell) -> bool {
+        let (object, running) = {
+            let inner = cell.lock();
+            (inner.record.object.clone(), inner.recall.as_ref().map(|recall| recall.policy()))
+        };
+        let policy = running.or_else(|| object.map(|object| self.recall_policy(&cell.node, &object)));
+        let all = matches!(policy, Some(RecallPolicy::Progressive | RecallPolicy::Full));
+        all && !self.lower.features().read_only
     }
 
     fn chosen_target(&self, node: &Inode, pair: &PairName) -> EngineResult<Arc<Target>> {

@@ -90,6 +90,7 @@ impl Fill {
         let remote = self.engine.source(self.cell.node.id, &self.object)?;
         let range = self.recall.with_plan(|plan| plan.bytes_of(&chunks));
         let kept = self.recall.keeps();
+        self.recall.with_plan(|plan| plan.have_room(chunks.clone(), false));
         let in_bulk = self.engine.content_in_bulk(self.cell.node.id, &self.object, range);
         let in_bulk = self.while_wanted(&chunks, in_bulk).await?;
         let (slot, room, begun, mut body);
@@ -107,6 +108,7 @@ impl Fill {
                 body = self.while_wanted(&chunks, stream).await?.map_err(|error| self.bad(error))?;
             }
         }
+        self.recall.with_plan(|plan| plan.have_room(chunks.clone(), true));
         let (mut first, mut piece) = (None, Bytes::new());
         for chunk in chunks.clone() {
             let place = self.object.chunk_range(chunk as u64);

@@ -377,7 +377,7 @@ impl Engine {
 }
 
 /// Where there is data within the first `len` bytes of a file.
-fn data(file: &dyn LowerFile, len: u64) -> LowerResult<Vec<ByteRange>> {
+pub(super) fn data(file: &dyn LowerFile, len: u64) -> LowerResult<Vec<ByteRange>> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < len {

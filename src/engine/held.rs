@@ -2,10 +2,12 @@
 //!
 //! Invariant: each has room of its own, within what there is for all recalls: room for what is held, where there is some, else that of the request which
 //! brought it. Room of requests is what others wait for: it is given back when they do, unless a reader who waited has all he asked for and is
-//! about to read it. So nobody who holds such room waits for more of it, and there is no deadlock.
+//! about to read it, or is in the midst of it: not for long. So nobody who holds such room waits for more of it without end, and there is no deadlock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
 
 use super::content::Content;
 use super::slots::{HeldRoom, RequestRoom, Slots};
@@ -14,6 +16,10 @@ use super::slots::{HeldRoom, RequestRoom, Slots};
 const HELD_BYTES: u64 = 16 << 20;
 /// Chunks that may be in memory beyond it, or where there is no such room.
 const HELD_CHUNKS_MIN: usize = 4;
+/// For so long a chunk stays after somebody has read a part of it, although others wait for its room, unless it is older than the other: programs read in
+/// small pieces, and each would cost another request for all of the chunk.
+const READ_ON: Duration = Duration::from_millis(250);
+const READ_ON_MAX: Duration = Duration::from_secs(2);
 
 /// Where a chunk's bytes count.
 enum Room {
@@ -28,12 +34,20 @@ struct Chunk {
     /// It is being written: until then it is nowhere else.
     stays: bool,
     room: Room,
+    came: Instant,
+    /// When a part of it was read that does not end it.
+    read: Option<Instant>,
 }
 
 impl Chunk {
     /// Whether letting it go gives room to those who wait for some. As long as the request goes on that brought it, it does not.
     fn is_spare(&self) -> bool {
         !self.stays && matches!(&self.room, Room::Request(room) if room.is_over())
+    }
+
+    /// Whether somebody is in the midst of it.
+    fn is_read(&self) -> bool {
+        self.came.elapsed() < READ_ON_MAX && self.read.is_some_and(|read| read.elapsed() < READ_ON)
     }
 }
 
@@ -64,6 +78,13 @@ impl Held {
 
     pub fn get(&self, number: usize) -> Option<&Content> {
         self.position(number).map(|at| &self.chunks[at].content)
+    }
+
+    /// Somebody reads a chunk; `ends`: to its end.
+    pub fn note_read(&mut self, number: usize, ends: bool) {
+        if let Some(at) = self.position(number) {
+            self.chunks[at].read = (!ends).then(Instant::now);
+        }
     }
 
     /// Lets those chunks go that `goes` says.
@@ -103,7 +124,7 @@ impl Held {
             gone.0.push((oldest.number, oldest.content, None));
         }
         let room = room.map_or_else(|| Room::Request(of_request.clone()), |room| Room::Held { _room: room });
-        self.chunks.push_back(Chunk { number, content, stays, room });
+        self.chunks.push_back(Chunk { number, content, stays, room, came: Instant::now(), read: None });
         gone
     }
 
@@ -127,6 +148,13 @@ impl Held {
     /// Somebody waits for room: what has that of a request that is over goes, but for what is `needed`.
     pub fn give_back(&mut self, needed: impl Fn(usize) -> bool) -> Gone {
         self.remove_chunks(|chunk| chunk.is_spare() && !needed(chunk.number))
+    }
+
+    /// As [`Held::give_back`], for others: what somebody is in the midst of stays, unless he himself waits for more beside it (`torn`).
+    pub fn give_to_others(&mut self, needed: impl Fn(usize) -> bool, torn: impl Fn(usize) -> bool) -> Gone {
+        self.remove_chunks(|chunk| {
+            chunk.is_spare() && !needed(chunk.number) && (!chunk.is_read() || torn(chunk.number))
+        })
     }
 }
 
@@ -272,6 +300,63 @@ mod tests {
         assert_eq!(files.iter().filter(|file| reads(file, bytes(0, 10))).count(), 3);
     }
 
+    /// Room for four chunks: four readers are in the midst of one each, and a fifth waits.
+    async fn waits(reads_on: bool) -> Duration {
+        let slots = Slots::new(SlotLimits { fetches: 8, bytes: 40 });
+        let files: Vec<_> = (0..4).map(|_| file(&slots)).collect();
+        for file in &files {
+            let first = wants(file, bytes(0, 4));
+            fetches(file, &slots);
+            assert!(reads(file, bytes(0, 4)));
+            drop(first);
+        }
+        let (begun, mut at) = (Instant::now(), 4);
+        let mut fifth = pin!(slots.acquire_asking(Class::Interactive, 2, 10));
+        loop {
+            tokio::select! {
+                biased;
+                _permit = &mut fifth => return begun.elapsed(),
+                () = tokio::time::sleep(Duration::from_millis(200)) => {
+                    let there = files.iter().filter(|file| !reads_on || reads(file, bytes(at % 9, 1))).count();
+                    assert_eq!(there, 4, "after {:?}", begun.elapsed());
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_is_in_the_midst_of_stays_for_a_while() {
+        let (once, on) = (waits(false).await, waits(true).await);
+        assert!((READ_ON..READ_ON + Duration::from_millis(200)).contains(&once), "{once:?}");
+        assert!((READ_ON_MAX..READ_ON_MAX + Duration::from_millis(200)).contains(&on), "{on:?}");
+    }
+
+    /// What has come for a reader stays while the rest of what he wants comes, too; not while that waits for room.
+    #[test]
+    fn who_needs_no_more_room_keeps_what_has_come() {
+        for has_room in [true, false] {
+            let slots = Slots::new(SlotLimits { fetches: 8, bytes: 27 });
+            let file = file(&slots);
+            let first = wants(&file, bytes(0, 10));
+            let second = wants(&file, bytes(5, 10));
+            let runs = [file.next_run(false).unwrap(), file.next_run(false).unwrap()];
+            assert_eq!(runs.clone().map(|run| run.chunks), [0..1, 1..2]);
+            let permits =
+                [10, 10].map(|bytes| poll(pin!(slots.acquire(Class::Interactive, 1, bytes))).unwrap().unwrap());
+            file.hold(0, content(10), false, permits[0].room());
+            file.with_plan(|plan| plan.have_room(1..2, has_room));
+            let [of_first, of_second] = permits;
+            drop(of_first);
+            file.run_ended(&runs[0], None);
+            assert!(reads(&file, bytes(0, 10)));
+            drop(first);
+            let mut other = pin!(slots.acquire(Class::Interactive, 2, 10));
+            assert_eq!((poll(other.as_mut()).is_none(), reads(&file, bytes(0, 4))), (has_room, has_room));
+            drop((second, of_second));
+        }
+    }
+
     /// Each has one chunk of two, and there is room for no more: nobody would ever have both.
     #[test]
     fn readers_across_chunks_do_not_wait_for_each_other() {
@@ -283,11 +368,11 @@ mod tests {
             drop(first);
         }
         assert_eq!(slots.held(), (0, 20));
-        let demands: Vec<_> = files.iter().map(|file| wants(file, bytes(5, 10))).collect();
+        let demands: Vec<_> = files.iter().map(|file| wants(file, bytes(5, 15))).collect();
         for (file, demand) in files.iter().zip(demands) {
             fetches(file, &slots);
             assert!(poll(pin!(demand.met())).is_some_and(|met| met.is_ok()));
-            assert!(reads(file, bytes(5, 10)));
+            assert!(reads(file, bytes(5, 15)));
         }
     }
 }

@@ -17,8 +17,8 @@ enum Chunk {
     Absent,
     /// There are bytes of it in the file that nobody has compared with their hash yet.
     Perhaps,
-    /// Being fetched or compared.
-    Underway,
+    /// Being fetched or compared; whether it waits for no more room.
+    Underway { has_room: bool },
     /// Verified, in memory only.
     Held,
     /// Verified, in the file.
@@ -118,7 +118,7 @@ impl Plan {
         for (state, by) in [(from, -1), (to, 1)] {
             let counter = match state {
                 Chunk::Absent => &mut self.absent,
-                Chunk::Underway => &mut self.underway,
+                Chunk::Underway { .. } => &mut self.underway,
                 Chunk::Local => &mut self.local,
                 Chunk::Perhaps | Chunk::Held => continue,
             };
@@ -162,6 +162,11 @@ impl Plan {
     /// Whether nobody waits for anything, and nothing is on its way.
     pub fn is_at_rest(&self) -> bool {
         self.demands.is_empty() && self.underway == 0 && !self.everything
+    }
+
+    /// Whether more comes: somebody waits, something is on its way, or will be.
+    pub fn brings_more(&self) -> bool {
+        !self.is_at_rest() || self.ahead.iter().any(|range| !self.is_coming(range.clone()))
     }
 
     /// Whether anything is on its way.
@@ -220,6 +225,15 @@ impl Plan {
         self.everything = false;
     }
 
+    /// Those of a run's chunks that are still to come have room from now on, or have to wait for some.
+    pub fn have_room(&mut self, chunks: Range<usize>, has_room: bool) {
+        for chunk in chunks {
+            if matches!(self.chunks[chunk], Chunk::Underway { .. }) {
+                self.set(chunk, Chunk::Underway { has_room });
+            }
+        }
+    }
+
     /// A run's chunk is verified and in the file.
     pub fn arrived(&mut self, chunk: usize) {
         self.set(chunk, Chunk::Local);
@@ -234,7 +248,8 @@ impl Plan {
 
     /// A run has ended. What of it is still on its way failed or was given up, and is as it was before.
     pub fn run_ended(&mut self, run: &Run) -> Vec<usize> {
-        let left: Vec<_> = run.chunks.clone().filter(|chunk| self.chunks[*chunk] == Chunk::Underway).collect();
+        let left: Vec<_> =
+            run.chunks.clone().filter(|chunk| matches!(self.chunks[*chunk], Chunk::Underway { .. })).collect();
         for chunk in &left {
             self.set(*chunk, if run.work == Work::Compare { Chunk::Perhaps } else { Chunk::Absent });
             self.cursor = self.cursor.min(*chunk);
@@ -286,9 +301,10 @@ impl Plan {
         self.parts().any(|chunks| chunks.contains(&chunk))
     }
 
-    /// Whether somebody has waited for a chunk, all he waited for is here, and he is about to read it.
+    /// Whether somebody waits for a chunk, or has waited and is about to read it, and nothing he waits for needs more room than it has.
     pub fn is_served(&self, chunk: usize) -> bool {
-        self.parts().any(|chunks| chunks.contains(&chunk) && self.is_here(chunks.clone()))
+        let has_room = |chunk: &Chunk| matches!(chunk, Chunk::Local | Chunk::Held | Chunk::Underway { has_room: true });
+        self.parts().any(|chunks| chunks.contains(&chunk) && self.chunks[chunks.clone()].iter().all(has_room))
     }
 
     /// What somebody waits for, where some of it is in memory and some not on its way.
@@ -321,7 +337,7 @@ impl Plan {
         let end = (start + 1..limit.min(start + most)).find(|at| self.chunks[*at] != kind);
         let chunks = start..end.unwrap_or(limit.min(start + most));
         for chunk in chunks.clone() {
-            self.set(chunk, Chunk::Underway);
+            self.set(chunk, Chunk::Underway { has_room: false });
         }
         Some(Run { work, chunks, wanted })
     }

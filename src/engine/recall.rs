@@ -128,6 +128,7 @@ impl Drop for Demand {
         }
         if gave_up || at_rest {
             self.recall.stirred.notify_one();
+            self.recall.moved.notify_waiters();
         }
         if self.recall.slots.is_waited_for() {
             self.recall.give_back();
@@ -140,7 +141,11 @@ impl Spare for Recall {
         let gone = {
             let mut state = self.state.lock();
             let State { plan, held, .. } = &mut *state;
-            let gone = held.give_back(|chunk| plan.is_served(chunk));
+            let torn = plan.torn();
+            let gone = held.give_to_others(
+                |chunk| plan.is_served(chunk),
+                |chunk| torn.iter().any(|chunks| chunks.contains(&chunk)),
+            );
             gone.numbers().for_each(|chunk| _ = plan.dropped(chunk));
             gone
         };
@@ -283,8 +288,10 @@ impl Recall {
         for chunk in state.plan.chunks_of(range) {
             let Some(content) = state.held.get(chunk) else { continue };
             found.push((chunk, content.clone()));
+            let ends = range.end() >= state.plan.bytes_of(&(chunk..chunk + 1)).end();
+            state.held.note_read(chunk, ends);
             // Read to its end, it will hardly be read again; who does finds it in the file.
-            if range.end() >= self.place(chunk, u64::MAX).end() && state.plan.is_local(chunk..chunk + 1) {
+            if ends && state.plan.is_local(chunk..chunk + 1) {
                 state.held.remove(|held| held == chunk);
             }
         }
@@ -386,6 +393,7 @@ impl Recall {
     pub(super) fn look_no_further(&self) {
         if self.with_plan(|plan| plan.look_no_further()) {
             self.lessened.notify_waiters();
+            self.moved.notify_waiters();
         }
     }
 
@@ -401,6 +409,22 @@ impl Recall {
         state.outcome = Some(outcome);
         drop(state);
         self.moved.notify_waiters();
+    }
+
+    /// Waits until it brings nothing more, for now or for good.
+    pub async fn rested(&self) {
+        self.wait(|state| (state.outcome.is_some() || !state.plan.brings_more()).then_some(())).await;
+    }
+
+    /// Whether it brings something, or will.
+    pub fn brings_more(&self) -> bool {
+        let state = self.state.lock();
+        state.outcome.is_none() && state.plan.brings_more()
+    }
+
+    /// What a read of the file brings back, as it was when this began.
+    pub fn policy(&self) -> RecallPolicy {
+        self.policy
     }
 
     /// Waits until it has ended.
@@ -499,6 +523,9 @@ impl Recall {
             drop(state);
             self.moved.notify_waiters();
             self.lessened.notify_waiters();
+        } else if !state.plan.brings_more() {
+            drop(state);
+            self.moved.notify_waiters();
         }
     }
 

@@ -274,7 +274,7 @@ impl Engine {
         };
         loop {
             let (class, uid) = wanted();
-            let permit = self.slots.acquire(class, uid, bytes);
+            let permit = self.slots.acquire_asking(class, uid, bytes);
             tokio::pin!(permit);
             loop {
                 let raised = self.running.raised.notified();

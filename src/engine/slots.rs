@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -39,6 +40,8 @@ impl Default for SlotLimits {
     }
 }
 
+/// How often who waits for room asks for what others may do without.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// A quarter is for interactive fetches alone.
 const RESERVED: u64 = 4;
 /// A quarter of the memory is for what was fetched, and stays for its readers.
@@ -227,6 +230,19 @@ impl Slots {
         let mut spares = self.spares.lock();
         spares.retain(|spare| spare.strong_count() > 0);
         spares.push(spare);
+    }
+
+    /// As [`Slots::acquire`], asking again for room that was in use when it was asked for, and may not be any more.
+    pub async fn acquire_asking(self: &Arc<Self>, class: Class, uid: u32, bytes: u64) -> EngineResult<Permit> {
+        let permit = self.acquire(class, uid, bytes);
+        tokio::pin!(permit);
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut permit => return permit,
+                () = tokio::time::sleep(ASK_AGAIN) => self.ask_back(),
+            }
+        }
     }
 
     fn ask_back(&self) {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is recalled and no content is changed. What was changed by users meanwhile is no finding.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::cell::{Cell, HOLLOW, has_data, load_record, same_content};
 use super::error::{EngineError, EngineResult};
-use super::fill::FOREIGN_DATA;
+use super::fill::{FOREIGN_DATA, data};
 use super::orphans::record_of;
 use super::pace::Pace;
 use super::source::HashingSource;
@@ -155,12 +156,17 @@ impl Engine {
             answered => answered,
         };
         let looks = claim == Claim::Dual || (claim == Claim::Stub && self.has_local_data(cell, object.len).await?);
-        let local = if looks { Some(self.local_is(cell, &object).await?) } else { None };
+        let local = match claim {
+            // With its mtime as it was, what differs is taken for torn by a crash, and fetched again.
+            Claim::Partial if self.is_dated_below(cell, &object)? => Some(self.parts_are(cell, &object).await?),
+            _ if looks => Some(self.local_is(cell, &object).await?),
+            _ => None,
+        };
         {
             let inner = cell.lock();
             let transfers = inner.machine.activity() != Activity::None;
-            if !inner.record.names(&object.key) || inner.machine.claim() != claim || (claim == Claim::Stub && transfers)
-            {
+            let moves = transfers && matches!(claim, Claim::Stub | Claim::Partial);
+            if !inner.record.names(&object.key) || inner.machine.claim() != claim || moves {
                 return Ok(Checked::Nothing);
             }
             // Seen when a record is read; one that was known before may be of a file that was cut or extended below since.
@@ -174,7 +180,7 @@ impl Engine {
         let (file, key) = (cell.node.id, object.key.to_string());
         let changed_below = |why| Err(EngineError::ChangedBelow { file, object: key.clone(), why });
         match (remote, claim, local) {
-            (_, Claim::Stub, Some(false)) => changed_below(FOREIGN_DATA),
+            (_, Claim::Stub | Claim::Partial, Some(false)) => changed_below(FOREIGN_DATA),
             (_, Claim::Stub, Some(true)) if repair => {
                 let (this, cell) = (self.clone(), cell.clone());
                 blocking(move || this.believe_local(&cell, &object)).await?
@@ -193,7 +199,7 @@ impl Engine {
                     None => Ok(Checked::Sound),
                 }
             }
-            (Err(_), _, Some(true)) if repair => {
+            (Err(_), Claim::Dual, Some(true)) if repair => {
                 let (this, cell) = (self.clone(), cell.clone());
                 blocking(move || this.disown(&cell, &object)).await?
             }
@@ -281,6 +287,38 @@ impl Engine {
             }
         }
         Ok(source.manifest().is_some_and(|manifest| manifest.root() == object.root))
+    }
+
+    /// Whether somebody below the mount may have written to a stub: its mtime is not its object's.
+    fn is_dated_below(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<bool> {
+        let attr = self.lower.stat(&cell.node).map_err(EngineError::lower(cell.node.id))?;
+        Ok(attr.mtime != object.mtime)
+    }
+
+    /// Whether each chunk of which there are bytes in the file is the object's.
+    async fn parts_are(&self, cell: &Cell, object: &ObjectRef) -> EngineResult<bool> {
+        let (file, failed) = (cell.node.id, EngineError::lower(cell.node.id));
+        let flags = OpenFlags { read: true, no_atime: true, ..Default::default() };
+        let content = self.lower.open(&cell.node, flags).map_err(&failed)?;
+        let (there, len) = (content.clone(), object.len);
+        let found = blocking(move || data(&*there, len)).await?.map_err(&failed)?;
+        let chunk_size = u64::from(object.chunk_size);
+        let chunks: BTreeSet<u64> =
+            found.iter().flat_map(|range| range.offset / chunk_size..range.end().div_ceil(chunk_size)).collect();
+        let hashes = self.chunk_hashes(file, object).await?;
+        for chunk in chunks {
+            let (range, hash, content) = (object.chunk_range(chunk), hashes[chunk as usize], content.clone());
+            let _memory = self.memory_for(range.len).await?;
+            let read = move || {
+                let mut body = vec![0; range.len as usize];
+                let got = content.read_at(&mut body, range.offset)?;
+                Ok(got == body.len() && ContentHash::of(&body) == hash)
+            };
+            if !blocking(read).await?.map_err(&failed)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Takes a dual file's claim on its object back, durably.

@@ -2,7 +2,7 @@
 //!
 //! Nothing here costs a request that need not wait.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use super::Fs;
 use super::error::{FsError, FsResult};
 use super::requester::Requesters;
 use super::wait::{Taken, Waiter};
-use crate::admission::{Budgets, Class, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
+use crate::admission::{Budgets, Class, Counted, Entry, Noticed, Requester, Rules, Scans, Seen, Ticket, Wanted};
 use crate::catalog::walk::resolve;
-use crate::engine::{CUT_WITHIN, Cell, Demand, EngineError, EngineResult, Wish};
+use crate::engine::{CUT_WITHIN, Cell, Demand, EngineError, EngineResult, Recall, Wish};
 use crate::ports::Lower;
 use crate::types::{ByteRange, FileId};
 
@@ -40,6 +40,8 @@ pub(super) struct Gate {
     budgets: Mutex<Budgets>,
     /// Somebody gave back what he had of a budget.
     freed: Notify,
+    /// For whose budgets which recall (by its address) is on its way.
+    under_way: Mutex<HashSet<(usize, Vec<Counted>)>>,
     scans: Option<Mutex<Scans>>,
     orders: Mutex<VecDeque<(u64, Order)>>,
 }
@@ -63,8 +65,6 @@ impl Drop for Share {
 /// come may be nowhere else but with the demand, which is kept until the request has had its next attempt.
 struct Unmet {
     demand: Option<Demand>,
-    /// What it has of budgets, for as long as it goes on.
-    share: Option<Share>,
     goes_on: bool,
     runtime: Handle,
 }
@@ -81,11 +81,9 @@ impl Unmet {
 impl Drop for Unmet {
     fn drop(&mut self) {
         if let Some(demand) = self.demand.take().filter(|_| self.goes_on) {
-            let share = self.share.take();
             self.runtime.spawn(async move {
                 // Whether it is there then or not, its client asks again.
                 let _ = tokio::time::timeout(GOES_ON, demand.met()).await;
-                drop(share);
             });
         }
     }
@@ -98,6 +96,7 @@ impl Gate {
             begun: Instant::now(),
             budgets: Mutex::new(Budgets::new(rules.budgets.clone())),
             freed: Notify::new(),
+            under_way: Mutex::default(),
             scans: rules.scan_files.map(|files| Mutex::new(Scans::new(files))),
             orders: Mutex::default(),
             rules,
@@ -111,6 +110,11 @@ impl Gate {
     /// Whether somebody gets no content that is not local.
     pub(super) fn refuses_some(&self) -> bool {
         !self.rules.no_recall.is_empty()
+    }
+
+    /// Whether there are budgets.
+    fn counts(&self) -> bool {
+        !self.rules.budgets.is_empty()
     }
 
     pub(super) fn refuses(&self, who: &Requester) -> bool {
@@ -143,6 +147,28 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Keeps what somebody has of budgets until `recall`, which he has joined, brings nothing more: also what comes when he has what he waited for.
+    fn keep(self: &Arc<Self>, share: Share, recall: &Arc<Recall>, runtime: &Handle) {
+        let Some(ticket) = share.ticket.as_ref().filter(|ticket| !ticket.counted().is_empty()) else { return };
+        let key = (Arc::as_ptr(recall) as usize, ticket.counted().to_vec());
+        if !self.under_way.lock().insert(key.clone()) {
+            // Who has it looks once more, after this one has joined the recall.
+            return;
+        }
+        let (gate, recall) = (self.clone(), recall.clone());
+        runtime.spawn(async move {
+            loop {
+                recall.rested().await;
+                let mut under_way = gate.under_way.lock();
+                if !recall.brings_more() {
+                    under_way.remove(&key);
+                    break;
+                }
+            }
+            drop(share);
+        });
     }
 
     /// Whether `who` reads everything, as far as what he asks for tells. `lower` is asked for the order of a directory, rarely.
@@ -236,15 +262,19 @@ impl Fs {
                 // What is read once need not stay. Who wants all of it is about to change it.
                 (class, keep) = (Class::Bulk, range.is_none());
             }
-            let more = range.map_or_else(|| len.saturating_sub(done), |range| range.len);
+            // What comes without being asked for by anybody has to be paid for by who began it.
+            let part = range.filter(|_| !(keep && self.gate.counts() && self.engine.brings_all(cell)));
+            let more = part.map_or_else(|| len.saturating_sub(done), |range| range.len);
             share = self.gate.share(&who, file, Wanted { done, more }).await;
         }
         let Some(demand) = self.engine.start_recall_for(cell, Wish { range, keep }, &who, class).await? else {
             return Ok(None);
         };
+        if let Some(share) = share {
+            self.gate.keep(share, &demand.recall, &self.engine.runtime);
+        }
         let unmet = Unmet {
             demand: Some(demand),
-            share,
             goes_on: self.delays.passes_on(&who.program),
             runtime: self.engine.runtime.clone(),
         };

@@ -210,11 +210,21 @@ fn programs_that_skip_holes_skip_nothing_of_a_stub() {
             "rsync -S sparse INTO/",
         ];
         for (n, program) in programs.iter().enumerate() {
-            for state in ["stub", "patched"] {
+            for state in ["stub", "partial", "patched"] {
                 wait_for("a stub", || {
                     let _ = rig.try_on(&["migrate"], &["sparse"]);
                     rig.state("sparse") == "stub"
                 });
+                if state == "partial" {
+                    // Below the mount there is a part of its data, and a hole where the rest of it is.
+                    let file = File::open(rig.mnt("sparse")).unwrap();
+                    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+                    file.read_exact_at(&mut [0; 100], 7 * CHUNK as u64).unwrap();
+                    drop(file);
+                    wait_for("the recall's end", || rig.state("sparse") == "partial");
+                    let below = File::open(rig.low("sparse")).unwrap();
+                    assert_eq!(seek(&below, Whence::Hole(7 * CHUNK as u64)).unwrap(), 8 * CHUNK as u64);
+                }
                 if state == "patched" {
                     let at = (20 + n) * CHUNK;
                     content[at..at + 3].copy_from_slice(b"new");

@@ -1,10 +1,11 @@
 //! Who may have content brought back, how much at once, and before whom; what runs is listed, and can be ended.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tierfs::gateway::faults::Effect;
@@ -174,6 +175,146 @@ fn a_budget_bounds_what_one_user_has_on_its_way() {
     }
 }
 
+/// A control group of its own in the unified hierarchy; removed when it is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None`, and a word, where none can be made.
+    fn new(name: &str) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?.split(' ').nth(1)?.to_owned();
+        let path = PathBuf::from(root).join(format!("tierfs-test-{}-{name}", std::process::id()));
+        fs::create_dir(&path).inspect_err(|error| eprintln!("NOT TESTED: {}: {error}", path.display())).ok()?;
+        Some(Self(path))
+    }
+
+    /// Its name in `/proc/PID/cgroup`.
+    fn name(&self) -> String {
+        format!("/{}", self.0.file_name().unwrap().display())
+    }
+
+    fn cat(&self, rig: &Rig, name: &str) -> Child {
+        let script = format!("echo $$ >{}/cgroup.procs && exec cat {}", self.0.display(), rig.mnt(name).display());
+        Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        wait_for("the group's last process to be gone", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn budgets_and_refusals_tell_control_groups_and_programs_apart() {
+    let (Some(one), Some(other)) = (Group::new("one"), Group::new("other")) else { return };
+    let rules = "recall_budget=cgroup:*:files=1+prog:head:files=1";
+    let Some(rig) = mounted(&format!("{rules},no_recall=cgroup:{}", other.name())) else { return };
+    let names = names("f", 6);
+    stubs(&rig, &names, SMALL);
+    let mut refused = other.cat(&rig, &names[5]);
+    refused.wait().unwrap();
+    assert!(said(&refused.wait_with_output().unwrap()).contains("Object is remote"));
+    let (gets, hang) = (rig.gets(), rig.fault(Effect::Hang, "GET"));
+    // Two in a group, of which one is let in; and two `head` in that of this test, of which one is, too.
+    let mut all = Children(names[..2].iter().map(|name| one.cat(&rig, name)).collect());
+    wait_for("one of the group", || running(&rig).len() == 1);
+    let groups = |recalls: &[Value]| {
+        let of = |recall: &Value| recall["requesters"][0]["cgroup"].as_str().unwrap().to_owned();
+        recalls.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(groups(&running(&rig)), [one.name()]);
+    all.0.extend(names[2..4].iter().map(|name| reader(&rig, "head", name, 0)));
+    wait_for("one of each", || running(&rig).len() == 2);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((running(&rig).len(), rig.gets() - gets), (2, 2), "{:?}", running(&rig));
+    rig.faults.remove(hang);
+    for recall in running(&rig) {
+        rig.json(&["recalls", "--cancel", &recall["inode"].to_string()], 0);
+    }
+    wait_for("all to have had their turn", || all.ended() == 4);
+    drop(all);
+}
+
+/// What a policy brings back behind a read that was answered is on its way for who read, until it has come.
+#[test]
+fn a_budget_counts_what_comes_in_the_background() {
+    let Some(rig) = mounted("recall_budget=uid:65534:files=1") else { return };
+    let names = names("f", 3);
+    let contents = stubs(&rig, &names, LARGE);
+    set_xattr(&rig.mountpoint(), "user.tierfs.recall_policy", b"progressive").unwrap();
+    // Some chunks come, and then no more.
+    let stall = rig.fault(Effect::StallReply { after: 4 * CHUNK as u64 }, "GET");
+    let beginning = |name: &str, content: &[u8], uid: u32| {
+        let mut command = Command::new("head");
+        let output = command.args(["-c", "1000"]).arg(rig.mnt(name)).uid(uid).gid(uid).output().unwrap();
+        assert_same(&output.stdout, &content[..1000], "answered before the rest is there");
+    };
+    beginning(&names[0], &contents[0], NOBODY);
+    let recall = running(&rig).remove(0);
+    assert!(named(&rig, &recall, &names[0]), "{recall}");
+    assert!(recall["bytes_done"].as_u64() >= Some(CHUNK as u64) && recall["rate"].as_u64() > Some(0), "{recall}");
+    assert!(recall["eta"].as_u64().is_some(), "{recall}");
+    let mut waiting = Children(vec![reader(&rig, "cat", &names[1], NOBODY)]);
+    // Somebody else is not concerned, and comes after the one who waits could have been let in.
+    beginning(&names[2], &contents[2], 0);
+    std::thread::sleep(Duration::from_millis(300));
+    let recalls = running(&rig);
+    assert!(recalls.len() == 2 && !recalls.iter().any(|recall| named(&rig, recall, &names[1])), "{recalls:?}");
+    assert_eq!(waiting.ended(), 0);
+    rig.faults.remove(stall);
+    rig.on(&["recalls", "--cancel"], &[&names[0]]);
+    wait_for("his turn", || waiting.ended() == 1);
+    wait_for("all of his", || rig.state(&names[1]) == "dual");
+    rig.on(&["recalls", "--cancel"], &[&names[2]]);
+}
+
+#[test]
+fn what_a_policy_brings_back_is_paid_for() {
+    // Two files of 2.5 MiB make debts, which take most of a minute.
+    let Some(rig) = mounted("recall_budget=uid:65534:bytes=3MiB/min") else { return };
+    set_xattr(&rig.mountpoint(), "user.tierfs.recall_policy", b"full").unwrap();
+    let names = names("f", 3);
+    stubs(&rig, &names, LARGE);
+    let script = "head -qc 1000 f000 f001 | wc -c; timeout 5 head -c 1000 f002 | wc -c";
+    let output = as_nobody(&rig.mountpoint(), script);
+    assert_eq!(said(&output), "2000\n0\n");
+    assert_eq!(names.iter().map(|name| rig.state(name)).collect::<Vec<_>>(), ["dual", "dual", "stub"]);
+}
+
+/// Readers of more than there is memory for, of whom each reads on where he was: what is in memory is read to its end before it makes room for another's.
+#[test]
+fn readers_for_whom_nothing_is_kept_do_not_fetch_the_same_again_and_again() {
+    const FILES: usize = 12;
+    const LEN: usize = 3 << 20;
+    let Some(rig) = mounted("recall_memory=4MiB,recall_scan=off") else { return };
+    rig.on(&["set", "--chunk-size", "1MiB", "--recall", "pass-through"], &[""]);
+    let names = names("f", FILES);
+    let contents = stubs(&rig, &names, LEN);
+    let delay = rig.fault(Effect::Delay(Duration::from_millis(20)), "GET");
+    let before = rig.requests().content;
+    std::thread::scope(|scope| {
+        for (name, content) in names.iter().zip(&contents) {
+            let path = rig.mnt(name);
+            scope.spawn(move || {
+                let file = fs::File::open(path).unwrap();
+                // As servers of others read.
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+                for (n, wanted) in content.chunks(CHUNK).enumerate() {
+                    let mut found = vec![0; wanted.len()];
+                    file.read_exact_at(&mut found, (n * CHUNK) as u64).unwrap();
+                    assert_same(&found, wanted, name);
+                }
+            });
+        }
+    });
+    rig.faults.remove(delay);
+    let times = (rig.requests().content - before) as f64 / (FILES * LEN) as f64;
+    println!("fetched {times:.1} times");
+    assert!(times < 2.0, "what is read once was fetched {times:.1} times");
+    assert!(names.iter().all(|name| rig.state(name) == "stub"));
+}
+
 #[test]
 fn what_runs_is_listed_and_can_be_ended() {
     let Some(rig) = mounted("noatime") else { return };
@@ -193,6 +334,7 @@ fn what_runs_is_listed_and_can_be_ended() {
         assert!(recall["since"].as_i64().unwrap() > 1_700_000_000 && recall["eta"].is_null(), "{recall}");
         let table = rig.on(&["recalls"], &[name]);
         assert!(table.contains("cat[") && table.contains("running 1 recall"), "{table}");
+        assert!(table.contains("SINCE") && table.contains("s ago"), "{table}");
         let told = rig.on(&["recalls", "--cancel"], &[name]);
         assert!(told.contains("cancelled 1 recall"), "{told}");
         wait_for("the reader's end", || cat.try_wait().unwrap().is_some());
@@ -405,70 +547,4 @@ fn slow_readers_of_many_large_stubs_hold_up_no_other() {
     rig.same(&names[0], &contents.swap_remove(0));
     // Not because those before gave up.
     assert_eq!(storm.ended(), 0);
-}
-
-/// What `make storm` prints: how long another user's single recalls take while `grep -r` goes through stubs, and on an idle mount.
-#[test]
-#[ignore = "takes minutes; `make storm`"]
-fn measured() {
-    let number = |name: &str, usual: usize| std::env::var(name).ok().map_or(usual, |text| text.parse().unwrap());
-    let stubs_of_grep = number("STORM_STUBS", 10_000);
-    let (samples, len) = (number("STORM_SAMPLES", 300), number("STORM_BYTES", 16 << 10));
-    let latency = Duration::from_millis(number("STORM_LATENCY_MS", 20) as u64);
-    let options = std::env::var("STORM_OPTIONS").unwrap_or_else(|_| "noatime".into());
-    let setup = Setup { size: 4 << 30, mount: vec!["-o", options.leak()], ..Setup::default() };
-    let Some(rig) = setup.build() else { return };
-    fs::set_permissions(rig.mountpoint(), Permissions::from_mode(0o777)).unwrap();
-    rig.quiet();
-    for (dir, count) in [("tree", stubs_of_grep), ("single", 2 * samples)] {
-        fs::create_dir(rig.mnt(dir)).unwrap();
-        let block = noise(dir, len);
-        for n in 0..count {
-            let name = rig.mnt(format!("{dir}/{n:05}"));
-            fs::write(&name, [n.to_string().as_bytes(), &block].concat()).unwrap();
-        }
-        rig.on(&["migrate", "-r"], &[dir]);
-    }
-    let delay = rig.fault(Effect::Delay(latency), "GET");
-    let sample = |from: usize| {
-        let mut times: Vec<Duration> = (from..from + samples)
-            .map(|n| {
-                // Not in the order of the directory: this is a user at work.
-                let n = (n - from) * 7919 % samples + from;
-                let path = rig.mnt(format!("single/{n:05}"));
-                let begun = Instant::now();
-                fs::read(path).unwrap();
-                let took = begun.elapsed();
-                std::thread::sleep(Duration::from_millis(10));
-                took
-            })
-            .collect();
-        times.sort();
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        (at(0.5), at(0.99))
-    };
-    let idle = sample(0);
-    let mut grep = Command::new("sh");
-    let jobs = number("STORM_JOBS", 1);
-    let script = if jobs == 1 {
-        "grep -rc nothing tree | wc -l".to_owned()
-    } else {
-        format!("find tree -type f | xargs -P {jobs} -n 50 grep -c nothing | wc -l")
-    };
-    grep.args(["-c", &script]).current_dir(rig.mountpoint()).uid(NOBODY).gid(NOBODY).stdout(Stdio::piped());
-    let (gets, begun) = (rig.gets(), Instant::now());
-    let mut grep = Children(vec![grep.spawn().unwrap()]);
-    wait_for("the storm", || rig.gets() > gets + 100);
-    let storm = sample(samples);
-    let still = grep.ended() == 0;
-    wait_for("the storm's end", || !still || grep.ended() == 1 || begun.elapsed() > SOON / 2);
-    rig.faults.remove(delay);
-    println!("single recalls of {len} bytes, {} ms to the store, {samples} each:", latency.as_millis());
-    println!("  idle:                        p50 {:6.1} ms  p99 {:6.1} ms", idle.0, idle.1);
-    println!("  grep -r over {stubs_of_grep} stubs ({jobs}): p50 {:6.1} ms  p99 {:6.1} ms", storm.0, storm.1);
-    println!(
-        "  p99 {:.2} of idle; {} requests in all, the storm went on to the end of the samples: {still}",
-        storm.1 / idle.1,
-        rig.gets() - gets
-    );
 }
