@@ -51,6 +51,32 @@ pub fn resolve(lower: &dyn Lower, path: &Path) -> LowerResult<Found> {
     Ok(found)
 }
 
+/// Why a file that was seen before is not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is no more, or has no name any more.
+    Gone,
+    /// It is there, but nobody knows its name: the kernel forgets, and there is no index or it knows an older one.
+    Unnamed,
+}
+
+/// Finds a file again, under `path` if it is there still, else wherever it is.
+pub fn seek(lower: &dyn Lower, file: FileId, path: Option<&Path>) -> Result<Found, Missing> {
+    if let Some(Ok(found)) = path.map(|path| resolve(lower, path))
+        && found.node.id == file
+    {
+        return Ok(found);
+    }
+    let Some((node, attr)) = lower.by_number(file.ino).ok().filter(|(node, attr)| node.id == file && attr.nlink > 0)
+    else {
+        return Err(Missing::Gone);
+    };
+    match lower.path_of(&node) {
+        Ok(Some(path)) => Ok(Found { node, attr, path }),
+        _ => Err(Missing::Unnamed),
+    }
+}
+
 /// Runs a walk on a thread of its own. Not on the runtime's: a walk waits for those who take what it finds, and they
 /// need threads of the pool. `None`: it panicked, or no thread could be had.
 pub async fn on_own_thread<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> Option<T> {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::space::{each_file, indexed};
 use super::unfit::{Standing, is_unarchivable, is_young};
 use crate::catalog::index::{Index, state_filter};
-use crate::catalog::walk::{Found, Next, on_own_thread};
+use crate::catalog::walk::{Found, Next, on_own_thread, seek};
 use crate::engine::{Asker, Candidate, Engine, JobKind, Outcome};
 use crate::ports::{Clock, FileKind, Lower, Task};
 use crate::types::{FileId, FileState, Timestamp};
@@ -136,13 +136,15 @@ impl Runner {
                 if put_off.contains(&id) {
                     return true;
                 }
-                let Ok((node, attr)) = this.lower.by_number(id.ino) else { return true };
-                let Ok(Some(path)) = this.lower.path_of(&node) else { return true };
-                let found = Found { node, attr, path };
-                if node.id != id || attr.nlink == 0 || attr.kind != FileKind::Regular || !this.is_due(&found, now) {
+                let found = match seek(&*this.lower, id, None) {
+                    Ok(found) if found.attr.kind == FileKind::Regular => found,
+                    _ => return true,
+                };
+                if !this.is_due(&found, now) {
                     return true;
                 }
-                let candidate = Candidate { node, attr, path: found.path };
+                let Found { node, attr, path } = found;
+                let candidate = Candidate { node, attr, path };
                 candidates.blocking_send(candidate).is_ok()
             })
         });

@@ -15,13 +15,13 @@ use super::attr::stat_fd;
 use super::fdcache::Node;
 use super::handle::{FdPath, handle_of, open_handle};
 use super::share::Share;
-use crate::ports::LowerResult;
+use crate::ports::{FileKind, Lower, LowerResult};
 
 /// Looks again this often when a rename came between.
 const ATTEMPTS: usize = 3;
 
-/// The path of `node` below the root of `share`; `None` if it has none, or the kernel does not know it: an inode that was
-/// found by its handle has no name until somebody looks it up again.
+/// The path of `node` below the root of `share`; `None` if it has none, or nobody knows it: to the kernel, an inode that was
+/// found by its handle has no name until somebody looks it up again. Of a directory it always knows.
 pub(super) fn path_of(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
     if node.inode.id == share.root_node().inode.id {
         return Ok(Some(PathBuf::new()));
@@ -31,10 +31,25 @@ pub(super) fn path_of(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>
     }
     // Somebody may have come by its name since this descriptor was made from a handle: the kernel gives the newest of its names.
     match open_handle(share.mount_fd(), &node.inode.handle, OFlags::PATH) {
-        Ok(fd) => path_by(share, node, fd.as_fd()),
+        Ok(fd) => match path_by(share, node, fd.as_fd())? {
+            Some(path) => Ok(Some(path)),
+            None => path_by_name(share, node),
+        },
         Err(error) if error.errno() == libc::ESTALE => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// By the name under which it was seen.
+fn path_by_name(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
+    let Some((dir, name)) = share.names().and_then(|names| names.name_of(node.inode.id)) else { return Ok(None) };
+    let dir = match share.by_number(dir) {
+        Ok((dir, attr)) if attr.kind == FileKind::Directory => dir,
+        _ => return Ok(None),
+    };
+    let Some(path) = path_of(share, &*share.node(&dir)?)? else { return Ok(None) };
+    let path = path.join(name);
+    Ok(leads_to(share, &path, node)?.then_some(path))
 }
 
 fn path_by(share: &Share, node: &Node, fd: BorrowedFd<'_>) -> LowerResult<Option<PathBuf>> {

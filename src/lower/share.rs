@@ -9,8 +9,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -33,7 +33,7 @@ use super::project::project_of;
 use super::quota::{QuotaOf, quota_at};
 use super::{namespace, path, setattr, xattr};
 use crate::ports::{
-    Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, NewNode,
+    Attr, Caller, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile, LowerResult, Names, NewNode,
     OpenFlags, Quota, RenameMode, SetAttr, SpaceInfo, if_set,
 };
 use crate::types::{FileId, Inode, RawHandle};
@@ -60,6 +60,7 @@ pub struct Share {
     instance: Option<u64>,
     by_number: ByNumber,
     cache: FdCache,
+    names: OnceLock<Weak<dyn Names>>,
 }
 
 impl Share {
@@ -111,7 +112,18 @@ impl Share {
             instance,
             by_number,
             cache,
+            names: OnceLock::new(),
         })
+    }
+
+    /// Whom to ask for names that the kernel does not know. Once; not kept alive.
+    pub fn set_names(&self, names: Weak<dyn Names>) {
+        // There is one for the share's life.
+        let _ = self.names.set(names);
+    }
+
+    pub(super) fn names(&self) -> Option<Arc<dyn Names>> {
+        self.names.get()?.upgrade()
     }
 
     /// Descriptors kept for known inodes just now.

@@ -329,6 +329,12 @@ pub trait LowerDir: Send + Sync {
 /// Mode bits of [`LowerFile::allocate`] that free blocks and keep the size.
 pub const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
+/// Tells where files were seen. The kernel knows the name of a file only while somebody who came by it has not been forgotten.
+pub trait Names: Send + Sync {
+    /// The number of a directory and the name there; perhaps of a while ago. Blocks.
+    fn name_of(&self, file: FileId) -> Option<(u64, OsString)>;
+}
+
 /// The share below the mount.
 pub trait Lower: Send + Sync {
     fn features(&self) -> LowerFeatures;

@@ -15,7 +15,8 @@ pub use journal::{
 };
 pub use lower::{
     Attr, Caller, DirEntry, DirEntryRef, FileKind, Keep, Lower, LowerDir, LowerError, LowerFeatures, LowerFile,
-    LowerResult, NewNode, OpenFlags, PUNCH, Quota, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User, if_set,
+    LowerResult, Names, NewNode, OpenFlags, PUNCH, Quota, RenameMode, SeekTo, SetAttr, SetTime, SpaceInfo, User,
+    if_set,
 };
 pub use remote::{
     AttributeCall, Body, Capabilities, ObjectInfo, ObjectSource, Remote, RemoteError, RemoteErrorKind, RemoteResult,

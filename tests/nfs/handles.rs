@@ -281,3 +281,30 @@ fn a_forged_handle_opens_no_directory_beside_the_share() {
         assert!(python.open(&number).starts_with("errno"), "{}", python.open(&number));
     });
 }
+
+/// Nothing but the handle leads to the file, and yet what its directory says counts.
+#[test]
+fn what_a_directory_says_holds_for_handles_after_a_start_of_the_machine() {
+    each(|mut rig| {
+        fs::create_dir_all(rig.mnt("d/e")).unwrap();
+        rig.write("d/e/f", 20 * CHUNK);
+        rig.on(&["set", "--recall", "pass-through"], &["d"]);
+        rig.migrate("d/e/f");
+        rig.json(&["index", "scan", rig.mountpoint().to_str().unwrap()], 0);
+        let mut python = Handles::on(&rig);
+        let handle = python.take(&rig, "d/e/f");
+        let wanted = python.open(&handle);
+        drop(python);
+        assert_eq!(rig.state("d/e/f"), "stub");
+        rig.umount();
+        rig.fs.unmount();
+        rig.fs.mount();
+        rig.mount();
+        let mut python = Handles::on(&rig);
+        let gets = rig.gets();
+        assert_eq!(python.open(&handle), wanted);
+        drop(python);
+        assert!(rig.gets() > gets, "it was fetched");
+        assert_eq!(rig.state("d/e/f"), "stub", "nothing is kept");
+    });
+}

@@ -10,6 +10,7 @@ mod rig;
 mod tools;
 
 mod announce;
+mod forgotten;
 mod metrics;
 mod reports;
 mod space;

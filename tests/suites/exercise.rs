@@ -15,7 +15,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::dice::Dice;
 use crate::mover::{Moved, StopAtEnd, while_moving};
-use crate::place::{Progress, moved_enough, rig, soak_seed, soak_time, stopped};
+use crate::place::{Progress, rig, soak_seed, soak_time, stopped, until_enough_moved};
 use crate::rig::*;
 
 const WRITERS: u64 = 6;
@@ -395,11 +395,11 @@ fn read_fixed(files: &BTreeMap<PathBuf, Vec<u8>>, seed: u64, stop: &AtomicBool) 
     reads
 }
 
-/// Rounds until `time` is over, each of about `round`; with `kill`, the daemon is killed between them.
+/// Rounds until `time` is over and enough moved, each of about `round`; with `kill`, the daemon is killed between them.
 fn exercise(kind: &'static str, seed: u64, time: Duration, round: Duration, kill: bool) {
     let Some(mut rig) = rig(kind, 2 << 30) else { return };
     eprintln!("exerciser on {kind}, seed {seed}");
-    let (began, progress) = (Instant::now(), Progress::new());
+    let progress = Progress::new();
     let (dir, fixed) = (rig.mnt("written"), rig.mnt("fixed"));
     fs::create_dir(&dir).unwrap();
     fs::create_dir(&fixed).unwrap();
@@ -411,53 +411,57 @@ fn exercise(kind: &'static str, seed: u64, time: Duration, round: Duration, kill
         .collect();
     let mut writers: Vec<Writer> = (0..WRITERS).map(|n| Writer::new(&dir, n, seed)).collect();
     let mut dice = Dice::new(seed);
-    let (mut rounds, mut reads, mut moved) = (0u64, 0, Moved::default());
-    while began.elapsed() < time && !stopped() {
-        rounds += 1;
-        let until = Instant::now() + round.min(time.saturating_sub(began.elapsed()));
-        let stop = AtomicBool::new(false);
-        let (read, transfers) = while_moving(&[&dir, &fixed], seed ^ rounds, || {
-            std::thread::scope(|scope| {
-                let (stop, files) = (&stop, &never_changed);
-                let readers: Vec<_> =
-                    (0..2).map(|n| scope.spawn(move || read_fixed(files, seed ^ (rounds << 8) ^ n, stop))).collect();
-                let end = StopAtEnd(stop);
+    let (mut rounds, mut reads) = (0u64, 0);
+    until_enough_moved(&mut rig, &format!("exerciser on {kind}"), |rig, _| {
+        let (began, mut moved) = (Instant::now(), Moved::default());
+        while began.elapsed() < time && !stopped() {
+            rounds += 1;
+            let until = Instant::now() + round.min(time.saturating_sub(began.elapsed()));
+            let stop = AtomicBool::new(false);
+            let (read, transfers) = while_moving(&[&dir, &fixed], seed ^ rounds, || {
                 std::thread::scope(|scope| {
-                    for writer in &mut writers {
-                        scope.spawn(move || {
-                            while Instant::now() < until && !stopped() {
-                                writer.step();
-                            }
-                            writer.held = None;
-                        });
-                    }
-                });
-                drop(end);
-                readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>()
-            })
-        });
-        reads += read;
-        moved.add(&transfers);
-        let steps: u64 = writers.iter().map(|writer| writer.steps).sum();
-        progress.say(&format!("{kind}, round {rounds}: {steps} steps, {reads} reads; {transfers}"));
-        if kill && !stopped() {
-            let verb = ["migrate", "recall"][dice.below(2) as usize];
-            let args = [verb.into(), "-r".into(), rig.mountpoint().into_os_string()];
-            let mut moving = rig.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(20 + dice.below(300)));
-            rig.crash();
-            moving.wait().unwrap();
-            rig.mount();
+                    let (stop, files) = (&stop, &never_changed);
+                    let readers: Vec<_> = (0..2)
+                        .map(|n| scope.spawn(move || read_fixed(files, seed ^ (rounds << 8) ^ n, stop)))
+                        .collect();
+                    let end = StopAtEnd(stop);
+                    std::thread::scope(|scope| {
+                        for writer in &mut writers {
+                            scope.spawn(move || {
+                                while Instant::now() < until && !stopped() {
+                                    writer.step();
+                                }
+                                writer.held = None;
+                            });
+                        }
+                    });
+                    drop(end);
+                    readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>()
+                })
+            });
+            reads += read;
+            moved.add(&transfers);
+            let steps: u64 = writers.iter().map(|writer| writer.steps).sum();
+            progress.say(&format!("{kind}, round {rounds}: {steps} steps, {reads} reads; {transfers}"));
+            if kill && !stopped() {
+                let verb = ["migrate", "recall"][dice.below(2) as usize];
+                let args = [verb.into(), "-r".into(), rig.mountpoint().into_os_string()];
+                let mut moving = rig.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                std::thread::sleep(Duration::from_millis(20 + dice.below(300)));
+                rig.crash();
+                moving.wait().unwrap();
+                rig.mount();
+            }
+            for writer in &mut writers {
+                writer.check_all();
+            }
+            for (path, wanted) in &never_changed {
+                assert_same(&fs::read(path).unwrap(), wanted, &path.display().to_string());
+            }
         }
-        for writer in &mut writers {
-            writer.check_all();
-        }
-        for (path, wanted) in &never_changed {
-            assert_same(&fs::read(path).unwrap(), wanted, &path.display().to_string());
-        }
-    }
+        moved
+    });
     if !stopped() {
-        moved_enough(&rig, &format!("exerciser on {kind}"), &moved);
         // What is still there must be named, and what is named must be there.
         let written = writers.iter().flat_map(|writer| &writer.files).filter(|file| file.content.is_some());
         let all = written.map(|file| &file.path).chain(never_changed.keys());

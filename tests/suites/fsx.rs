@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use crate::common::run;
 use crate::mover::{Moved, while_moving};
-use crate::place::{Progress, ends, installed, moved_enough, rig, soak_seed};
+use crate::place::{Progress, ends, installed, rig, soak_seed, until_enough_moved};
 use crate::rig::*;
 
 /// Longest pause of any length after a close, in microseconds: a copy begins when its file has rested for 20 ms.
@@ -80,29 +80,31 @@ fn profiles() -> Vec<&'static Profile> {
         .collect()
 }
 
-/// Runs profiles at once, `operations` each, with movers on their files.
+/// Runs profiles at once, `operations` each, with movers on their files; with other dice again, until enough moved.
 fn fsx(kind: &'static str, operations: u64, seed: u64, profiles: &[&'static Profile]) {
-    let Some(rig) = rig(kind, 1 << 30) else { return };
+    let Some(mut rig) = rig(kind, 1 << 30) else { return };
     let (dir, artifacts, shim) = (rig.mnt("fsx"), rig.scratch("artifacts"), shim(&rig));
     fs::create_dir(&dir).unwrap();
     fs::create_dir(&artifacts).unwrap();
-    eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
-    let (progress, all) = (Progress::new(), Mutex::new(Moved::default()));
-    std::thread::scope(|scope| {
-        for (n, profile) in profiles.iter().enumerate() {
-            let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
-            let (progress, all, file, name) = (&progress, &all, dir.join(profile.name), profile.name);
-            scope.spawn(move || {
-                // What moves when it has ended would show nothing.
-                let (output, moved) = while_moving(&[&file], seed ^ (n as u64) << 40, || ends(&mut command));
-                assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
-                progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch; {moved}"));
-                all.lock().unwrap().add(&moved);
-            });
-        }
+    let progress = Progress::new();
+    until_enough_moved(&mut rig, &format!("fsx on {kind}"), |_, round| {
+        let (seed, all) = (seed + round, Mutex::new(Moved::default()));
+        eprintln!("fsx on {kind}: {operations} operations a profile, seed {seed}");
+        std::thread::scope(|scope| {
+            for (n, profile) in profiles.iter().enumerate() {
+                let mut command = command(profile, &dir, &artifacts, &shim, operations, seed);
+                let (progress, all, file, name) = (&progress, &all, dir.join(profile.name), profile.name);
+                scope.spawn(move || {
+                    // What moves when it has ended would show nothing.
+                    let (output, moved) = while_moving(&[&file], seed ^ (n as u64) << 40, || ends(&mut command));
+                    assert!(output.status.success(), "fsx {name} on {kind}, seed {seed}: {}", said(&output));
+                    progress.say(&format!("fsx {name} on {kind}: {operations} operations, no mismatch; {moved}"));
+                    all.lock().unwrap().add(&moved);
+                });
+            }
+        });
+        all.into_inner().unwrap()
     });
-    let transfers = all.into_inner().unwrap();
-    moved_enough(&rig, &format!("fsx on {kind}"), &transfers);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::mover::Moved;
+use crate::mover::{Moved, Transfers};
 use crate::rig::*;
 
 /// A rig with room (the image is sparse) on `kind`.
@@ -35,19 +35,30 @@ pub fn ends(command: &mut Command) -> Output {
 /// Archives, releases and recalls of each tree below which nothing was tested.
 const FEW: u64 = 3;
 
-/// Says how much moved; panics where hardly anything did, because then nothing was tested.
+/// How often work is done anew where less than that moved: a fast machine is through before the movers have met it.
+const TIMES: u64 = 8;
+
+/// Does `work` until enough has moved meanwhile, each time with the number of the round; panics where it never is, because then
+/// nothing was tested. Somebody's interruption ends it as well.
 #[track_caller]
-pub fn moved_enough(rig: &Rig, what: &str, moved: &Moved) {
-    let (puts, gets) = (rig.requests().method("PUT"), rig.gets());
-    eprintln!("{what}: {puts} objects or parts put, {gets} ranges fetched; {moved}");
-    assert!(puts > 2 && gets > 2, "{what}: hardly anything moved");
-    for (tree, transfers) in &moved.0 {
-        for (done, count) in
-            [("archived", transfers.archived), ("released", transfers.released), ("recalled", transfers.recalled)]
-        {
-            assert!(count >= FEW, "{what}: files of {} were {done} {count} times only: {moved}", tree.display());
+pub fn until_enough_moved(rig: &mut Rig, what: &str, mut work: impl FnMut(&mut Rig, u64) -> Moved) {
+    let mut moved = Moved::default();
+    for round in 0..TIMES {
+        moved.add(&work(rig, round));
+        let (puts, gets) = (rig.requests().method("PUT"), rig.gets());
+        eprintln!("{what}, round {round}: {puts} objects or parts put, {gets} ranges fetched; {moved}");
+        if stopped() || (puts > 2 && gets > 2 && enough(&moved)) {
+            return;
         }
     }
+    panic!("{what}: hardly anything moved in {TIMES} rounds: {moved}");
+}
+
+/// Whether of each tree files were archived, released and recalled.
+fn enough(moved: &Moved) -> bool {
+    moved.0.values().all(|Transfers { archived, released, recalled, .. }| {
+        [archived, released, recalled].into_iter().all(|count| *count >= FEW)
+    })
 }
 
 /// Of a soak: SOAK_SEED, or one of this moment, which is printed with what fails.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::mover::while_moving;
-use crate::place::{Progress, ends, moved_enough, rig, soak_seed, soak_time};
+use crate::place::{Progress, ends, rig, soak_seed, soak_time, until_enough_moved};
 use crate::rig::*;
 
 /// A command in `dir` that must succeed; what it said.
@@ -32,14 +32,18 @@ fn tries(dir: &Path, program: &str, args: &[&str]) -> Output {
     ends(&mut command)
 }
 
-/// Runs `work` in a directory of a mount on `kind`, of which all files move.
-fn moving(what: &str, kind: &'static str, seed: u64, work: impl FnOnce(&Rig, &Path)) {
-    let Some(rig) = rig(kind, 4 << 30) else { return };
-    let (dir, progress) = (rig.mnt("work"), Progress::new());
-    fs::create_dir(&dir).unwrap();
-    let ((), transfers) = while_moving(&[&dir], seed, || work(&rig, &dir));
-    progress.say(&format!("{what} on {kind}: good"));
-    moved_enough(&rig, &format!("{what} on {kind}"), &transfers);
+/// Runs `work` in a new directory of a mount on `kind`, of which all files move; again in another, until enough of them did.
+fn moving(what: &str, kind: &'static str, seed: u64, work: impl Fn(&Rig, &Path)) {
+    let Some(mut rig) = rig(kind, 4 << 30) else { return };
+    let (all, progress) = (rig.mnt("work"), Progress::new());
+    fs::create_dir(&all).unwrap();
+    until_enough_moved(&mut rig, &format!("{what} on {kind}"), |rig, round| {
+        let dir = all.join(format!("r{round}"));
+        fs::create_dir(&dir).unwrap();
+        let ((), transfers) = while_moving(&[&all], seed ^ (round << 48), || work(rig, &dir));
+        progress.say(&format!("{what} on {kind}: good"));
+        transfers
+    });
 }
 
 /// Commits, packs, clones and checks.
@@ -145,7 +149,8 @@ fn sqlite(dir: &Path, mode: &str, rows: u64) {
 /// Hard links, symbolic links, ACLs, attributes and holes; in, compared, out, compared.
 fn rsync(rig: &Rig, dir: &Path, files: usize) {
     // On the same kind of filesystem as the share, which keeps the same attributes.
-    let (source, back) = (rig.fs.path().join("source"), rig.fs.path().join("back"));
+    let round = dir.file_name().unwrap();
+    let (source, back) = (rig.fs.path().join("source").join(round), rig.fs.path().join("back").join(round));
     fs::create_dir_all(source.join("deep/er")).unwrap();
     for n in 0..files {
         let path = source.join(if n % 2 == 0 { format!("f{n}") } else { format!("deep/er/f{n}") });
@@ -171,6 +176,7 @@ fn rsync(rig: &Rig, dir: &Path, files: usize) {
         does(Path::new("/"), "rsync", &["-aHAX", "--delete", &from, &into]);
         same(&from, &into);
     }
+    fs::create_dir_all(back.parent().unwrap()).unwrap();
     does(Path::new("/"), "rsync", &["-aHAX", &into, &out]);
     same(&from, &out);
 }
@@ -277,16 +283,18 @@ fn soak_programs_on_xfs() {
 
 /// Stressors fail on the mount only where they fail below, too.
 fn soak_stress_ng(kind: &'static str) {
-    let Some(rig) = rig(kind, 8 << 30) else { return };
+    let Some(mut rig) = rig(kind, 8 << 30) else { return };
     // There are some fifty, one after the other, first below and then on the mount.
     let each = (soak_time().as_secs() / 20).max(1);
     let (below, _) = stress_ng(&rig.fs.path(), each);
     eprintln!("stress-ng on {kind}, {each} s each: below, {below:?} fail");
-    let ((through, text), transfers) =
-        while_moving(&[&rig.mountpoint()], soak_seed(), || stress_ng(&rig.mountpoint(), each));
-    let more: Vec<_> = through.difference(&below).collect();
-    assert!(more.is_empty(), "{more:?} fail on the mount of {kind} only:\n{text}");
-    moved_enough(&rig, &format!("stress-ng on {kind}"), &transfers);
+    until_enough_moved(&mut rig, &format!("stress-ng on {kind}"), |rig, _| {
+        let ((through, text), transfers) =
+            while_moving(&[&rig.mountpoint()], soak_seed(), || stress_ng(&rig.mountpoint(), each));
+        let more: Vec<_> = through.difference(&below).collect();
+        assert!(more.is_empty(), "{more:?} fail on the mount of {kind} only:\n{text}");
+        transfers
+    });
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod coldest;
 mod during;
+mod names;
 mod print;
 mod queue;
 mod read;
@@ -19,8 +20,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -36,6 +37,7 @@ pub use store::state_filter;
 use crate::lower::Share;
 use crate::ports::{Attr, FileKind, Lower, LowerError};
 use crate::types::{FileId, FileState, Inode, StateTotal};
+use names::SeenAs;
 use recorder::{Shard, Touched};
 use row::{Facts, Tier};
 use scan::Running;
@@ -107,6 +109,7 @@ pub struct Index {
     /// One at a time empties the recorder.
     taking: Mutex<()>,
     taker: Mutex<Option<std::thread::JoinHandle<()>>>,
+    names: SeenAs,
 }
 
 struct ScanState {
@@ -116,7 +119,8 @@ struct ScanState {
 }
 
 impl Index {
-    /// Opens the index kept at `path`, or makes an empty one. Hints are taken from now on if it was ever scanned.
+    /// Opens the index kept at `path`, or makes an empty one. Hints are taken from now on if it was ever scanned, and the
+    /// share asks it for names that the kernel has forgotten.
     pub fn open(share: Arc<Share>, path: &Path) -> IndexResult<Arc<Self>> {
         let identity = share.root().id.to_string();
         let store = Store::open(path, &identity)?;
@@ -143,6 +147,7 @@ impl Index {
             scan_over: Condvar::new(),
             taking: Mutex::new(()),
             taker: Mutex::new(None),
+            names: SeenAs::new(path),
         });
         let weak = Arc::downgrade(&index);
         let taker = std::thread::Builder::new().name("tierfs-index".into()).spawn(move || {
@@ -160,6 +165,8 @@ impl Index {
         let taker = taker.map_err(|error| IndexError::Io { path: path.to_owned(), error })?;
         recorder.set_taker(taker.thread().clone());
         *index.taker.lock() = Some(taker);
+        let names: Weak<Self> = Arc::downgrade(&index);
+        index.inner.share.set_names(names);
         Ok(index)
     }
 
@@ -261,6 +268,7 @@ impl Index {
         self.inner.recorder.switch(false);
         self.inner.recorder.take();
         *store = Store::create(&self.path, &self.inner.identity)?;
+        self.names.forget();
         Ok(())
     }
 

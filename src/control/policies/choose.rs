@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::rule::{Action, Condition, Rule, Subject, Trigger};
 use super::run::Manager;
 use crate::catalog::index::{IndexError, IndexResult, Paths, name_of, now_s, reader};
-use crate::catalog::walk::Found;
+use crate::catalog::walk::{Found, seek};
 use crate::ports::{Attr, LowerError, Quota, SpaceInfo};
 use crate::types::{FileId, Inode};
 
@@ -211,7 +211,9 @@ impl Manager {
                 return true;
             }
             // The index does not know what files are told.
-            if rule.action == Action::Set && self.find(&file).is_some_and(|(node, ..)| self.is_set(rule, &node)) {
+            let is_set =
+                || seek(&*self.lower, file.id, Some(&file.path)).is_ok_and(|found| self.is_set(rule, &found.node));
+            if rule.action == Action::Set && is_set() {
                 return true;
             }
             if left.files == 0 || left.bytes == 0 || wanted.is_met() {

@@ -14,11 +14,11 @@ use super::memory::{Memory, is_due};
 use super::parse::{Policies, PolicyError, load};
 use super::rule::{Action, Rule};
 use crate::catalog::index::{Index, IndexError, ScanOptions, Who, now_s};
-use crate::catalog::walk::{on_own_thread, resolve};
+use crate::catalog::walk::{Found, on_own_thread, seek};
 use crate::control::protocol::{PolicyGlance, PolicyRun, Stopped};
 use crate::control::unfit::Standing;
 use crate::engine::{Asker, Candidate, Choice, Engine, EngineError, EngineResult, JobEvent, JobKind, Outcome};
-use crate::ports::{Attr, FileKind, Journal, Lower};
+use crate::ports::{FileKind, Journal, Lower};
 use crate::types::Inode;
 
 /// Files that one run remembers to have tried: 16 bytes each.
@@ -277,7 +277,7 @@ impl Manager {
 
     /// The file itself, if it still is what the rule wants.
     fn confirm(&self, rule: &Rule, file: &Picked) -> Option<Candidate> {
-        let (node, attr, path) = self.find(file)?;
+        let Found { node, attr, path } = seek(&*self.lower, file.id, Some(&file.path)).ok()?;
         let standing = self.standing(&node)?;
         if attr.kind != FileKind::Regular || rule.unfit(&attr, standing).is_some() || self.is_set(rule, &node) {
             return None;
@@ -295,18 +295,6 @@ impl Manager {
     /// Whether the file says itself all that the rule would have it say.
     pub(super) fn is_set(&self, rule: &Rule, node: &Inode) -> bool {
         rule.action == Action::Set && self.engine.choice(node).is_ok_and(|choice| choice.has(&rule.set))
-    }
-
-    /// By its name, or where it is now.
-    pub(super) fn find(&self, file: &Picked) -> Option<(Inode, Attr, PathBuf)> {
-        if let Ok(found) = resolve(&*self.lower, &file.path)
-            && found.node.id == file.id
-        {
-            return Some((found.node, found.attr, file.path.clone()));
-        }
-        let (node, attr) = self.lower.by_number(file.id.ino).ok()?;
-        let path = self.lower.path_of(&node).ok()??;
-        (node.id == file.id && attr.nlink > 0).then_some((node, attr, path))
     }
 
     /// `None`: the file's record cannot be read.

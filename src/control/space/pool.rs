@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::index::{Index, IndexResult, each_coldest, reader};
-use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, walk};
+use crate::catalog::walk::{Found, Next, Step, on_own_thread, resolve, seek, walk};
 use crate::control::unfit::{Standing, is_unreleasable};
 use crate::engine::{Candidate, Engine, load_record};
 use crate::ports::{Attr, FileKind, Lower, Task};
@@ -206,11 +206,7 @@ fn can_be_freed(lower: &dyn Lower, engine: &Engine, node: &Inode, attr: &Attr) -
 
 /// The file as it is now, if it can still be freed, as far as can be told without the engine's locks.
 fn confirm(lower: &dyn Lower, engine: &Engine, id: FileId) -> Option<Candidate> {
-    let (node, attr) = lower.by_number(id.ino).ok()?;
-    let fits = node.id == id && attr.nlink > 0 && attr.kind == FileKind::Regular;
-    if !fits || !can_be_freed(lower, engine, &node, &attr) {
-        return None;
-    }
-    let path = lower.path_of(&node).ok()??;
-    Some(Candidate { node, attr, path })
+    let Found { node, attr, path } = seek(lower, id, None).ok()?;
+    let fits = attr.kind == FileKind::Regular && can_be_freed(lower, engine, &node, &attr);
+    fits.then_some(Candidate { node, attr, path })
 }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use super::rate::{Pacer, Rate, Rates, TaskOptions};
 use super::store::{Ended, Item, Job, JobState, Store, StoreResult};
 use crate::catalog::index::{Recorder, Who, now_s};
-use crate::catalog::walk::{Next, Step, on_own_thread, resolve, walk};
+use crate::catalog::walk::{Found, Missing, Next, Step, on_own_thread, resolve, seek, walk};
 use crate::engine::{Asker, Candidate, Engine, EngineError, JobEvent, JobKind, Outcome};
 use crate::ports::{FileKind, Lower};
 use crate::types::{FileId, WirePath};
@@ -35,6 +35,15 @@ pub fn kind_of(word: &str) -> Option<JobKind> {
         "recall" => JobKind::Recall,
         _ => return None,
     })
+}
+
+/// Files of a task that could not be looked at.
+#[derive(Default)]
+struct Lost {
+    /// They are no more.
+    gone: Vec<FileId>,
+    /// They are elsewhere, and nobody knows where.
+    unnamed: Vec<FileId>,
 }
 
 /// The job that is worked on, since when, and how far it was then.
@@ -214,9 +223,10 @@ impl Queue {
             }
             sums.files.push(id);
         }
-        let gone = feeding.await.map_err(|error| format!("the task failed: {error}"))?;
-        sums.skipped += gone.len() as u64;
-        sums.files.extend(gone);
+        let lost = feeding.await.map_err(|error| format!("the task failed: {error}"))?;
+        sums.skipped += lost.gone.len() as u64;
+        sums.failed += lost.unnamed.len() as u64;
+        sums.files.extend(lost.gone.into_iter().chain(lost.unnamed));
         let outcome = working.await.map_err(|error| format!("the task failed: {error}"))?;
         let problem = match outcome {
             Ok(()) => None,
@@ -242,24 +252,39 @@ impl Queue {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Hands the files of a task on, each after a look at it, as fast as the hour allows; those that are no more.
+    /// Hands the files of a task on, each after a look at it, as fast as the hour allows; those that could not be found.
     async fn feed(
         self: Arc<Self>,
         job: Job,
         kind: JobKind,
         items: Vec<Item>,
         candidates: mpsc::Sender<Candidate>,
-    ) -> Vec<FileId> {
-        let mut gone = Vec::new();
+    ) -> Lost {
+        let mut lost = Lost::default();
         for item in items {
             if !self.may_begin(job.id, item.size).await {
                 break;
             }
             let lower = self.lower.clone();
-            let found = tokio::task::spawn_blocking(move || confirm(&*lower, item.file)).await;
-            let Ok(Some(candidate)) = found else {
-                gone.push(item.file);
-                continue;
+            let Item { file, path, .. } = item;
+            let seen_at = path.clone();
+            let sought = tokio::task::spawn_blocking(move || seek(&*lower, file, Some(&seen_at))).await;
+            let candidate = match sought {
+                Ok(Ok(Found { node, attr, path })) if attr.kind == FileKind::Regular => Candidate { node, attr, path },
+                Ok(Err(Missing::Unnamed)) => {
+                    let path = path.display();
+                    tracing::warn!(
+                        task = job.id,
+                        inode = file.ino,
+                        "{path} was renamed, and nobody knows its name now"
+                    );
+                    lost.unnamed.push(file);
+                    continue;
+                }
+                _ => {
+                    lost.gone.push(file);
+                    continue;
+                }
             };
             if kind == JobKind::Recall {
                 self.recorder.wanted_by(candidate.node.id, Who::Named(format!("task {}", job.id)));
@@ -268,7 +293,7 @@ impl Queue {
                 break;
             }
         }
-        gone
+        lost
     }
 
     /// Waits until a file may begin as fast as the hour allows. `false`: its job is not wanted now.
@@ -345,7 +370,7 @@ impl Queue {
             let mut stopped = Ok(true);
             walk(&*self.lower, start, &mut |step| match step {
                 Step::File(found) => {
-                    lot.push(Item { file: found.node.id, size: found.attr.size });
+                    lot.push(Item { file: found.node.id, size: found.attr.size, path: found.path });
                     if lot.len() < self.files {
                         return Next::Continue;
                     }
@@ -371,13 +396,4 @@ impl Queue {
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
         self.store.lock().filled(job.id, problem.as_deref())
     }
-}
-
-fn confirm(lower: &dyn Lower, file: FileId) -> Option<Candidate> {
-    let (node, attr) = lower.by_number(file.ino).ok()?;
-    if node.id != file || attr.nlink == 0 || attr.kind != FileKind::Regular {
-        return None;
-    }
-    let path = lower.path_of(&node).ok()??;
-    Some(Candidate { node, attr, path })
 }

@@ -2,14 +2,16 @@
 //!
 //! Invariant: a file is in the queue once for each kind of job, whoever asked how often.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::types::{FileId, WirePath};
 
 /// Raised whenever the tables change.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 /// Jobs that have ended and are remembered.
 const ENDED_MAX: i64 = 1_000;
 
@@ -43,6 +45,7 @@ CREATE TABLE item (
     job   INTEGER NOT NULL,
     task  INTEGER NOT NULL,
     size  INTEGER NOT NULL,
+    path  BLOB    NOT NULL,
     PRIMARY KEY (kind, ino, birth)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX item_of ON item (job, task);
@@ -136,10 +139,12 @@ fn job_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Job> {
 }
 
 /// A file of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     pub file: FileId,
     pub size: u64,
+    /// Where it was found, relative to the share. Who has nothing but the inode may find nobody who knows its name.
+    pub path: PathBuf,
 }
 
 /// How files of a task ended.
@@ -208,25 +213,26 @@ impl Store {
         {
             let mut last = turn.prepare_cached("SELECT coalesce(max(task), 0) + 1 FROM item WHERE job = ?1")?;
             let task: i64 = last.query_row([found.id], |row| row.get(0))?;
-            let mut put = turn.prepare_cached("INSERT OR IGNORE INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+            let mut put = turn.prepare_cached("INSERT OR IGNORE INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
             let mut other = turn.prepare_cached(
                 "SELECT job.id FROM item JOIN job ON job.id = item.job WHERE item.kind = ?1 AND item.ino = ?2 AND item.birth = ?3 \
                  AND job.id <> ?4 AND (job.state = 'paused' OR job.priority < ?5)",
             )?;
             let mut take = turn.prepare_cached(
-                "UPDATE item SET job = ?4, task = ?5, size = ?6 WHERE kind = ?1 AND ino = ?2 AND birth = ?3",
+                "UPDATE item SET job = ?4, task = ?5, size = ?6, path = ?7 WHERE kind = ?1 AND ino = ?2 AND birth = ?3",
             )?;
             let mut lose = turn.prepare_cached(
                 "UPDATE job SET files = files - 1, bytes = bytes - ?2, repeated = repeated + 1 WHERE id = ?1",
             )?;
-            for Item { file, size } in items {
+            for Item { file, size, path } in items {
                 let (ino, birth, size) = (file.ino as i64, file.birth as i64, *size as i64);
-                let mut one = put.execute(params![kind, ino, birth, job, task, size])?;
+                let path = path.as_os_str().as_bytes();
+                let mut one = put.execute(params![kind, ino, birth, job, task, size, path])?;
                 if one == 0 && found.state != JobState::Paused {
                     let from =
                         other.query_row(params![kind, ino, birth, job, found.priority], |row| row.get::<_, i64>(0));
                     if let Some(from) = from.optional()? {
-                        one = take.execute(params![kind, ino, birth, job, task, size])?;
+                        one = take.execute(params![kind, ino, birth, job, task, size, path])?;
                         lose.execute([from, size])?;
                     }
                 }
@@ -265,11 +271,12 @@ impl Store {
         );
         let Some(job) = self.db.prepare_cached(&sql)?.query_row([], job_of).optional()? else { return Ok(None) };
         let mut items = self.db.prepare_cached(
-            "SELECT ino, birth, size FROM item WHERE job = ?1 AND task = (SELECT min(task) FROM item WHERE job = ?1) LIMIT ?2",
+            "SELECT ino, birth, size, path FROM item WHERE job = ?1 AND task = (SELECT min(task) FROM item WHERE job = ?1) LIMIT ?2",
         )?;
         let item = |row: &rusqlite::Row<'_>| {
             let file = FileId { ino: row.get::<_, i64>(0)? as u64, birth: row.get::<_, i64>(1)? as u64 };
-            Ok(Item { file, size: row.get::<_, i64>(2)? as u64 })
+            let path = OsStr::from_bytes(row.get_ref(3)?.as_blob()?);
+            Ok(Item { file, size: row.get::<_, i64>(2)? as u64, path: path.into() })
         };
         let items = items
             .query_map(params![job.id, i64::try_from(limit).unwrap_or(i64::MAX)], item)?
@@ -374,7 +381,9 @@ mod tests {
     use super::*;
 
     fn items(from: u64, count: u64) -> Vec<Item> {
-        (from..from + count).map(|ino| Item { file: FileId { ino, birth: 1 }, size: 10 }).collect()
+        (from..from + count)
+            .map(|ino| Item { file: FileId { ino, birth: 1 }, size: 10, path: format!("d/{ino}").into() })
+            .collect()
     }
 
     fn add(store: &mut Store, kind: &str, priority: i64, files: &[Item]) -> i64 {
