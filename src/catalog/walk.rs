@@ -56,7 +56,7 @@ pub fn resolve(lower: &dyn Lower, path: &Path) -> LowerResult<Found> {
 pub enum Missing {
     /// It is no more, or has no name any more.
     Gone,
-    /// It is there, but nobody knows its name: the kernel forgets, and there is no index or it knows an older one.
+    /// It is there, but nobody knows its name: the kernel forgets, and there is no index or it knows an older one. Or it could not be looked at.
     Unnamed,
 }
 
@@ -67,9 +67,10 @@ pub fn seek(lower: &dyn Lower, file: FileId, path: Option<&Path>) -> Result<Foun
     {
         return Ok(found);
     }
-    let Some((node, attr)) = lower.by_number(file.ino).ok().filter(|(node, attr)| node.id == file && attr.nlink > 0)
-    else {
-        return Err(Missing::Gone);
+    let (node, attr) = match lower.by_number(file.ino) {
+        Ok((node, attr)) if node.id == file && attr.nlink > 0 => (node, attr),
+        Err(error) if error.errno() != libc::ESTALE => return Err(Missing::Unnamed),
+        _ => return Err(Missing::Gone),
     };
     match lower.path_of(&node) {
         Ok(Some(path)) => Ok(Found { node, attr, path }),

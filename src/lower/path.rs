@@ -47,8 +47,14 @@ fn path_by_name(share: &Share, node: &Node) -> LowerResult<Option<PathBuf>> {
         Ok((dir, attr)) if attr.kind == FileKind::Directory => dir,
         _ => return Ok(None),
     };
-    let Some(path) = path_of(share, &*share.node(&dir)?)? else { return Ok(None) };
-    let path = path.join(name);
+    // Never by its own name there: rows of two moments can go round in a ring.
+    let path = if dir.id == share.root_node().inode.id {
+        Some(PathBuf::new())
+    } else {
+        let dir = share.node(&dir)?;
+        path_by(share, &dir, dir.fd())?
+    };
+    let Some(path) = path.map(|path| path.join(name)) else { return Ok(None) };
     Ok(leads_to(share, &path, node)?.then_some(path))
 }
 

@@ -276,7 +276,7 @@ impl Queue {
                     tracing::warn!(
                         task = job.id,
                         inode = file.ino,
-                        "{path} was renamed, and nobody knows its name now"
+                        "{path} was renamed and nobody knows its name now, or it cannot be looked at"
                     );
                     lost.unnamed.push(file);
                     continue;
