@@ -36,9 +36,11 @@ impl Engine {
         }
         // Removed meanwhile, it has nothing left to be settled.
         let gone = matches!(note, Some(OpenNote::Settle(_))) && result.as_ref().is_err_and(EngineError::is_gone);
+        // What is refused has not come to its mark: one that is there is another release's, which has a note of its own.
+        let refused = matches!(result, Err(EngineError::Refused { .. } | EngineError::Unfit { .. }));
         // A release that stuck after its mark keeps its note: the next start, or the next attempt, ends it. So does one that could not
         // store what is so instead of its mark.
-        let stuck = !gone && {
+        let stuck = !gone && !refused && {
             let inner = cell.lock();
             inner.record.claim == Claim::Releasing || inner.machine.is_unknown()
         };

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tierfs::gateway::faults::Effect;
@@ -380,4 +380,24 @@ fn an_object_given_up_during_a_release_is_not_missed() {
         wait_for("the deletion", || rig.objects().is_empty());
         assert_eq!(releasing.join().unwrap(), Err(libc::EBUSY));
     });
+}
+
+/// Who comes second is refused or finds a stub; what he had noted ends, though the file is being released by the first.
+#[test]
+fn releases_of_one_file_at_once_leave_no_note() {
+    let Some(rig) = Rig::new() else { return };
+    let (content, path) = (rig.write("f", 3 * CHUNK), rig.mnt("f"));
+    for round in 0..12 {
+        rig.on(&["migrate", "--archive-only"], &["f"]);
+        // So that all have looked before one of them marks.
+        let rule = rig.fault(Effect::Delay(Duration::from_millis(60)), "HEAD");
+        let args = ["release".into(), path.clone().into_os_string()];
+        let mut releases: Vec<_> =
+            (0..4).map(|_| rig.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()).collect();
+        releases.iter_mut().for_each(|release| drop(release.wait().unwrap()));
+        rig.faults.remove(rule);
+        assert_eq!(rig.state("f"), "stub", "round {round}");
+        wait_for("the notes' end", || rig.info()["intents"] == serde_json::json!([0, 0]));
+        rig.same("f", &content);
+    }
 }

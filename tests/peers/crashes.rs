@@ -150,7 +150,7 @@ fn questions_about_a_removed_file_end() {
     fs::remove_file(sides.west.low("taken")).unwrap();
     sides.west.mount();
     for side in [&sides.east, &sides.west] {
-        wait_for(&format!("no question to be open on {}", side.name), || side.noted() == 0);
+        side.nothing_stays_noted();
     }
 }
 
@@ -169,7 +169,7 @@ fn a_question_lasts_as_long_as_its_file() {
     assert_same(&found, &contents[0], "what the reader has");
     assert!(sides.west.noted() > 0);
     drop(reader);
-    wait_for("no question to be open", || sides.west.noted() == 0);
+    sides.west.nothing_stays_noted();
 }
 
 /// The other side has lost the file, below its mount, while this side asks for it and has all of it: nobody will ever answer. It is read from here, and a
@@ -194,7 +194,7 @@ fn what_the_other_side_lost_can_be_copied() {
     fs::rename(sides.east.mnt("copy"), sides.east.mnt("f")).unwrap();
     wait_for("west to have the copy", || fs::read(sides.west.mnt("f")).is_ok_and(|found| found == content));
     sides.decided("f");
-    wait_for("no question to be open", || sides.east.noted() == 0);
+    sides.east.nothing_stays_noted();
 }
 
 /// Each call comes once more when it is long decided.

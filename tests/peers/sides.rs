@@ -218,6 +218,19 @@ impl Side {
         told["intents"].as_array().expect("notes are counted").iter().filter_map(serde_json::Value::as_u64).sum()
     }
 
+    /// Waits until no change of owner, no transfer and no deletion is noted.
+    #[track_caller]
+    pub fn nothing_stays_noted(&self) {
+        let say = || {
+            format!(
+                "{}\n{}",
+                said(&self.tierfs(&["--json".as_ref(), "info".as_ref(), self.mountpoint().as_os_str()])),
+                self.log()
+            )
+        };
+        wait_for_said(&format!("no question to be open on {}", self.name), || self.noted() == 0, say);
+    }
+
     pub fn record(&self, name: &str) -> Option<Record> {
         let stored = xattr(&self.low(name), RECORD).ok()?;
         Some(Record::decode(&stored).unwrap())
